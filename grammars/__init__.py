@@ -1,0 +1,40 @@
+"""JSON Schema to token masks: an immutable automaton over a tokenizer's vocabulary.
+
+vocabulary = Vocabulary(token_bytes, eos_token_ids)
+grammar = GrammarCompiler(vocabulary).compile_json_schema({"type": "object"})
+state = grammar.initial_state
+row = grammar.mask_row(state)              # a row of GrammarCompiler.mask_table.rows
+state = grammar.advance(state, token_id)   # None where the token is not allowed
+"""
+
+from __future__ import annotations
+
+from specdec.grammars.compiler import GrammarCompiler
+from specdec.grammars.errors import (
+    GrammarError,
+    InvalidSchemaError,
+    LimitExceededError,
+    UnsatisfiableSchemaError,
+    UnsupportedSchemaError,
+)
+from specdec.grammars.grammar import Grammar, GrammarState
+from specdec.grammars.limits import Limits
+from specdec.grammars.mask_table import MaskTable
+from specdec.grammars.report import EnforcementReport, Restriction
+from specdec.grammars.vocabulary import Vocabulary
+
+__all__ = [
+    "EnforcementReport",
+    "Grammar",
+    "GrammarCompiler",
+    "GrammarError",
+    "GrammarState",
+    "InvalidSchemaError",
+    "LimitExceededError",
+    "Limits",
+    "MaskTable",
+    "Restriction",
+    "UnsatisfiableSchemaError",
+    "UnsupportedSchemaError",
+    "Vocabulary",
+]

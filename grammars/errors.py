@@ -1,0 +1,40 @@
+"""Why a schema cannot become a grammar: one tree, each error with the keyword and the JSON pointer at fault.
+
+GrammarError
+├── UnsupportedSchemaError     a constraint that cannot be enforced yet, so it is refused, never weakened
+├── InvalidSchemaError         not a JSON Schema: a malformed keyword, an unresolvable $ref
+├── UnsatisfiableSchemaError   no JSON value is an instance
+└── LimitExceededError         larger than the compiler's limits allow
+"""
+
+from __future__ import annotations
+
+
+class GrammarError(Exception):
+    """A constraint that cannot be compiled; `pointer` is RFC 6901, "" for the whole schema."""
+
+    def __init__(self, message: str, *, keyword: str | None = None, pointer: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.keyword = keyword
+        self.pointer = pointer
+
+    def __str__(self) -> str:
+        place = f" at {self.pointer}" if self.pointer else ""
+        return f"{self.message}{place}"
+
+
+class UnsupportedSchemaError(GrammarError):
+    """The schema uses a constraint that this compiler does not enforce."""
+
+
+class InvalidSchemaError(GrammarError):
+    """The schema is not well formed."""
+
+
+class UnsatisfiableSchemaError(GrammarError):
+    """No JSON value that the vocabulary can spell is an instance of the schema."""
+
+
+class LimitExceededError(GrammarError):
+    """The schema exceeds a limit of the compiler; the message gives the value and the limit."""

@@ -1,0 +1,166 @@
+"""Grammar: one constraint over one vocabulary: from immutable states to masks and successors."""
+
+from __future__ import annotations
+
+from weakref import WeakValueDictionary
+
+from specdec.grammars.automaton import Automaton, Config, Lexemes, Stack
+from specdec.grammars.bounded_cache import BoundedCache
+from specdec.grammars.frames import Frame
+from specdec.grammars.mask_table import EOS_ROW, MaskTable
+from specdec.grammars.masks import MaskWalker, StringBodies, shared_position
+from specdec.grammars.positions import Done, Literal, Position, Terminated
+from specdec.grammars.report import EnforcementReport
+from specdec.grammars.rules import Rule
+from specdec.grammars.vocabulary import Vocabulary
+
+
+class GrammarState:
+    """A position in a constrained text: immutable, interned and hashable; rollback is keeping a reference.
+
+    Equal states of one grammar are the same object, so that equality and hash are identity.
+    """
+
+    __slots__ = ("__weakref__", "_mask", "position", "stack")
+
+    def __init__(self, position: Position, stack: Stack | None) -> None:
+        self.position = position
+        self.stack = stack
+        # (row, its stamp) once a mask was asked for; the one field that changes, and no observer sees it.
+        self._mask: tuple[int, int] | None = None
+
+    def __repr__(self) -> str:
+        return f"GrammarState({type(self.position).__name__}, depth={self.stack.depth if self.stack else 0})"
+
+
+_DEEPER = (-1, -1)
+"""In place of a cached mask: it depends on one more frame."""
+
+
+class Runtime:
+    """What all grammars of a vocabulary share: the mask table and bounded caches."""
+
+    def __init__(self, vocabulary: Vocabulary, mask_table: MaskTable, lexemes: Lexemes, bodies: StringBodies) -> None:
+        self.vocabulary = vocabulary
+        self.mask_table = mask_table
+        self.lexemes = lexemes
+        self.bodies = bodies
+        self.steps: BoundedCache[tuple[GrammarState, int], GrammarState] = BoundedCache(32768)
+        # From (grammar, position) and then frame by frame to (row, stamp), or DEEPER where one more frame matters.
+        self.masks: BoundedCache[tuple[object, Position | Frame | None], tuple[int, int]] = BoundedCache(32768)
+
+
+class Grammar:
+    """Compiled by GrammarCompiler. Its methods are called from one thread at a time (the engine's)."""
+
+    def __init__(self, rules: list[Rule], report: EnforcementReport, runtime: Runtime) -> None:
+        self.report = report
+        self._runtime = runtime
+        self._eos = frozenset(runtime.vocabulary.eos_token_ids)
+        self._automaton = Automaton(rules, runtime.lexemes)
+        self._states: WeakValueDictionary[Config, GrammarState] = WeakValueDictionary()
+        self.initial_state: GrammarState = self._intern(self._automaton.start)
+        self._terminated = self._intern((Terminated(), None))
+
+    def advance(self, state: GrammarState, token_id: int) -> GrammarState | None:
+        """The state after the token; None where it is not allowed.
+
+        An end-of-sequence id leads from an accepting state to the terminated state, which allows nothing but
+        end-of-sequence and stays as it is.
+        """
+        key = (state, token_id)
+        successor = self._runtime.steps.get(key)
+        if successor is not None:
+            return successor
+        if token_id in self._eos:
+            return self._terminated if self.is_accepting(state) or state is self._terminated else None
+        data = self._runtime.vocabulary.token_bytes(token_id)
+        successor = None if data is None else self.advance_bytes(state, data)
+        if successor is not None:
+            self._runtime.steps.put(key, successor)
+        return successor
+
+    def advance_bytes(self, state: GrammarState, data: bytes) -> GrammarState | None:
+        """The state after the bytes; None where they leave the language."""
+        config = self._automaton.feed((state.position, state.stack), data)
+        return None if config is None else self._intern(config)
+
+    def mask_row(self, state: GrammarState) -> int:
+        """Row of the compiler's mask table with exactly the tokens that `advance` accepts; never empty.
+
+        The row of the terminated state allows end-of-sequence only. How long a row id stays valid: mask_table.py.
+        """
+        table = self._runtime.mask_table
+        mask = state._mask  # noqa: SLF001, the grammar's own cache on its state
+        if mask is None or table.stamps[mask[0]] != mask[1]:
+            mask = state._mask = self._find_mask(state)  # noqa: SLF001
+        table.touch(mask[0])
+        return mask[0]
+
+    def is_accepting(self, state: GrammarState) -> bool:
+        """The text may end here: end-of-sequence is allowed."""
+        if state.stack is not None:
+            return False
+        position = state.position
+        if isinstance(position, Literal):
+            rules = self._automaton.value_rules(position.goals)
+            return bool(rules.met_by_literal(position.text, position.number))
+        return isinstance(position, Done)
+
+    def is_terminated(self, state: GrammarState) -> bool:
+        """End-of-sequence was taken."""
+        return state is self._terminated
+
+    def only_eos(self, state: GrammarState) -> bool:
+        """End-of-sequence is all that is allowed; true of the terminated state as well."""
+        return state.stack is None and self.mask_row(state) == EOS_ROW
+
+    def allows(self, state: GrammarState, token_id: int) -> bool:
+        """Whether `advance` accepts the token."""
+        return self.advance(state, token_id) is not None
+
+    def _intern(self, config: Config) -> GrammarState:
+        state = self._states.get(config)
+        if state is None:
+            state = self._states[config] = GrammarState(*config)
+        return state
+
+    def _find_mask(self, state: GrammarState) -> tuple[int, int]:
+        if state is self._terminated:
+            return EOS_ROW, self._runtime.mask_table.stamps[EOS_ROW]
+        shared = shared_position(state.position, self._automaton)
+        mask = self._cached_mask(shared, state.stack)
+        if mask is None and shared is not state.position:
+            mask = self._cached_mask(state.position, state.stack)
+        return self._walk(state, shared) if mask is None else mask
+
+    def _cached_mask(self, position: Position, stack: Stack | None) -> tuple[int, int] | None:
+        masks, table = self._runtime.masks, self._runtime.mask_table
+        key: tuple[object, Position | Frame | None] = (self, position)
+        mask = masks.get(key)
+        while mask is _DEEPER:
+            key = (key, None if stack is None else stack.frame)
+            stack = None if stack is None else stack.below
+            mask = masks.get(key)
+        return None if mask is None or table.stamps[mask[0]] != mask[1] else mask
+
+    def _walk(self, state: GrammarState, shared: Position) -> tuple[int, int]:
+        runtime = self._runtime
+        walker = MaskWalker(runtime.vocabulary, runtime.bodies, self._automaton, (state.position, state.stack))
+        if walker.may_end:
+            walker.words |= runtime.mask_table.eos_words
+        row = runtime.mask_table.intern(walker.words)
+        mask = row, runtime.mask_table.stamps[row]
+        # Tokens decided one by one depend on everything, and that is what the position and all frames are.
+        num_frames = 2**31 if walker.decided_singly else walker.num_frames_read
+        key: tuple[object, Position | Frame | None]
+        key = (self, state.position if walker.decided_singly else shared)
+        stack = state.stack
+        for _ in range(num_frames):
+            runtime.masks.put(key, _DEEPER)
+            key = (key, None if stack is None else stack.frame)
+            if stack is None:
+                break
+            stack = stack.below
+        runtime.masks.put(key, mask)
+        return mask

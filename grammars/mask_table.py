@@ -1,0 +1,80 @@
+"""MaskTable: every distinct token mask of a vocabulary, as one row of packed bits each.
+
+A batch of masks is then an array of row ids, and the table can be mirrored on a device. Many states share few
+masks, so rows are deduplicated by content. Row 0 allows end-of-sequence and nothing else.
+
+The table is bounded. When it is full, the row that was asked for longest ago is overwritten: a row id therefore
+stays valid until `max_rows - 1` other rows have been asked for, far more than one step of an engine uses. Holders
+of a row id across steps compare `stamps[row]`, which changes when the row's content does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specdec.grammars.vocabulary import Vocabulary
+
+EOS_ROW = 0
+_MIN_ROWS = 8192
+"""More than a step asks for: 64 sequences with 64 drafts each take 4160."""
+
+
+class MaskTable:
+    """Bit (id & 31) of word (id >> 5) of a row is set where the token is allowed."""
+
+    def __init__(self, vocabulary: Vocabulary, *, max_bytes: int) -> None:
+        self.max_rows = max(_MIN_ROWS, max_bytes // (4 * vocabulary.num_words))
+        self.rows: NDArray[np.uint32] = np.zeros((64, vocabulary.num_words), np.uint32)
+        """uint32 [capacity, ceil(V / 32)]; replaced by a larger array as it grows, so read it at each step."""
+        self.num_rows = 0
+        self.num_overwritten = 0
+        """How often a row id was given new content; a mirror of the table is stale where it changed."""
+        self.stamps: list[int] = []
+        self._row_of_digest: dict[bytes, int] = {}
+        self._digests: list[bytes] = []
+        self._by_age: OrderedDict[int, None] = OrderedDict()
+        self.eos_words = np.zeros(vocabulary.num_words, np.uint32)
+        for token_id in vocabulary.eos_token_ids:
+            self.eos_words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
+        self.intern(self.eos_words)
+        del self._by_age[EOS_ROW]
+
+    def intern(self, words: NDArray[np.uint32]) -> int:
+        """The row with this content: an equal one, a new one, or the oldest one overwritten."""
+        digest = hashlib.blake2b(words.data, digest_size=16).digest()
+        row = self._row_of_digest.get(digest)
+        if row is not None:
+            self.touch(row)
+            return row
+        if self.num_rows < self.max_rows:
+            row = self.num_rows
+            self.num_rows += 1
+            if row == len(self.rows):
+                grown = np.zeros((min(2 * row, self.max_rows), self.rows.shape[1]), np.uint32)
+                grown[:row] = self.rows
+                self.rows = grown
+            self.stamps.append(row)
+            self._digests.append(digest)
+        else:
+            row, _ = self._by_age.popitem(last=False)
+            del self._row_of_digest[self._digests[row]]
+            self.num_overwritten += 1
+            self.stamps[row] = self.max_rows + self.num_overwritten
+            self._digests[row] = digest
+        self.rows[row] = words
+        self._row_of_digest[digest] = row
+        self._by_age[row] = None
+        return row
+
+    def touch(self, row: int) -> None:
+        """Note that the row is in use."""
+        if row != EOS_ROW:
+            self._by_age.move_to_end(row)
+
+    def allows(self, row: int, token_id: int) -> bool:
+        """One bit of the row."""
+        return bool(self.rows[row, token_id >> 5] >> np.uint32(token_id & 31) & np.uint32(1))

@@ -1,0 +1,242 @@
+"""MaskWalker: from a configuration to the set of tokens that can follow.
+
+The vocabulary's trie is walked from its root with the configuration. Inside one lexeme (a string, a key, a number)
+compiled code does it; where a lexeme or a bracket ends, all trie nodes that reached the same configuration go on
+together as one group. A mask therefore takes a handful of Python steps, however many tokens it allows.
+
+Sharing:
+
+- The walk of a free string body from the root depends on the vocabulary only, and is kept in StringBodies.
+- A mask depends on the position and on those frames of the stack that some token is long enough to close into.
+  The walk notes how many those are, and the mask is cached under them alone.
+- After a free key, a token rarely writes a second key. All keys that are in no way special therefore share one
+  walk, in which FRESH stands for the key; where a second key of the same object would close inside one token,
+  the tokens concerned are decided one by one. So long as there are none, the mask depends neither on the key's
+  text nor on the keys seen before it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from specdec.grammars.automaton import UNBOUNDED, Automaton, Config, Stack, literal_start
+from specdec.grammars.bounded_cache import BoundedCache
+from specdec.grammars.frames import ObjectFrame
+from specdec.grammars.lexemes import string_table
+from specdec.grammars.positions import (
+    AfterKey,
+    ArrayStart,
+    Completed,
+    Done,
+    Key,
+    Literal,
+    Position,
+    String,
+    Value,
+)
+from specdec.grammars.texts import TextSet
+from specdec.grammars.vocabulary import Vocabulary
+from specdec.grammars.walk import DEAD, Nodes, Words
+
+FRESH = b'""'
+"""A key unlike any other: no key is spelt with two bare quotes."""
+
+_ROOT: Nodes = np.zeros(1, np.int32)
+
+
+class StringBodies:
+    """Walks of free string bodies, shared by all grammars of a vocabulary."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.table = string_table(vocabulary.spellable_bytes)
+        self._vocabulary = vocabulary
+        self._from_root: BoundedCache[tuple[int, int, int], tuple[Words, Nodes]] = BoundedCache(1024)
+
+    def walk(self, nodes: Nodes, state: int, min_length: int, max_length: int, words: Words) -> Nodes:
+        """Mark the tokens that stay inside; return the nodes after the closing quote (walk.walk_string)."""
+        # No token has more code points than bytes, so that larger counts do not matter.
+        enough = self._vocabulary.max_token_bytes + 1
+        low, high = min(min_length, enough), min(max_length, enough)
+        if nodes is not _ROOT:
+            return self._walk(nodes, state, low, high, words)
+        kept = self._from_root.get((state, low, high))
+        if kept is None:
+            inside = np.zeros_like(words)
+            kept = inside, self._walk(nodes, state, low, high, inside)
+            self._from_root.put((state, low, high), kept)
+        words |= kept[0]
+        return kept[1]
+
+    def _walk(self, nodes: Nodes, state: int, low: int, high: int, words: Words) -> Nodes:
+        v = self._vocabulary
+        return v.kernels.walk_string(
+            nodes, state, low, high, self.table, v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, words
+        )
+
+
+class MaskWalker:
+    """One walk: `words` is the mask, the rest is what it depended on."""
+
+    def __init__(self, vocabulary: Vocabulary, bodies: StringBodies, automaton: Automaton, config: Config) -> None:
+        self._vocabulary = vocabulary
+        self._bodies = bodies
+        self._automaton = automaton
+        self._config = config
+        self._depth = _depth(config[1])
+        self._pending: list[tuple[Position, Stack | None, Nodes]] = []
+        self.words: Words = np.zeros(vocabulary.num_words, np.uint32)
+        self.may_end = False
+        """Whether the text is complete without another token."""
+        self.num_frames_read = 0
+        """How many frames of the stack the mask depends on; one more than there are if on the stack's end."""
+        self.decided_singly = False
+        """Whether some tokens were decided one by one, by the exact text so far."""
+        self._go_on(*config, _ROOT)
+        while self._pending:
+            position, stack, nodes = self._pending.pop()
+            vocabulary.kernels.mark_nodes(nodes, vocabulary.trie_starts, vocabulary.token_ids, self.words)
+            inner = vocabulary.kernels.inner_nodes(nodes, vocabulary.trie_skips)
+            if len(inner):
+                self._go_on(position, stack, inner)
+
+    def _go_on(self, position: Position, stack: Stack | None, nodes: Nodes) -> None:
+        """Follow the tokens below the nodes, at which the text is in this configuration."""
+        if isinstance(position, Completed):
+            self.num_frames_read = max(self.num_frames_read, self._depth - _depth(stack) + 1)
+            position, stack = self._automaton.resolve(position, stack)
+        match position:
+            case Done():
+                self.may_end = self.may_end or nodes is _ROOT
+            case String():
+                self._follow_string(position, stack, nodes)
+            case Key():
+                self._follow_key(position, stack, nodes)
+            case Literal():
+                self._follow_literal(position, stack, nodes)
+            case _:
+                self._follow_structure(position, stack, nodes)
+
+    def _follow_structure(self, position: Position, stack: Stack | None, nodes: Nodes) -> None:
+        v = self._vocabulary
+        for byte in self._automaton.structure_bytes(position):
+            children = v.kernels.step_nodes(nodes, byte, v.trie_bytes, v.trie_skips)
+            if len(children):
+                after = self._automaton.step(position, stack, byte)
+                if after is not None:
+                    self._pending.append((*after, children))
+        if isinstance(position, Value):
+            rules = self._automaton.value_rules(position.goals)
+            self._follow_literal(literal_start(position, rules), stack, nodes)
+        elif isinstance(position, ArrayStart):
+            item = self._automaton.first_item(position, stack)
+            if item is not None:
+                self._follow_structure(*item, nodes)
+
+    def _follow_literal(self, position: Literal, stack: Stack | None, nodes: Nodes) -> None:
+        v = self._vocabulary
+        rules = self._automaton.value_rules(position.goals)
+        met = rules.met_by_literal(position.text, position.number)
+        if met:
+            self._go_on(Completed(met), stack, nodes)
+        met_at: dict[int, frozenset[int]] = {}
+        if rules.numbers is not None and position.number != DEAD:
+            numbers = rules.numbers
+            ended, states = v.kernels.walk_number(
+                nodes, position.number, numbers.table, numbers.is_number,
+                v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, self.words,
+            )  # fmt: skip
+            for node, state in zip(ended.tolist(), states.tolist(), strict=True):
+                met_at[node] = rules.met_by_literal(None, state)
+        if position.text is not None:
+            self._add_texts(rules.literals, position.text, nodes, met_at)
+        self._complete(met_at, stack)
+
+    def _follow_string(self, position: String, stack: Stack | None, nodes: Nodes) -> None:
+        rules = self._automaton.value_rules(position.goals)
+        if position.text is None and len(rules.lengths) == 1:
+            low, high, met = rules.lengths[0]
+            closed = self._walk_body(nodes, position, low, high)
+            self._pending.append((Completed(met), stack, closed))
+            return
+        met_at: dict[int, frozenset[int]] = {}
+        for low, high, met in rules.lengths:
+            if position.length <= high:
+                for node in self._walk_body(nodes, position, low, high).tolist():
+                    met_at[node] = met_at.get(node, frozenset()) | met
+        if position.text is not None:
+            self._add_texts(rules.strings, position.text, nodes, met_at)
+        self._complete(met_at, stack)
+
+    def _walk_body(self, nodes: Nodes, position: String, low: int, high: int) -> Nodes:
+        min_length = max(0, low - position.length)
+        max_length = UNBOUNDED if high == UNBOUNDED else high - position.length
+        return self._bodies.walk(nodes, position.state, min_length, max_length, self.words)
+
+    def _add_texts(self, texts: TextSet, prefix: bytes, nodes: Nodes, met_at: dict[int, frozenset[int]]) -> None:
+        for node, text in self._walk_texts(texts, prefix, nodes, mark_inside=True):
+            met_at[node] = met_at.get(node, frozenset()) | texts.goals(text)
+
+    def _complete(self, met_at: dict[int, frozenset[int]], stack: Stack | None) -> None:
+        groups: dict[frozenset[int], list[int]] = {}
+        for node, met in met_at.items():
+            groups.setdefault(met, []).append(node)
+        for met, members in groups.items():
+            self._pending.append((Completed(met), stack, np.array(members, np.int32)))
+
+    def _follow_key(self, position: Key, stack: Stack | None, nodes: Nodes) -> None:
+        frame = position.frame
+        special = self._automaton.special_keys(frame)
+        is_free = frame.takes_free_keys()
+        closed: Nodes = np.empty(0, np.int32)
+        if is_free:
+            closed = self._bodies.walk(nodes, position.state, 0, UNBOUNDED, self.words)
+            if FRESH in frame.seen:
+                self._decide_singly(closed)
+                return
+        if special.begins(position.text):
+            ended = self._walk_texts(special, position.text, nodes, mark_inside=not is_free)
+            for node, text in ended:
+                self._after_key(frame.after_key(text), stack, np.array([node], np.int32))
+            if is_free:
+                closed = np.setdiff1d(closed, np.array([node for node, _ in ended], np.int32), assume_unique=True)
+        if is_free and len(closed):
+            self._after_key(frame.after_key(FRESH), stack, closed)
+
+    def _after_key(self, waiting: ObjectFrame | None, stack: Stack | None, nodes: Nodes) -> None:
+        if waiting is not None:
+            self._pending.append((AfterKey(waiting), stack, nodes))
+
+    def _decide_singly(self, nodes: Nodes) -> None:
+        """Decide all tokens at and below the nodes by the automaton, from where the walk began."""
+        v = self._vocabulary
+        for node in nodes.tolist():
+            self.decided_singly = True
+            for index in range(v.trie_starts[node], v.trie_starts[v.trie_skips[node]]):
+                token_id = int(v.token_ids[index])
+                data = v.token_bytes(token_id)
+                assert data is not None, "only tokens with bytes are in the trie"
+                if self._automaton.feed(self._config, data) is not None:
+                    self.words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
+
+    def _walk_texts(self, texts: TextSet, prefix: bytes, nodes: Nodes, *, mark_inside: bool) -> list[tuple[int, bytes]]:
+        v = self._vocabulary
+        text_bytes, text_skips, text_starts = texts.trie(v.kernels)
+        ended, indices = v.kernels.walk_texts(
+            nodes, np.frombuffer(bytearray(prefix), np.uint8), text_bytes, text_skips, text_starts,
+            v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, mark_inside, self.words,
+        )  # fmt: skip
+        return [(node, texts.texts[index]) for node, index in zip(ended.tolist(), indices.tolist(), strict=True)]
+
+
+def shared_position(position: Position, automaton: Automaton) -> Position:
+    """The position that stands for all those with the same mask, if no token is decided singly."""
+    if isinstance(position, Key) and position.frame.takes_free_keys():
+        special = automaton.special_keys(position.frame)
+        if not special.begins(position.text):
+            return Key(msgspec.structs.replace(position.frame, seen=frozenset()), position.state, FRESH)
+    return position
+
+
+def _depth(stack: Stack | None) -> int:
+    return 0 if stack is None else stack.depth

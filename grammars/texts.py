@@ -1,0 +1,51 @@
+"""TextSet: the single texts that may stand at one place (an enum, the keys that are not free), and their goals."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specdec.grammars.walk import Kernels, Nodes
+
+
+class TextSet:
+    """Sorted byte strings, each with the goals it meets."""
+
+    def __init__(self, texts: Iterable[tuple[bytes, int]]) -> None:
+        goals: dict[bytes, set[int]] = {}
+        for text, goal in texts:
+            goals.setdefault(text, set()).add(goal)
+        self.texts = sorted(goals)
+        self._built: tuple[NDArray[np.uint8], Nodes, Nodes] | None = None
+        self._goals = {text: frozenset(members) for text, members in goals.items()}
+
+    def __bool__(self) -> bool:
+        return bool(self.texts)
+
+    def goals(self, text: bytes | None) -> frozenset[int]:
+        """The goals that the whole text meets."""
+        return self._goals.get(text, frozenset()) if text is not None else frozenset()
+
+    def begins(self, prefix: bytes) -> bool:
+        """Whether some text starts with the prefix."""
+        index = bisect_left(self.texts, prefix)
+        return index < len(self.texts) and self.texts[index].startswith(prefix)
+
+    def continues(self, prefix: bytes) -> bool:
+        """Whether some text starts with the prefix and is longer."""
+        index = bisect_left(self.texts, prefix)
+        if index < len(self.texts) and self.texts[index] == prefix:
+            index += 1
+        return index < len(self.texts) and self.texts[index].startswith(prefix)
+
+    def trie(self, kernels: Kernels) -> tuple[NDArray[np.uint8], Nodes, Nodes]:
+        """(bytes, skips, starts), as walk.py defines them."""
+        if self._built is None:
+            offsets = np.zeros(len(self.texts) + 1, np.int64)
+            np.cumsum([len(text) for text in self.texts], out=offsets[1:])
+            data = np.frombuffer(bytearray().join(self.texts), np.uint8)
+            self._built = kernels.build_trie(data, offsets)
+        return self._built

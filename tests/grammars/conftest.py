@@ -1,0 +1,8 @@
+"""Helpers for the grammar tests are modules in support/, which no import mode would find by itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))

@@ -1,0 +1,112 @@
+"""Masks against an oracle that knows no automaton: all instances of a finite language, written out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from typing import Any
+
+from checks import allowed_ids
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from vocabularies import merged_vocabulary, small_vocabulary
+
+from specdec.grammars import GrammarCompiler, GrammarState, UnsatisfiableSchemaError, Vocabulary
+
+SCALARS = [None, True, False, 0, 12, -1, 0.5, "", "a", "ab", "é", 'q"', "\n"]
+
+
+def _instances() -> list[Any]:
+    """Everything that the schemas below can allow, and more; keys in the one order that they declare."""
+    values = [*SCALARS]
+    values += [list(items) for length in range(3) for items in itertools.product(SCALARS, repeat=length)]
+    members = [*SCALARS, [], [0], ["a"], [True, None], {}, {"a": 0}]
+    for keys in ((), ("a",), ("ab",), ("a", "ab")):
+        values += [dict(zip(keys, items, strict=True)) for items in itertools.product(members, repeat=len(keys))]
+    return values
+
+
+INSTANCES = _instances()
+
+
+def _finite_schema(rng: random.Random, depth: int) -> dict[str, Any]:
+    kind = rng.choice(["enum", "enum", "const", "types", "string"] + ["array", "object", "anyOf"] * (2 if depth else 0))
+    if kind == "enum":
+        return {"enum": rng.sample(SCALARS, rng.randint(1, 5))}
+    if kind == "const":
+        return {"const": rng.choice([*SCALARS, [], ["a"], {}, {"a": 0}])}
+    if kind == "types":
+        return {"type": rng.sample(["null", "boolean"], rng.randint(1, 2))}
+    if kind == "string":
+        return {"enum": SCALARS, "type": ["string", "integer"], "minLength": rng.randint(0, 1), "maxLength": 1}
+    if kind == "array":
+        low = rng.randint(0, 2)
+        items = {"enum": rng.sample(SCALARS, 3)} if rng.random() < 0.7 else {"type": "boolean"}
+        return {"type": "array", "items": items, "minItems": low, "maxItems": rng.randint(low, 2)}
+    if kind == "object":
+        properties = {key: _member(rng) for key in ("a", "ab")}
+        required = rng.sample(["a", "ab"], rng.randint(0, 2))
+        return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return {"anyOf": [_finite_schema(rng, depth - 1) for _ in range(rng.randint(2, 3))]}
+
+
+def _member(rng: random.Random) -> dict[str, Any]:
+    return rng.choice(
+        [
+            {"enum": rng.sample([*SCALARS, [], [0], ["a"], {}, {"a": 0}], 4)},
+            {"type": ["null", "boolean"]},
+            {"const": {"a": 0}},
+            {"anyOf": [{"const": ["a"]}, {"enum": ["a", "ab", 12]}]},
+        ]
+    )
+
+
+def _texts(schema: dict[str, Any]) -> set[bytes]:
+    validator = Draft202012Validator(schema)
+    return {
+        json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        for value in INSTANCES
+        if validator.is_valid(value)
+    }
+
+
+def _compare(seed: int, vocabulary: Vocabulary) -> None:
+    rng = random.Random(seed)
+    schema = _finite_schema(rng, 2)
+    texts = _texts(schema)
+    compiler = GrammarCompiler(vocabulary)
+    try:
+        grammar = compiler.compile_json_schema(schema)
+    except UnsatisfiableSchemaError:
+        assert not texts
+        return
+    prefixes = {text[:length] for text in texts for length in range(len(text) + 1)}
+    tokens = [(id_, data) for id_ in range(vocabulary.size) if (data := vocabulary.token_bytes(id_)) is not None]
+    pending: list[tuple[GrammarState, bytes]] = [(grammar.initial_state, b"")]
+    visited = {b""}
+    for state, text in pending:
+        expected = {id_ for id_, data in tokens if text + data in prefixes}
+        if text in texts:
+            expected |= set(vocabulary.eos_token_ids)
+        assert set(allowed_ids(compiler, grammar, state)) == expected, (schema, text)
+        followers = [(id_, text + data) for id_, data in tokens if text + data in prefixes]
+        for id_, longer in rng.sample(followers, min(len(followers), 12)):
+            if longer not in visited and len(visited) < 150:
+                visited.add(longer)
+                after = grammar.advance(state, id_)
+                assert after is not None
+                pending.append((after, longer))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_masks_are_exactly_the_prefixes_of_the_written_out_language(seed: int) -> None:
+    _compare(seed, small_vocabulary())
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_masks_of_merged_tokens_are_exactly_the_prefixes(seed: int) -> None:
+    _compare(seed, merged_vocabulary())
