@@ -1,0 +1,88 @@
+"""specdec: speculative and structured decoding as one engine.
+
+Names are loaded on first use (PEP 562), so that `import specdec.grammars` and `specdec --help` import no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from specdec.threads import limit_spinning
+
+limit_spinning()
+
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "AsyncEngine": "specdec.async_engine",
+    "CompletionOutput": "specdec.request",
+    "ConfigError": "specdec.errors",
+    "Constraint": "specdec.request",
+    "ContextLengthError": "specdec.errors",
+    "DeltaStream": "specdec.delta_stream",
+    "DEFAULT_MODEL": "specdec.config",
+    "Engine": "specdec.engine",
+    "EngineClosedError": "specdec.errors",
+    "EngineConfig": "specdec.config",
+    "EngineDescription": "specdec.build",
+    "EngineDeadError": "specdec.errors",
+    "EngineError": "specdec.errors",
+    "EngineStats": "specdec.stats",
+    "FinishReason": "specdec.request",
+    "ModelError": "specdec.errors",
+    "Request": "specdec.request",
+    "RequestError": "specdec.errors",
+    "RequestOutput": "specdec.request",
+    "SamplingParams": "specdec.request",
+    "SchemaError": "specdec.errors",
+    "SpecdecError": "specdec.errors",
+    "SpeculationStats": "specdec.request",
+    "SpeculativeConfig": "specdec.config",
+    "TokenDelta": "specdec.request",
+    "TokenLogprob": "specdec.request",
+    "Tokenizer": "specdec.tokenizer",
+    "pull_model": "specdec.models.catalog",
+}
+
+__all__ = [*_HOME_OF, "__version__"]  # noqa: PLE0604, a list of str built from the table above
+
+if TYPE_CHECKING:
+    from specdec.async_engine import AsyncEngine as AsyncEngine
+    from specdec.build import EngineDescription as EngineDescription
+    from specdec.config import DEFAULT_MODEL as DEFAULT_MODEL
+    from specdec.config import EngineConfig as EngineConfig
+    from specdec.config import SpeculativeConfig as SpeculativeConfig
+    from specdec.delta_stream import DeltaStream as DeltaStream
+    from specdec.engine import Engine as Engine
+    from specdec.errors import ConfigError as ConfigError
+    from specdec.errors import ContextLengthError as ContextLengthError
+    from specdec.errors import EngineClosedError as EngineClosedError
+    from specdec.errors import EngineDeadError as EngineDeadError
+    from specdec.errors import EngineError as EngineError
+    from specdec.errors import ModelError as ModelError
+    from specdec.errors import RequestError as RequestError
+    from specdec.errors import SchemaError as SchemaError
+    from specdec.errors import SpecdecError as SpecdecError
+    from specdec.models.catalog import pull_model as pull_model
+    from specdec.request import CompletionOutput as CompletionOutput
+    from specdec.request import Constraint as Constraint
+    from specdec.request import FinishReason as FinishReason
+    from specdec.request import Request as Request
+    from specdec.request import RequestOutput as RequestOutput
+    from specdec.request import SamplingParams as SamplingParams
+    from specdec.request import SpeculationStats as SpeculationStats
+    from specdec.request import TokenDelta as TokenDelta
+    from specdec.request import TokenLogprob as TokenLogprob
+    from specdec.stats import EngineStats as EngineStats
+    from specdec.tokenizer import Tokenizer as Tokenizer
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'specdec' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,96 @@
+"""Admission: a request checked against the model, the pool and the grammar before it may queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from specdec.errors import ContextLengthError, RequestError, SchemaError
+from specdec.grammars import Grammar, GrammarCompiler, GrammarError, LimitExceededError, UnsupportedSchemaError
+from specdec.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A request that can be served, with what was resolved for it."""
+
+    request: Request
+    max_tokens: int
+    seed: int
+    grammar: Grammar | None
+
+
+def admit(
+    request: Request,
+    *,
+    compiler: GrammarCompiler,
+    vocab_size: int,
+    max_model_len: int,
+    pool_tokens: int,
+    next_seed: Callable[[], int],
+) -> PreparedRequest:
+    """Check every limit and compile the constraint. Raises RequestError naming the field and the limit."""
+    params = request.sampling_params
+    _check_token_ids("prompt", request.prompt_token_ids, vocab_size)
+    _check_token_ids("logit_bias", params.logit_bias, vocab_size)
+    _check_token_ids("stop_token_ids", params.stop_token_ids, vocab_size)
+    max_tokens = _max_tokens(request, max_model_len, pool_tokens)
+    grammar = None
+    if request.constraint is not None:
+        for name in ("stop", "stop_token_ids", "ignore_eos", "min_tokens"):
+            if getattr(params, name):
+                raise RequestError(
+                    f"{name} cannot be combined with a constraint, which alone says where the answer ends; drop it",
+                    param=name,
+                )
+        grammar = _compile(request, compiler)
+    seed = params.seed if params.seed is not None else next_seed()
+    return PreparedRequest(request, max_tokens, seed, grammar)
+
+
+def _check_token_ids(param: str, token_ids: tuple[int, ...] | dict[int, float], vocab_size: int) -> None:
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+        raise RequestError(f"{param} names token {wrong}; this model's tokens are 0 to {vocab_size - 1}", param=param)
+
+
+def _max_tokens(request: Request, max_model_len: int, pool_tokens: int) -> int:
+    num_prompt_tokens = len(request.prompt_token_ids)
+    if num_prompt_tokens == 0:
+        raise RequestError("the prompt has no tokens; it needs at least one", param="prompt")
+    limit = min(max_model_len, pool_tokens)
+    what = "this model's context" if max_model_len <= pool_tokens else "the whole KV pool"
+    if num_prompt_tokens >= limit:
+        raise ContextLengthError(
+            f"the prompt has {num_prompt_tokens} tokens; {what} holds {limit}, and at least one must be left for the "
+            "answer. Shorten the prompt",
+            param="prompt",
+        )
+    max_tokens = request.sampling_params.max_tokens
+    if max_tokens is None:
+        return limit - num_prompt_tokens
+    if num_prompt_tokens + max_tokens > limit:
+        raise ContextLengthError(
+            f"max_tokens is {max_tokens} and the prompt has {num_prompt_tokens} tokens; together they exceed the "
+            f"{limit} tokens that {what} holds. Ask for at most {limit - num_prompt_tokens}",
+            param="max_tokens",
+        )
+    return max_tokens
+
+
+def _compile(request: Request, compiler: GrammarCompiler) -> Grammar:
+    constraint = request.constraint
+    assert constraint is not None, "called for constrained requests"
+    try:
+        if constraint.kind == "json_object":
+            return compiler.compile_json_object()
+        return compiler.compile_json_schema(constraint.schema)
+    except GrammarError as error:
+        unsupported = isinstance(error, UnsupportedSchemaError | LimitExceededError)
+        raise SchemaError(
+            error.message,
+            keyword=error.keyword,
+            pointer=error.pointer,
+            param="schema",
+            code="unsupported_schema_feature" if unsupported else "invalid_json_schema",
+        ) from error

@@ -1,0 +1,358 @@
+"""AsyncEngine: the one engine thread, and the asyncio streams it feeds.
+
+Three places touch a request; only the mailboxes between them are shared:
+
+    event loop      registers the request, reads its stream, closes it          (`AsyncEngine`, `DeltaStream`)
+    prepare pool    checks lengths and compiles the constraint                  (`Engine.prepare`)
+    engine thread   adds, steps, aborts; sends the loop one batch per step      (`_EngineThread`)
+
+The loop's commands reach the engine thread in order, and a delta travels with the stream it is for. So an id
+can be used again as soon as its stream is closed: what was on its way to the old stream ends there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from specdec.delta_stream import DeltaObserver, DeltaStream
+from specdec.errors import EngineClosedError, EngineDeadError, EngineError, RequestError, SpecdecError
+from specdec.request import Request, TokenDelta
+from specdec.stats import EngineStats
+
+if TYPE_CHECKING:
+    from specdec.admission import PreparedRequest
+    from specdec.config import EngineConfig
+    from specdec.engine import Engine
+    from specdec.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+NUM_PREPARE_THREADS = 2
+NUM_COMPILE_THREADS = 2
+STATS_INTERVAL_S = 0.05
+"""Oldest that a snapshot of a busy engine gets; an engine that goes idle publishes one at once."""
+JOIN_TIMEOUT_S = 30.0
+"""How long close() waits for the step in progress before it leaves the thread behind."""
+
+
+class AsyncEngine:
+    """An Engine on a thread of its own. Every method belongs to the event loop that called start()."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._streams: dict[str, DeltaStream] = {}
+        self._drained = asyncio.Event()
+        self._dead = asyncio.Event()
+        self._thread: _EngineThread | None = None
+        self._end: EngineError | None = None
+        """Why nothing is accepted any more."""
+        # Apart, so that a slow schema holds up nobody who brought none.
+        self._prepare_pool = ThreadPoolExecutor(NUM_PREPARE_THREADS, thread_name_prefix="specdec-prepare")
+        self._compile_pool = ThreadPoolExecutor(NUM_COMPILE_THREADS, thread_name_prefix="specdec-compile")
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> Self:
+        """Load the model (slow: not on an event loop that has anything else to do)."""
+        from specdec.engine import Engine  # noqa: PLC0415, torch is loaded only where a model is
+
+        return cls(Engine(config))
+
+    async def start(self) -> None:
+        """Start the engine thread; idempotent."""
+        if self._thread is None and self._end is None:
+            self._thread = _EngineThread(self._engine, asyncio.get_running_loop(), self._die)
+            self._thread.start()
+
+    async def close(self, grace_s: float = 0.0) -> None:
+        """Accept nothing more, give what runs `grace_s` to finish, end the rest with EngineClosedError."""
+        if self._end is None:
+            self._end = EngineClosedError("the engine is shutting down and accepts no new requests")
+        self._drained.clear()
+        if self._streams and self.is_alive:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._drained.wait(), grace_s)
+        self._fail_all(EngineClosedError("the engine was shut down before the request was finished"))
+        self._prepare_pool.shutdown(wait=False)
+        self._compile_pool.shutdown(wait=False)
+        if self._thread is not None:
+            self._thread.stop()
+            await asyncio.to_thread(self._thread.join, JOIN_TIMEOUT_S)
+
+    async def submit(self, *requests: Request, observer: DeltaObserver | None = None) -> DeltaStream:
+        """Prepare the requests off the event loop and start them; all of them, or none.
+
+        Raises RequestError for a request that cannot be served, EngineClosedError and EngineDeadError. The
+        caller closes the stream, which aborts what still runs.
+        """
+        self._check_open()
+        for index, request in enumerate(requests):
+            if request.request_id in self._streams or any(
+                request.request_id == other.request_id for other in requests[:index]
+            ):
+                raise RequestError(
+                    f"request id {request.request_id!r} is in use by a request in flight; choose another",
+                    param="request_id",
+                )
+        stream = DeltaStream(requests, self._release, observer)
+        self._streams.update((request.request_id, stream) for request in requests)
+        try:
+            prepared = await self._prepare(requests, stream)
+        except BaseException:
+            stream.close()
+            raise
+        thread = self._thread
+        assert thread is not None
+        for request, ready in zip(requests, prepared, strict=True):
+            thread.add(ready, request, stream)
+        return stream
+
+    async def generate(self, request: Request) -> AsyncIterator[TokenDelta]:
+        """The deltas of one request; closing or cancelling the iterator aborts it."""
+        stream = await self.submit(request)
+        try:
+            async for delta in stream:
+                yield delta
+        finally:
+            stream.close()
+
+    @property
+    def config(self) -> EngineConfig:
+        """What the engine was built from."""
+        return self._engine.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; safe on any thread."""
+        return self._engine.tokenizer
+
+    @property
+    def model_name(self) -> str:
+        """The model's name."""
+        return self._engine.model_name
+
+    @property
+    def max_model_len(self) -> int:
+        """Prompt and output tokens of one sequence."""
+        return self._engine.max_model_len
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine thread runs: started, not dead, not closed."""
+        return self._thread is not None and not self._dead.is_set() and self._thread.is_alive()
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the engine serves requests: alive and not shutting down."""
+        return self.is_alive and self._end is None
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests submitted and neither finished nor closed."""
+        return len(self._streams)
+
+    def busy_seconds(self) -> float:
+        """Seconds that the engine thread has been at its present step; 0 when idle."""
+        return 0.0 if self._thread is None else self._thread.busy_seconds()
+
+    def stats(self) -> EngineStats:
+        """The latest snapshot, at most STATS_INTERVAL_S and one step old; callable from any thread."""
+        return EngineStats() if self._thread is None else self._thread.stats
+
+    async def wait_dead(self) -> None:
+        """Return once the engine has died."""
+        await self._dead.wait()
+
+    async def _prepare(self, requests: Sequence[Request], stream: DeltaStream) -> list[PreparedRequest]:
+        constrained = any(request.constraint is not None for request in requests)
+        pool = self._compile_pool if constrained else self._prepare_pool
+        work = functools.partial(_prepare_all, self._engine, requests)
+        preparing = asyncio.get_running_loop().run_in_executor(pool, work)
+        # When the stream fails first, or the caller is cancelled, nobody else asks for its exception.
+        preparing.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.wait((preparing, stream.failure), return_when=asyncio.FIRST_COMPLETED)
+        if stream.failure.done():
+            raise stream.failure.result()
+        return await preparing
+
+    def _check_open(self) -> None:
+        if self._end is not None:
+            raise _again(self._end)
+        if self._thread is None:
+            raise EngineClosedError("the engine has not been started")
+
+    def _release(self, stream: DeltaStream, *, abort: bool) -> None:
+        """Called by a stream when it finished, failed or was closed."""
+        for request in stream.requests:
+            if self._streams.get(request.request_id) is stream:
+                del self._streams[request.request_id]
+                if abort and self._thread is not None:
+                    self._thread.abort(request.request_id)
+        if not self._streams:
+            self._drained.set()
+
+    def _fail_all(self, error: EngineError) -> None:
+        for stream in set(self._streams.values()):
+            stream.fail(_again(error))
+
+    def _die(self) -> None:
+        self._end = EngineDeadError("the engine has died of an internal error; the server must be restarted")
+        self._dead.set()
+        self._fail_all(self._end)
+
+
+@dataclass(frozen=True, slots=True)
+class _Add:
+    prepared: PreparedRequest
+    request: Request
+    stream: DeltaStream
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
+
+
+@dataclass(slots=True)
+class _InFlight:
+    stream: DeltaStream
+    num_open_choices: int
+
+
+class _EngineThread(threading.Thread):
+    """Runs the engine; owns it, and what is in flight in it, from start to stop."""
+
+    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, on_death: Callable[[], None]) -> None:
+        super().__init__(name="specdec-engine", daemon=True)
+        self.stats = engine.stats()
+        self._engine = engine
+        self._loop = loop
+        self._on_death = on_death
+        self._commands: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
+        self._in_flight: dict[str, _InFlight] = {}
+        self._outbox: list[tuple[DeltaStream, TokenDelta | SpecdecError]] = []
+        self._outbox_lock = threading.Lock()
+        self._stats_time = 0.0
+        self._busy_since: float | None = None
+        self._is_stopping = False
+
+    def add(self, prepared: PreparedRequest, request: Request, stream: DeltaStream) -> None:
+        """From the event loop: start a request."""
+        self._commands.put(_Add(prepared, request, stream))
+
+    def abort(self, request_id: str) -> None:
+        """From the event loop: end a request, if it has not ended by itself."""
+        self._commands.put(_Abort(request_id))
+
+    def stop(self) -> None:
+        """From the event loop: abort what runs and end the thread after the step in progress."""
+        self._commands.put(_Stop())
+
+    def busy_seconds(self) -> float:
+        """Seconds since the thread last was idle or between two steps."""
+        busy_since = self._busy_since
+        return 0.0 if busy_since is None else time.monotonic() - busy_since
+
+    def run(self) -> None:
+        try:
+            while self._obey_commands():
+                if self._engine.has_unfinished_requests():
+                    self._send(self._addressed(self._engine.step()))
+                self._publish_stats()
+        except BaseException:
+            logger.exception("the engine thread died")
+            with contextlib.suppress(RuntimeError):  # the loop may be closed: then nobody is left to tell
+                self._loop.call_soon_threadsafe(self._on_death)
+        finally:
+            self._busy_since = None
+
+    def _obey_commands(self) -> bool:
+        """Obey what has arrived, waiting for something when there is nothing to compute; False to stop."""
+        self._busy_since = None
+        if not self._engine.has_unfinished_requests():
+            self._publish_stats(at_once=True)
+            self._obey(self._commands.get())
+        self._busy_since = time.monotonic()
+        with contextlib.suppress(queue.Empty):
+            while not self._is_stopping:
+                self._obey(self._commands.get_nowait())
+        return not self._is_stopping
+
+    def _obey(self, command: _Add | _Abort | _Stop) -> None:
+        match command:
+            case _Add(prepared, request, stream):
+                try:
+                    self._engine.add_request(prepared)
+                except SpecdecError as error:
+                    self._send([(stream, error)])
+                else:
+                    self._in_flight[request.request_id] = _InFlight(stream, request.sampling_params.n)
+            case _Abort(request_id):
+                if self._in_flight.pop(request_id, None) is not None:
+                    self._engine.abort_request(request_id)
+            case _Stop():
+                for request_id in self._in_flight:
+                    self._engine.abort_request(request_id)
+                self._publish_stats(at_once=True)
+                self._is_stopping = True
+
+    def _addressed(self, deltas: list[TokenDelta]) -> list[tuple[DeltaStream, TokenDelta | SpecdecError]]:
+        addressed: list[tuple[DeltaStream, TokenDelta | SpecdecError]] = []
+        for delta in deltas:
+            in_flight = self._in_flight.get(delta.request_id)
+            if in_flight is None:
+                continue
+            addressed.append((in_flight.stream, delta))
+            if delta.finish_reason is not None:
+                in_flight.num_open_choices -= 1
+                if not in_flight.num_open_choices:
+                    del self._in_flight[delta.request_id]
+        return addressed
+
+    def _send(self, mail: list[tuple[DeltaStream, TokenDelta | SpecdecError]]) -> None:
+        if not mail:
+            return
+        with self._outbox_lock:
+            is_first = not self._outbox
+            self._outbox += mail
+        if is_first:  # otherwise the loop has yet to collect the last batch, and finds this one with it
+            self._loop.call_soon_threadsafe(self._collect)
+
+    def _collect(self) -> None:
+        """On the event loop: hand out what the thread has sent."""
+        with self._outbox_lock:
+            mail, self._outbox = self._outbox, []
+        for stream, content in mail:
+            if isinstance(content, TokenDelta):
+                stream.push(content)
+            else:
+                stream.fail(content)
+
+    def _publish_stats(self, *, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if at_once or now - self._stats_time >= STATS_INTERVAL_S:
+            self.stats = self._engine.stats()
+            self._stats_time = now
+
+
+def _prepare_all(engine: Engine, requests: Sequence[Request]) -> list[PreparedRequest]:
+    return [engine.prepare(request) for request in requests]
+
+
+def _again(error: EngineError) -> EngineError:
+    """The same error as a new object: one that is raised twice drags the first traceback along."""
+    return type(error)(*error.args)

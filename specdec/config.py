@@ -1,0 +1,99 @@
+"""EngineConfig and SpeculativeConfig: resolved once, then frozen."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from specdec.errors import ConfigError
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who drafts, and how many tokens; the keys are vLLM's."""
+
+    method: Literal["ngram", "draft_model"]
+    model: str | None = None
+    """The draft model of `draft_model`: anything EngineConfig.model accepts, with the target's vocabulary."""
+    num_speculative_tokens: int = 4
+    prompt_lookup_min: int = 2
+    """Shortest n-gram, in tokens, that `ngram` looks up."""
+    prompt_lookup_max: int = 4
+    """Longest n-gram, in tokens, that `ngram` looks up."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_speculative_tokens <= 64:
+            raise ConfigError(
+                f"num_speculative_tokens is {self.num_speculative_tokens}; it must be between 1 and 64",
+                flag="--speculative-config",
+            )
+        if not 1 <= self.prompt_lookup_min <= self.prompt_lookup_max <= 64:
+            raise ConfigError(
+                f"prompt_lookup_min is {self.prompt_lookup_min} and prompt_lookup_max {self.prompt_lookup_max}; "
+                "they must satisfy 1 <= min <= max <= 64",
+                flag="--speculative-config",
+            )
+        if self.method == "draft_model" and not self.model:
+            raise ConfigError("method draft_model needs `model`", flag="--draft")
+        if self.method != "draft_model" and self.model:
+            raise ConfigError(f"method {self.method} takes no `model`", flag="--speculative-config")
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything the engine is built from."""
+
+    model: str = DEFAULT_MODEL
+    """A catalog name, a folder (config.json, *.safetensors, tokenizer.json) or a Hugging Face id."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """auto is the checkpoint's own."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_model_len: int | None = None
+    """Prompt and output tokens of one sequence; None is the model's own limit."""
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int | None = None
+    """Tokens of one step, over target and draft; None is 512, or max_num_seqs where that is more."""
+    block_size: int = 16
+    """Tokens in a KV block."""
+    kv_cache_memory: int | None = None
+    """Bytes of the KV arena; None sizes it from gpu_memory_utilization, or takes 1 GiB on a CPU."""
+    gpu_memory_utilization: float = 0.9
+    num_kv_blocks: int | None = None
+    """Overrides the number of blocks that the memory budget buys."""
+    seed: int = 0
+    """Source of the seeds of requests that bring none."""
+    enable_prefix_caching: bool = True
+    exact: bool = False
+    """Row-invariant arithmetic: a row's logits do not depend on the rows beside it (docs/design/001)."""
+    speculative: SpeculativeConfig | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("max_num_seqs", 1, 4096),
+            ("block_size", 1, 1024),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(
+                    f"{name} is {value}; it must be between {low} and {high}", flag="--" + name.replace("_", "-")
+                )
+        if self.max_num_batched_tokens is not None and not self.max_num_seqs <= self.max_num_batched_tokens <= 2**20:
+            raise ConfigError(
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be at least max_num_seqs, "
+                f"{self.max_num_seqs}, so that every running sequence gets a token, and at most {2**20}",
+                flag="--max-num-batched-tokens",
+            )
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise ConfigError(f"max_model_len is {self.max_model_len}; it must be at least 2", flag="--max-model-len")
+        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+            raise ConfigError(
+                f"gpu_memory_utilization is {self.gpu_memory_utilization}; it must be above 0 and at most 1",
+                flag="--gpu-memory-utilization",
+            )
+        if self.num_kv_blocks is not None and self.num_kv_blocks < 2:
+            raise ConfigError(f"num_kv_blocks is {self.num_kv_blocks}; it must be at least 2", flag="--num-kv-blocks")
+        if self.kv_cache_memory is not None and self.kv_cache_memory < 1:
+            raise ConfigError(
+                f"kv_cache_memory is {self.kv_cache_memory} bytes; it must be positive", flag="--kv-cache-memory"
+            )

@@ -1,0 +1,311 @@
+"""Engine: the loop. Read `step` first."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from collections.abc import Sequence as AbstractSequence
+from typing import TypeAlias
+
+import torch
+
+from specdec.admission import PreparedRequest, admit
+from specdec.attention import Span
+from specdec.batch import Batch
+from specdec.block_pool import BlockPool
+from specdec.build import EngineDescription, build_runtime, max_batched_tokens
+from specdec.config import EngineConfig
+from specdec.errors import EngineError, RequestError
+from specdec.grammars import GrammarCompiler, Vocabulary
+from specdec.models.progress import ProgressCallback
+from specdec.output_types import schema_of
+from specdec.proposers.base import NoProposer, Proposal, Proposer
+from specdec.proposers.draft_model import DraftModelProposer
+from specdec.proposers.ngram import NgramProposer
+from specdec.request import Constraint, Request, RequestOutput, SamplingParams, TokenDelta
+from specdec.request_output import OutputCollector
+from specdec.sampler import Sampler
+from specdec.scheduler import Scheduler
+from specdec.sequence import Sequence
+from specdec.stats import EngineStats
+from specdec.stop import StopChecker
+from specdec.tokenizer import Detokenizer, Tokenizer
+from specdec.verifier import CoupledVerifier
+
+Prompt: TypeAlias = str | AbstractSequence[int] | AbstractSequence[Mapping[str, object]]
+"""Text, token ids, or chat messages."""
+
+_SEED_BITS = 53
+"""A drawn seed is returned, so that its answer can be repeated: it must survive a client whose numbers are doubles."""
+
+
+class Engine:
+    """A model, or a target with its draft, behind one loop; not thread-safe but for `prepare` and `stats`."""
+
+    def __init__(self, config: EngineConfig, *, progress: ProgressCallback | None = None) -> None:
+        """Load everything; `progress` is called as models are pulled and read (specdec.models.progress).
+
+        Raises ConfigError and ModelError.
+        """
+        self.config = config
+        self._runtime = build_runtime(config, progress=progress)
+        self.tokenizer: Tokenizer = self._runtime.tokenizer
+        self.max_model_len: int = self._runtime.description.max_model_len
+        self.model_name: str = config.model
+        tokenizer = self.tokenizer
+        self._compiler = GrammarCompiler(
+            Vocabulary(tokenizer.token_bytes(), tokenizer.eos_token_ids, size=self._runtime.model_config.vocab_size)
+        )
+        self._eos_token_ids = frozenset(tokenizer.eos_token_ids)
+        self._seeds = random.Random(config.seed)  # noqa: S311, sampling noise, not secrets
+        self._request_ids: set[str] = set()
+        self._num_steps = 0
+        self._mask_seconds = 0.0
+
+        sampler = Sampler(self._compiler.mask_table, tokenizer.vocab_size)
+        self.runner = self._runtime.runner
+        self.proposer: Proposer = self._make_proposer(sampler)
+        self.verifier = CoupledVerifier(sampler, tokenizer)
+        self._pool_tokens = self._runtime.description.num_kv_blocks * config.block_size
+        self.scheduler = Scheduler(
+            BlockPool(self._runtime.description.num_kv_blocks, enable_prefix_caching=config.enable_prefix_caching),
+            block_size=config.block_size,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=max_batched_tokens(config),
+            num_speculative_tokens=self._runtime.description.num_speculative_tokens,
+            has_draft_model=self._runtime.draft_runner is not None,
+            stop_checker=StopChecker(),
+        )
+
+    @torch.inference_mode()
+    def step(self) -> list[TokenDelta]:
+        """One pass of the target over everything scheduled, and what it added to each choice."""
+        batch = self.scheduler.schedule()
+        if not batch:
+            return self._nothing_scheduled()
+        proposals = self.proposer.propose(batch)
+        logits = self.runner.forward(_spans(batch, proposals))
+        mask_rows = self._mask_rows(batch, proposals)
+        outcomes = self.verifier.verify(logits, mask_rows, batch, proposals)
+        deltas = self.scheduler.commit(batch, outcomes)
+        return self._account(deltas)
+
+    def generate(
+        self,
+        prompts: Prompt | AbstractSequence[Prompt],
+        sampling_params: SamplingParams | AbstractSequence[SamplingParams] | None = None,
+        *,
+        schema: object = None,
+    ) -> list[RequestOutput]:
+        """Answer prompts to the end, one output a prompt, in order.
+
+        `schema` is what every answer must satisfy: a JSON Schema (dict, bool or JSON text) or a Python type (pydantic
+        model, dataclass, TypedDict, Enum, Literal and unions of them). Raises RequestError before anything is
+        generated if any of the requests cannot be served.
+        """
+        constraint = None if schema is None else Constraint(kind="json_schema", schema=schema_of(schema))
+        prompt_list = [prompts] if _is_one_prompt(prompts) else list(prompts)
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            params_list = [sampling_params or SamplingParams()] * len(prompt_list)
+        else:
+            params_list = list(sampling_params)
+            if len(params_list) != len(prompt_list):
+                raise RequestError(
+                    f"{len(params_list)} sampling_params for {len(prompt_list)} prompts; give one, or one each",
+                    param="sampling_params",
+                )
+        prepared = [
+            self.prepare(
+                Request(
+                    request_id=f"generate-{self._seeds.getrandbits(64):016x}",
+                    prompt_token_ids=tuple(self._encode(prompt)),
+                    sampling_params=params,
+                    constraint=constraint,
+                )
+            )
+            # prompts is str | Sequence of several kinds; which, _is_one_prompt has decided.
+            for prompt, params in zip(prompt_list, params_list, strict=True)
+        ]
+        collectors = {each.request.request_id: OutputCollector(each.request) for each in prepared}
+        try:
+            for each in prepared:
+                self.add_request(each)
+            while any(not collector.is_finished for collector in collectors.values()):
+                for delta in self.step():
+                    if delta.request_id in collectors:
+                        collectors[delta.request_id].add(delta)
+        finally:
+            for request_id, collector in collectors.items():
+                if not collector.is_finished:
+                    self.abort_request(request_id)
+        return [collector.output() for collector in collectors.values()]
+
+    def prepare(self, request: Request) -> PreparedRequest:
+        """Check a request against model, pool and grammar, and compile its constraint.
+
+        Thread-safe, and the slow part of admission: call it off the engine's thread. Raises RequestError.
+        """
+        return admit(
+            request,
+            compiler=self._compiler,
+            vocab_size=self.tokenizer.vocab_size,
+            max_model_len=self.max_model_len,
+            pool_tokens=self._pool_tokens,
+            next_seed=lambda: self._seeds.getrandbits(_SEED_BITS),
+        )
+
+    def add_request(self, request: Request | PreparedRequest) -> None:
+        """Queue every choice of a request. Raises RequestError, also for an id that is in flight."""
+        prepared = request if isinstance(request, PreparedRequest) else self.prepare(request)
+        request = prepared.request
+        if request.request_id in self._request_ids:
+            raise RequestError(f"request_id {request.request_id!r} is in flight already", param="request_id")
+        self._request_ids.add(request.request_id)
+        leader: Sequence | None = None
+        for choice_index in range(request.sampling_params.n):
+            sequence = Sequence(
+                request_id=request.request_id,
+                choice_index=choice_index,
+                params=request.sampling_params,
+                seed=prepared.seed,
+                max_tokens=prepared.max_tokens,
+                eos_token_ids=self._eos_token_ids,
+                num_prompt_tokens=len(request.prompt_token_ids),
+                token_ids=list(request.prompt_token_ids),
+                detokenizer=Detokenizer(self.tokenizer),
+                cache_salt=request.cache_salt,
+                grammar=prepared.grammar,
+                grammar_state=prepared.grammar.initial_state if prepared.grammar else None,
+                leader=leader,
+            )
+            leader = leader or sequence
+            self.scheduler.add(sequence)
+
+    def abort_request(self, request_id: str) -> None:
+        """Drop a request and free its blocks at once; no more deltas of it come. Unknown ids are ignored."""
+        self.scheduler.abort(request_id)
+        self._request_ids.discard(request_id)
+
+    def has_unfinished_requests(self) -> bool:
+        return self.scheduler.has_unfinished
+
+    def describe(self) -> EngineDescription:
+        """What was built: model, dtype, device, pool, proposer."""
+        return self._runtime.description
+
+    def stats(self) -> EngineStats:
+        """A snapshot; cheap, and readable from any thread."""
+        scheduler, pool, compiler = self.scheduler, self.scheduler.block_pool, self._compiler
+        return EngineStats(
+            num_requests_running=len(scheduler.running),
+            num_requests_waiting=len(scheduler.waiting),
+            num_kv_blocks=pool.num_blocks,
+            num_kv_blocks_in_use=pool.num_in_use,
+            num_kv_blocks_cached=pool.num_cached,
+            block_size=self.config.block_size,
+            num_steps=self._num_steps,
+            num_prompt_tokens=scheduler.num_prompt_tokens,
+            num_generation_tokens=scheduler.num_generation_tokens,
+            prefix_cache_queries=scheduler.prefix_cache_queries,
+            prefix_cache_hits=scheduler.prefix_cache_hits,
+            num_preemptions=scheduler.num_preemptions,
+            num_finished={str(reason): count for reason, count in scheduler.num_finished.copy().items()},
+            speculation={self.proposer.name: scheduler.speculation.freeze()} if self.config.speculative else {},
+            num_drafts_cut_by_grammar=self.proposer.num_drafts_cut_by_grammar,
+            grammar_cache_hits=compiler.cache_hits,
+            grammar_cache_misses=compiler.cache_misses,
+            grammar_cache_entries=compiler.cache_entries,
+            grammar_compile_seconds=compiler.compile_seconds,
+            grammar_mask_seconds=self._mask_seconds,
+            num_mask_rows=compiler.mask_table.num_rows,
+        )
+
+    def _make_proposer(self, sampler: Sampler) -> Proposer:
+        speculative = self.config.speculative
+        if speculative is None:
+            return NoProposer()
+        if self._runtime.draft_runner is not None:
+            return DraftModelProposer(self._runtime.draft_runner, sampler)
+        return NgramProposer(
+            prompt_lookup_min=speculative.prompt_lookup_min, prompt_lookup_max=speculative.prompt_lookup_max
+        )
+
+    def _encode(self, prompt: object) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, add_special_tokens=True)
+        if isinstance(prompt, AbstractSequence):
+            if all(isinstance(item, Mapping) for item in prompt) and prompt:
+                return self.tokenizer.encode_chat(prompt)
+            if all(isinstance(item, int) for item in prompt):
+                return list(prompt)
+        raise RequestError(
+            f"a prompt is text, a list of token ids or a list of chat messages, not {type(prompt).__name__}",
+            param="prompt",
+        )
+
+    def _nothing_scheduled(self) -> list[TokenDelta]:
+        if self.scheduler.has_unfinished:
+            raise EngineError("requests are unfinished, yet none could be scheduled; this is a bug")
+        return []
+
+    def _mask_rows(self, batch: Batch, proposals: list[Proposal]) -> list[list[int | None]]:
+        """For each sequence the mask row of each of its logits rows: one a draft token and one more."""
+        start = time.perf_counter()
+        mask_rows: list[list[int | None]] = []
+        for scheduled, proposal in zip(batch.scheduled, proposals, strict=True):
+            sequence = scheduled.sequence
+            if not scheduled.reaches_end:
+                mask_rows.append([])
+            elif sequence.grammar is None:
+                mask_rows.append([None] * (len(proposal.token_ids) + 1))
+            else:
+                mask_rows.append(_walk(sequence, proposal))
+        self._mask_seconds += time.perf_counter() - start
+        return mask_rows
+
+    def _account(self, deltas: list[TokenDelta]) -> list[TokenDelta]:
+        self._num_steps += 1
+        finished = {delta.request_id for delta in deltas if delta.finish_reason is not None}
+        if finished:
+            in_flight = {s.request_id for s in (*self.scheduler.running, *self.scheduler.waiting)}
+            self._request_ids -= finished - in_flight
+        return deltas
+
+
+def _spans(batch: Batch, proposals: list[Proposal]) -> list[Span]:
+    """The tokens that the target computes: each sequence's share, then its drafts."""
+    spans = []
+    for scheduled, proposal in zip(batch.scheduled, proposals, strict=True):
+        sequence = scheduled.sequence
+        start = sequence.num_computed_tokens
+        spans.append(
+            Span(
+                [*sequence.token_ids[start : start + scheduled.num_tokens], *proposal.token_ids],
+                start,
+                sequence.block_table,
+                num_logits=len(proposal.token_ids) + 1 if scheduled.reaches_end else 0,
+            )
+        )
+    return spans
+
+
+def _walk(sequence: Sequence, proposal: Proposal) -> list[int | None]:
+    """Mask rows along a draft. Past the end of the answer the last row stands: nothing there is ever emitted."""
+    grammar, state = sequence.grammar, sequence.grammar_state
+    assert grammar is not None, "only constrained sequences are walked"
+    assert state is not None, "a constrained sequence has a state"
+    rows: list[int | None] = [grammar.mask_row(state)]
+    for token_id in proposal.token_ids:
+        following = grammar.advance(state, token_id)
+        assert following is not None, "a proposer drafts only what the grammar allows"
+        state = following
+        rows.append(rows[-1] if grammar.is_terminated(state) else grammar.mask_row(state))
+    return rows
+
+
+def _is_one_prompt(prompts: object) -> bool:
+    """Text, token ids and messages are one prompt; any other sequence is several."""
+    if isinstance(prompts, str):
+        return True
+    return isinstance(prompts, AbstractSequence) and bool(prompts) and isinstance(prompts[0], int | Mapping)

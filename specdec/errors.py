@@ -1,0 +1,95 @@
+"""Every error the engine raises on purpose, as one tree.
+
+    SpecdecError
+    ├── ConfigError                   a flag or field of EngineConfig that cannot work
+    ├── ModelError                    a model that cannot be had or read
+    │   ├── ModelNotFoundError        no catalog entry, folder or hub repository of that name
+    │   ├── PullError                 the download failed, or what came is not what was pinned
+    │   └── CheckpointError           files that do not fit the architecture: missing, unused or misshapen keys
+    ├── RequestError                  one request is at fault; `param` names its field, `code` is machine-readable
+    │   ├── ContextLengthError        the prompt and what it asks for do not fit the context or the pool
+    │   └── SchemaError               a schema that is malformed, unsatisfiable or not enforceable
+    └── EngineError                   the engine, not the request, failed
+        ├── EngineDeadError           the engine thread has died; every request in flight gets this
+        └── EngineClosedError         the engine was shut down
+
+Each message gives the value, the limit and the way out.
+"""
+
+from __future__ import annotations
+
+
+class SpecdecError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class ConfigError(SpecdecError):
+    """A configuration value that cannot work; `flag` is its command line spelling, where it has one."""
+
+    def __init__(self, message: str, *, flag: str | None = None) -> None:
+        super().__init__(message)
+        self.flag = flag
+
+
+class ModelError(SpecdecError):
+    """A model that cannot be had or read."""
+
+
+class ModelNotFoundError(ModelError):
+    """The name is no catalog entry, no local folder and no hub repository."""
+
+
+class PullError(ModelError):
+    """A download failed, was cut, or did not match its pinned digest."""
+
+
+class CheckpointError(ModelError):
+    """The files of a model do not fit its architecture."""
+
+
+class RequestError(SpecdecError):
+    """One request cannot be served as asked; nothing else is affected.
+
+    `param` is the field at fault in the caller's own spelling, `code` a stable machine-readable reason.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class ContextLengthError(RequestError):
+    """The prompt plus the tokens asked for exceed the context or what the KV pool can ever hold."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message, param=param, code="context_length_exceeded")
+
+
+class SchemaError(RequestError):
+    """A schema refused before generation; `keyword` and `pointer` (RFC 6901) say where."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        keyword: str | None = None,
+        pointer: str = "",
+        param: str | None = None,
+        code: str = "invalid_json_schema",
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        self.keyword = keyword
+        self.pointer = pointer
+
+
+class EngineError(SpecdecError):
+    """The engine failed; the request was not at fault."""
+
+
+class EngineDeadError(EngineError):
+    """The engine thread has died and serves nothing any more."""
+
+
+class EngineClosedError(EngineError):
+    """The engine was closed while, or before, the request ran."""

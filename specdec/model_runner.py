@@ -1,0 +1,58 @@
+"""ModelRunner: spans of tokens to packed tensors, through a model, to logits.
+
+T packed tokens, R logits rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec.attention import AttentionBackend, Span
+from specdec.kv_cache import KVCache
+from specdec.models.llama import LlamaModel
+
+
+class ModelRunner:
+    """One model with its view of the KV arena; the target and the draft have one each."""
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        cache: KVCache,
+        # Which plan a backend makes is its own business.
+        attention: AttentionBackend[Any],
+    ) -> None:
+        self.model = model
+        self._cache = cache
+        self._attention = attention
+
+    @torch.inference_mode()
+    def forward(self, spans: Sequence[Span]) -> Tensor:
+        """Write the spans' KV; logits fp32 [R, V] of the tokens that want them, in the order of the spans."""
+        token_ids: list[int] = []
+        positions: list[int] = []
+        rows: list[int] = []
+        for span in spans:
+            token_ids += span.token_ids
+            positions += range(span.start_position, span.context_len)
+            rows += range(len(token_ids) - span.num_logits, len(token_ids))
+        config = self.model.config
+        plan = self._attention.plan(
+            spans,
+            block_size=self._cache.block_size,
+            num_groups=config.num_attention_heads // config.num_key_value_heads,
+            dtype=self.model.dtype,
+        )
+        logits = self.model.forward(
+            torch.tensor(token_ids),
+            torch.tensor(positions),
+            torch.tensor(rows, dtype=torch.int64),
+            self._cache,
+            self._attention,
+            plan,
+        )
+        return logits.float()

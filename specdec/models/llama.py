@@ -1,0 +1,174 @@
+"""Llama and its kin (SmolLM2, TinyLlama, Llama 2 and 3): grouped-query attention, RoPE, SwiGLU, RMSNorm.
+
+T packed tokens, E hidden size, F intermediate size, H_q query heads, H key-value heads, D head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from specdec.attention import AttentionBackend
+from specdec.kv_cache import KVCache, KVShape
+from specdec.linear import Linear, LinearMethod
+from specdec.models.config import ModelConfig
+
+# Buffers that old checkpoints carry and that follow from the config.
+IGNORED_KEYS = re.compile(r".*\.rotary_emb\.inv_freq$")
+
+
+class LlamaLayer:
+    """One decoder layer; projections that read the same input are fused: qkv and gate_up."""
+
+    __slots__ = ("down", "gate_up", "input_norm", "output", "post_attention_norm", "qkv")
+
+    def __init__(self, config: ModelConfig, method: LinearMethod, dtype: torch.dtype, device: torch.device) -> None:
+        hidden_size = config.hidden_size
+        heads_size = config.num_attention_heads * config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+
+        def linear(in_features: int, out_features: int, *, bias: bool) -> Linear:
+            return Linear(in_features, out_features, bias=bias, method=method, dtype=dtype, device=device)
+
+        self.input_norm = torch.empty(hidden_size, dtype=dtype, device=device)
+        self.post_attention_norm = torch.empty(hidden_size, dtype=dtype, device=device)
+        self.qkv = linear(hidden_size, heads_size + 2 * kv_size, bias=config.attention_bias)
+        self.output = linear(heads_size, hidden_size, bias=config.attention_bias)
+        self.gate_up = linear(hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.down = linear(config.intermediate_size, hidden_size, bias=config.mlp_bias)
+
+
+class LlamaModel:
+    """The model over packed tokens; its KV lives in the pool, its matrix products in LinearMethods."""
+
+    def __init__(
+        self, config: ModelConfig, *, method: LinearMethod, max_model_len: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.config = config
+        self.dtype = dtype
+        self.embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+        self.layers = [LlamaLayer(config, method, dtype, device) for _ in range(config.num_hidden_layers)]
+        self.norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
+        if config.tie_word_embeddings:
+            self.head = Linear.tied(self.embedding, method)
+        else:
+            self.head = Linear(
+                config.hidden_size, config.vocab_size, bias=False, method=method, dtype=dtype, device=device
+            )
+        self._cos, self._signed_sin = rotary_tables(config, max_model_len, dtype, device)
+
+    @property
+    def kv_shape(self) -> KVShape:
+        return KVShape(self.config.num_hidden_layers, self.config.num_key_value_heads, self.config.head_dim, self.dtype)
+
+    def weight_slots(self) -> dict[str, Tensor]:
+        """Each key of a checkpoint with the tensor it fills; fused projections are views of one weight."""
+        config = self.config
+        heads_size = config.num_attention_heads * config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+        slots = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
+        if not config.tie_word_embeddings:
+            slots |= _slots_of(self.head, "", {"lm_head": config.vocab_size})
+        for i, layer in enumerate(self.layers):
+            prefix = f"model.layers.{i}."
+            slots[prefix + "input_layernorm.weight"] = layer.input_norm
+            slots[prefix + "post_attention_layernorm.weight"] = layer.post_attention_norm
+            slots |= _slots_of(
+                layer.qkv, prefix + "self_attn.", {"q_proj": heads_size, "k_proj": kv_size, "v_proj": kv_size}
+            )
+            slots |= _slots_of(layer.output, prefix + "self_attn.", {"o_proj": config.hidden_size})
+            slots |= _slots_of(
+                layer.gate_up,
+                prefix + "mlp.",
+                {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size},
+            )
+            slots |= _slots_of(layer.down, prefix + "mlp.", {"down_proj": config.hidden_size})
+        return slots
+
+    def finish_loading(self) -> None:
+        """Prepare every weight for its product; called once, after the loader filled the slots."""
+        for layer in self.layers:
+            for linear in (layer.qkv, layer.output, layer.gate_up, layer.down):
+                linear.finish_loading()
+        self.head.finish_loading()
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        logits_rows: Tensor,
+        cache: KVCache,
+        # The plan's type is the backend's own; the model only passes it on.
+        attention: AttentionBackend[Any],
+        plan: object,
+    ) -> Tensor:
+        """token_ids, positions int64 [T], logits_rows int64 [R] -> logits [R, V] in the model's dtype."""
+        config = self.config
+        num_heads, num_kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        eps, norm_shape = config.rms_norm_eps, (config.hidden_size,)
+        cos, signed_sin = self._cos[positions], self._signed_sin[positions]
+        x = F.embedding(token_ids, self.embedding)
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            normed = F.rms_norm(x, norm_shape, layer.input_norm, eps)
+            heads = layer.qkv(normed).view(-1, num_heads + 2 * num_kv_heads, head_dim)
+            rotated = rotate(heads[:, : num_heads + num_kv_heads], cos, signed_sin)
+            attended = attention.forward(
+                rotated[:, :num_heads],
+                rotated[:, num_heads:],
+                heads[:, num_heads + num_kv_heads :],
+                layer_cache,
+                plan,
+            )
+            x = x + layer.output(attended.view(-1, num_heads * head_dim))
+            gate, up = layer.gate_up(F.rms_norm(x, norm_shape, layer.post_attention_norm, eps)).chunk(2, dim=-1)
+            x = x + layer.down(F.silu(gate) * up)
+        return self.head(F.rms_norm(x[logits_rows], norm_shape, self.norm, eps))
+
+
+def rotary_tables(
+    config: ModelConfig, max_positions: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """cos and sin [max_positions, 1, D]; sin's first half is negated, so that `rotate` needs no split.
+
+    RoFormer (Su et al. 2021), in the half-split layout, with Llama 3's scaling of low frequencies.
+    """
+    rope = config.rope
+    frequencies = 1.0 / rope.theta ** (torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+    if rope.rope_type == "llama3":
+        assert rope.factor
+        assert rope.low_freq_factor
+        assert rope.high_freq_factor
+        assert rope.original_max_position_embeddings
+        wavelengths = 2 * math.pi / frequencies
+        smooth = (rope.original_max_position_embeddings / wavelengths - rope.low_freq_factor) / (
+            rope.high_freq_factor - rope.low_freq_factor
+        )
+        smooth = smooth.clamp(0.0, 1.0)
+        frequencies = (1 - smooth) * frequencies / rope.factor + smooth * frequencies
+    angles = torch.arange(max_positions, dtype=torch.float32)[:, None] * frequencies
+    cos = torch.cat([angles.cos(), angles.cos()], dim=-1)
+    signed_sin = torch.cat([-angles.sin(), angles.sin()], dim=-1)
+    return cos[:, None].to(device, dtype), signed_sin[:, None].to(device, dtype)
+
+
+def rotate(heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """heads [T, H, D], tables gathered at the tokens' positions [T, 1, D] -> [T, H, D]."""
+    return heads * cos + heads.roll(heads.shape[-1] // 2, dims=-1) * signed_sin
+
+
+def _slots_of(linear: Linear, prefix: str, parts: dict[str, int]) -> dict[str, Tensor]:
+    """The slots of projections fused row-wise into one linear; `parts` gives each one's output features, in order."""
+    assert linear.weight is not None, "slots are filled before the weight is prepared"
+    slots: dict[str, Tensor] = {}
+    sizes = list(parts.values())
+    for name, weight in zip(parts, torch.split(linear.weight, sizes), strict=True):
+        slots[f"{prefix}{name}.weight"] = weight
+    if linear.bias is not None:
+        for name, bias in zip(parts, torch.split(linear.bias, sizes), strict=True):
+            slots[f"{prefix}{name}.bias"] = bias
+    return slots

@@ -1,0 +1,279 @@
+"""Scheduler: who runs in a step, with how many tokens; and what became of it afterwards.
+
+There are no prefill and decode phases: a sequence needs the tokens it has beyond those computed, and one token budget
+is shared out over all of them, oldest first. A step that lacks blocks preempts the youngest running sequence, which
+starts over from its tokens. The oldest is never preempted, and admission refused what the empty pool could not hold,
+so every sequence finishes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence as AbstractSequence
+
+from specdec.batch import Batch, ScheduledSequence
+from specdec.block_pool import BlockPool
+from specdec.request import FinishReason, TokenDelta
+from specdec.sequence import Sequence, SequenceStatus, SpeculationCounts
+from specdec.stop import StopChecker
+from specdec.verifier import Outcome
+
+
+class Scheduler:
+    """Owns every sequence from admission to its end, and all their blocks."""
+
+    def __init__(
+        self,
+        block_pool: BlockPool,
+        *,
+        block_size: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        num_speculative_tokens: int,
+        has_draft_model: bool,
+        stop_checker: StopChecker,
+    ) -> None:
+        self.block_pool = block_pool
+        self._block_size = block_size
+        self._max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._num_speculative_tokens = num_speculative_tokens
+        self._has_draft_model = has_draft_model
+        self._stop_checker = stop_checker
+        self.running: list[Sequence] = []
+        """In order of admission: the oldest first."""
+        self.waiting: deque[Sequence] = deque()
+        self.num_preemptions = 0
+        self.prefix_cache_queries = 0
+        self.prefix_cache_hits = 0
+        self.num_prompt_tokens = 0
+        self.num_generation_tokens = 0
+        self.num_finished: dict[FinishReason, int] = {}
+        self.speculation = SpeculationCounts()
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence that the empty pool can hold to its last token."""
+        self.waiting.append(sequence)
+
+    def abort(self, request_id: str) -> list[Sequence]:
+        """End every choice of a request and free its blocks at once; returns those that were unfinished."""
+        aborted = [s for s in (*self.running, *self.waiting) if s.request_id == request_id]
+        for sequence in aborted:
+            self._finish(sequence, FinishReason.ABORT)
+        if aborted:
+            self._forget_finished()
+        return aborted
+
+    def schedule(self) -> Batch:
+        """Share out the step's tokens and reserve the slots that they and their drafts need."""
+        budget = self._max_num_batched_tokens
+        scheduled: list[ScheduledSequence] = []
+        num_preemptions_before = self.num_preemptions
+        index = 0
+        while index < len(self.running) and budget > 0:
+            share = self._share(self.running[index], budget)
+            if not self._reserve_or_preempt(share):
+                # The sequence itself was the youngest: it and everything after it has left the running list.
+                break
+            share = self._with_slots_held(share)
+            scheduled.append(share)
+            budget -= self._cost(share)
+            index += 1
+        if self.num_preemptions == num_preemptions_before:
+            while self.waiting and budget > 0 and len(self.running) < self._max_num_seqs:
+                sequence = self._next_waiting()
+                if sequence is None:
+                    break
+                self._attach_prefix(sequence)
+                share = self._share(sequence, budget)
+                if not self._reserve_share(share):
+                    self.block_pool.release(sequence.drop_blocks())
+                    break
+                self._admit(sequence)
+                share = self._with_slots_held(share)
+                scheduled.append(share)
+                budget -= self._cost(share)
+        return Batch(scheduled)
+
+    def commit(self, batch: Batch, outcomes: AbstractSequence[Outcome]) -> list[TokenDelta]:
+        """Append what was emitted, rewind over rejected drafts, register full blocks, finish what ended."""
+        deltas = []
+        for scheduled, outcome in zip(batch.scheduled, outcomes, strict=True):
+            sequence = scheduled.sequence
+            sequence.num_computed_tokens += scheduled.num_tokens
+            if outcome.token_ids:
+                deltas.append(self._append(sequence, outcome))
+            if sequence.status is SequenceStatus.RUNNING:
+                self._register_blocks(sequence)
+                self._trim(sequence)
+        self._forget_finished()
+        return deltas
+
+    def _append(self, sequence: Sequence, outcome: Outcome) -> TokenDelta:
+        """Emit an outcome's tokens up to the one that ends the sequence."""
+        if sequence.num_output_tokens == 0:
+            self.num_prompt_tokens += sequence.num_prompt_tokens
+        verdict = self._stop_checker.accept(sequence, outcome.token_ids)
+        num_emitted = verdict.num_emitted
+        num_accepted = min(outcome.num_accepted, num_emitted)
+        sequence.num_computed_tokens += num_accepted
+        # Past the accepted tokens the KV is that of rejected drafts, to be overwritten.
+        sequence.num_draft_computed_tokens = min(sequence.num_draft_computed_tokens, sequence.num_computed_tokens)
+        was_cut = num_emitted < len(outcome.token_ids)
+        num_rejected = int(not was_cut and outcome.num_accepted < outcome.num_drafted)
+        for counts in (sequence.speculation, self.speculation):
+            counts.record(num_drafted=outcome.num_drafted, num_accepted=num_accepted, num_rejected=num_rejected)
+        self.num_generation_tokens += num_emitted
+        if verdict.finish_reason is not None:
+            self._finish(sequence, verdict.finish_reason)
+        params = sequence.params
+        return TokenDelta(
+            request_id=sequence.request_id,
+            choice_index=sequence.choice_index,
+            token_ids=tuple(outcome.token_ids[:num_emitted]),
+            text=verdict.text,
+            logprobs=tuple(outcome.logprobs[:num_emitted]) if params.logprobs is not None else None,
+            finish_reason=verdict.finish_reason,
+            stop_reason=verdict.stop_reason,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            num_cached_tokens=sequence.num_cached_tokens,
+            seed=sequence.seed,
+            speculation=sequence.speculation.freeze() if verdict.finish_reason is not None else None,
+        )
+
+    def _share(self, sequence: Sequence, budget: int) -> ScheduledSequence:
+        """What a sequence would run in this step, within a budget of at least one token."""
+        needed = sequence.num_tokens - sequence.num_computed_tokens
+        if self._has_draft_model:
+            # The draft catches up within the same budget: with the chunk itself, and with what it lags behind.
+            lag = sequence.num_computed_tokens - sequence.num_draft_computed_tokens
+            num_tokens = max(1, min(needed, (budget - min(lag, budget)) // 2))
+            num_draft_model_tokens = max(0, min(lag + num_tokens, budget - num_tokens))
+        else:
+            num_tokens = min(needed, budget)
+            num_draft_model_tokens = 0
+        num_draft_slots = 0
+        if num_tokens == needed and sequence.is_prefilled:
+            # The token after the drafts is emitted too, so one of the remaining tokens is not a draft's.
+            num_draft_slots = max(
+                0,
+                min(
+                    self._num_speculative_tokens,
+                    sequence.num_remaining_tokens - 1,
+                    budget - num_tokens - num_draft_model_tokens,
+                ),
+            )
+        return ScheduledSequence(sequence, num_tokens, num_draft_slots, num_draft_model_tokens)
+
+    @staticmethod
+    def _cost(share: ScheduledSequence) -> int:
+        return share.num_tokens + share.num_draft_slots + share.num_draft_model_tokens
+
+    def _reserve(self, sequence: Sequence, num_new_tokens: int) -> bool:
+        """Extend the block table to hold that many tokens after those computed."""
+        needed = math.ceil((sequence.num_computed_tokens + num_new_tokens) / self._block_size)
+        block_ids = self.block_pool.allocate(max(0, needed - len(sequence.block_table)))
+        if block_ids is None:
+            return False
+        sequence.block_table.extend(block_ids)
+        return True
+
+    def _reserve_share(self, share: ScheduledSequence) -> bool:
+        """Reserve with the drafts' slots, else without."""
+        return self._reserve(share.sequence, share.num_tokens + share.num_draft_slots) or self._reserve(
+            share.sequence, share.num_tokens
+        )
+
+    def _reserve_or_preempt(self, share: ScheduledSequence) -> bool:
+        """Reserve for a running sequence, at a younger one's cost if need be; False when it had to go itself."""
+        while not self._reserve_share(share):
+            youngest = self.running[-1]
+            assert youngest is not self.running[0], "admission refuses what the empty pool cannot hold"
+            self._preempt(youngest)
+            if youngest is share.sequence:
+                return False
+        return True
+
+    def _admit(self, sequence: Sequence) -> None:
+        self.waiting.remove(sequence)
+        sequence.status = SequenceStatus.RUNNING
+        self.running.append(sequence)
+        if sequence.num_output_tokens == 0:
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+        self.prefix_cache_queries += sequence.num_tokens
+        self.prefix_cache_hits += sequence.num_computed_tokens
+
+    def _with_slots_held(self, share: ScheduledSequence) -> ScheduledSequence:
+        """The share with no more draft slots than its blocks hold."""
+        sequence = share.sequence
+        held = len(sequence.block_table) * self._block_size - sequence.num_computed_tokens - share.num_tokens
+        if held >= share.num_draft_slots:
+            return share
+        return ScheduledSequence(sequence, share.num_tokens, held, share.num_draft_model_tokens)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.block_pool.release(sequence.drop_blocks())
+        sequence.status = SequenceStatus.WAITING
+        self.waiting.appendleft(sequence)
+        self.num_preemptions += 1
+
+    def _next_waiting(self) -> Sequence | None:
+        """The first waiting sequence that is not held back for its leader's prompt blocks."""
+        for sequence in self.waiting:
+            leader = sequence.leader
+            if leader is None or leader.is_prefilled or leader.status is SequenceStatus.FINISHED:
+                return sequence
+        return None
+
+    def _attach_prefix(self, sequence: Sequence) -> None:
+        """Take the cached blocks of the sequence's own prefix; the last token is always left to compute."""
+        num_full_blocks = (sequence.num_tokens - 1) // self._block_size
+        block_ids = self.block_pool.match_prefix(sequence.hashes(num_full_blocks, self._block_size))
+        self.block_pool.share(block_ids)
+        sequence.block_table = list(block_ids)
+        sequence.num_registered_blocks = len(block_ids)
+        sequence.num_computed_tokens = len(block_ids) * self._block_size
+        num_ready = 0
+        while num_ready < len(block_ids) and self.block_pool[block_ids[num_ready]].draft_ready:
+            num_ready += 1
+        sequence.num_draft_ready_blocks = num_ready
+        sequence.num_draft_computed_tokens = num_ready * self._block_size
+
+    def _register_blocks(self, sequence: Sequence) -> None:
+        """Publish full blocks of verified tokens whose target KV is written, and flag those the draft wrote too."""
+        num_full = sequence.num_computed_tokens // self._block_size
+        if num_full > sequence.num_registered_blocks:
+            hashes = sequence.hashes(num_full, self._block_size)
+            for i in range(sequence.num_registered_blocks, num_full):
+                self.block_pool.register(sequence.block_table[i], hashes[i])
+            sequence.num_registered_blocks = num_full
+        num_ready = sequence.num_draft_computed_tokens // self._block_size
+        for i in range(sequence.num_draft_ready_blocks, num_ready):
+            self.block_pool[sequence.block_table[i]].draft_ready = True
+        sequence.num_draft_ready_blocks = max(sequence.num_draft_ready_blocks, num_ready)
+
+    def _trim(self, sequence: Sequence) -> None:
+        """Give back the blocks past the computed tokens: they were reserved for drafts that were not accepted."""
+        needed = math.ceil(sequence.num_computed_tokens / self._block_size)
+        if len(sequence.block_table) > needed:
+            self.block_pool.release(sequence.block_table[needed:])
+            del sequence.block_table[needed:]
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """End a sequence and free its blocks; its full verified blocks stay findable until they are reused."""
+        if sequence.status is SequenceStatus.RUNNING and sequence.block_table:
+            self._register_blocks(sequence)
+        self.block_pool.release(sequence.drop_blocks())
+        sequence.status = SequenceStatus.FINISHED
+        sequence.finish_reason = reason
+        self.num_finished[reason] = self.num_finished.get(reason, 0) + 1
+
+    def _forget_finished(self) -> None:
+        self.running = [s for s in self.running if s.status is not SequenceStatus.FINISHED]
+        self.waiting = deque(s for s in self.waiting if s.status is not SequenceStatus.FINISHED)

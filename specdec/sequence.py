@@ -1,0 +1,140 @@
+"""Sequence: one choice of one request in flight, and everything that is only about it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass, field
+
+from specdec.block_pool import ROOT_HASH, hash_block
+from specdec.grammars import Grammar, GrammarState
+from specdec.request import FinishReason, SamplingParams, SpeculationStats
+from specdec.tokenizer import Detokenizer
+
+
+class SequenceStatus(enum.Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True)
+class SpeculationCounts:
+    """SpeculationStats while they grow. Every drafted token ends as accepted, rejected or discarded."""
+
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_rejected_tokens: int = 0
+    num_target_passes: int = 0
+    drafted_per_position: list[int] = field(default_factory=list)
+    accepted_per_position: list[int] = field(default_factory=list)
+
+    def record(self, *, num_drafted: int, num_accepted: int, num_rejected: int) -> None:
+        """One target pass over `num_drafted` draft tokens."""
+        self.num_target_passes += 1
+        if num_drafted == 0:
+            return
+        self.num_drafts += 1
+        self.num_draft_tokens += num_drafted
+        self.num_accepted_tokens += num_accepted
+        self.num_rejected_tokens += num_rejected
+        for counts, reached in (
+            (self.drafted_per_position, num_drafted),
+            (self.accepted_per_position, num_accepted),
+        ):
+            counts.extend([0] * (num_drafted - len(counts)))
+            for position in range(reached):
+                counts[position] += 1
+
+    def freeze(self) -> SpeculationStats:
+        return SpeculationStats(
+            num_drafts=self.num_drafts,
+            num_draft_tokens=self.num_draft_tokens,
+            num_accepted_tokens=self.num_accepted_tokens,
+            num_rejected_tokens=self.num_rejected_tokens,
+            num_discarded_tokens=self.num_draft_tokens - self.num_accepted_tokens - self.num_rejected_tokens,
+            num_drafted_per_position=tuple(self.drafted_per_position),
+            num_accepted_per_position=tuple(self.accepted_per_position),
+            num_target_passes=self.num_target_passes,
+        )
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Sequence:
+    """Tokens, blocks and grammar state of one choice.
+
+    `token_ids` holds verified tokens only. KV exists for the first `num_computed_tokens` of them in the target's view
+    of the blocks and for the first `num_draft_computed_tokens` in the draft's. The grammar state is the one after the
+    last token; being a value, it needs no rewinding.
+    """
+
+    request_id: str
+    choice_index: int
+    params: SamplingParams
+    seed: int
+    max_tokens: int
+    eos_token_ids: frozenset[int]
+    num_prompt_tokens: int
+    token_ids: list[int]
+    detokenizer: Detokenizer
+    cache_salt: str = ""
+    grammar: Grammar | None = None
+    grammar_state: GrammarState | None = None
+    leader: Sequence | None = None
+    """The first choice of the same request, whose prompt blocks this one waits for."""
+
+    status: SequenceStatus = SequenceStatus.WAITING
+    finish_reason: FinishReason | None = None
+    block_table: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    num_draft_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache when first admitted."""
+    block_hashes: list[bytes] = field(default_factory=list)
+    """Of the full blocks of token_ids, as far as they were needed."""
+    num_registered_blocks: int = 0
+    num_draft_ready_blocks: int = 0
+    held_text: str = ""
+    """Text not shown yet, because a stop string may begin in it."""
+    speculation: SpeculationCounts = field(default_factory=SpeculationCounts)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def num_remaining_tokens(self) -> int:
+        """Tokens that may still be emitted."""
+        return self.max_tokens - self.num_output_tokens
+
+    @property
+    def is_prefilled(self) -> bool:
+        return self.num_computed_tokens >= self.num_prompt_tokens
+
+    def hashes(self, num_blocks: int, block_size: int) -> AbstractSequence[bytes]:
+        """Digests of the first full blocks of token_ids."""
+        while len(self.block_hashes) < num_blocks:
+            start = len(self.block_hashes) * block_size
+            parent = self.block_hashes[-1] if self.block_hashes else ROOT_HASH
+            block = self.token_ids[start : start + block_size]
+            assert len(block) == block_size, "only full blocks have a hash"
+            self.block_hashes.append(hash_block(parent, block, salt=self.cache_salt))
+        return self.block_hashes[:num_blocks]
+
+    def drop_blocks(self) -> list[int]:
+        """Forget all KV, as at preemption; returns the blocks to release."""
+        block_ids, self.block_table = self.block_table, []
+        self.num_computed_tokens = 0
+        self.num_draft_computed_tokens = 0
+        self.num_registered_blocks = 0
+        self.num_draft_ready_blocks = 0
+        return block_ids

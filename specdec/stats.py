@@ -1,0 +1,41 @@
+"""EngineStats: what the engine has counted so far, as one value to read at any time."""
+
+from __future__ import annotations
+
+import msgspec
+
+from specdec.request import SpeculationStats
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Gauges as they are now, counters since the engine was built."""
+
+    num_requests_running: int = 0
+    """Choices being computed: a request with n=3 counts three."""
+    num_requests_waiting: int = 0
+    num_kv_blocks: int = 0
+    num_kv_blocks_in_use: int = 0
+    """Blocks that a running choice holds; blocks kept only for the prefix cache are free."""
+    num_kv_blocks_cached: int = 0
+    """Blocks with a prefix hash, in use or free."""
+    block_size: int = 0
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    """Prompt tokens computed, prefix-cache hits included."""
+    num_generation_tokens: int = 0
+    prefix_cache_queries: int = 0
+    """Prompt tokens looked up in the prefix cache."""
+    prefix_cache_hits: int = 0
+    num_preemptions: int = 0
+    num_finished: dict[str, int] = {}
+    """Choices by finish reason."""
+    speculation: dict[str, SpeculationStats] = {}
+    """By proposer."""
+    num_drafts_cut_by_grammar: int = 0
+    """Draft runs that a proposer ended because the grammar forbade its next token."""
+    grammar_cache_hits: int = 0
+    grammar_cache_misses: int = 0
+    grammar_cache_entries: int = 0
+    grammar_compile_seconds: float = 0.0
+    grammar_mask_seconds: float = 0.0
+    num_mask_rows: int = 0

@@ -1,0 +1,76 @@
+"""Models that every test folder shares; `tiny_model` and `tiny_tokenizer` can be imported by any test."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+# --import-mode=importlib puts no test folder on the path. The fixtures, not this file, import torch:
+# a run of the grammars' tests does not wait for it.
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers, 4 query heads over 2 key/value heads, tied, fp32, byte-level BPE."""
+    from tiny_model import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "target", seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_draft_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The vocabulary of `tiny_model_folder`; one layer, and another width, head size and head count."""
+    from tiny_model import write_tiny_model
+
+    return write_tiny_model(
+        tmp_path_factory.mktemp("tiny") / "draft",
+        seed=2,
+        num_layers=1,
+        hidden_size=48,
+        intermediate_size=96,
+        num_heads=3,
+        num_kv_heads=1,
+        head_dim=8,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_untied_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything `tiny_model_folder` is not: untied, biased, llama3 rope, bf16, in shards, a padded head."""
+    from tiny_model import LLAMA3_ROPE, write_tiny_model
+
+    return write_tiny_model(
+        tmp_path_factory.mktemp("tiny") / "untied",
+        seed=3,
+        num_layers=3,
+        dtype="bfloat16",
+        tie_word_embeddings=False,
+        attention_bias=True,
+        mlp_bias=True,
+        rope_scaling=LLAMA3_ROPE,
+        num_shards=3,
+        num_padding_rows=32,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece-style vocabulary with byte fallback."""
+    from tiny_model import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "sp", seed=4, tokenizer="sentencepiece")
+
+
+@pytest.fixture(scope="session")
+def default_model_folder() -> Path:
+    """The catalog's default model, pulled if it is not in the cache; for tests marked `model`."""
+    from specdec.errors import PullError
+    from specdec.models.catalog import resolve_model
+
+    try:
+        return resolve_model("smollm2-135m-instruct")
+    except PullError as error:
+        pytest.skip(f"the default model is not in the cache and cannot be pulled: {error}")

@@ -1,0 +1,348 @@
+"""AsyncEngine over a scripted engine: streams, aborts, readers that lag, faults and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from scripted_engine import ScriptedEngine
+
+from specdec.async_engine import AsyncEngine
+from specdec.delta_stream import MAX_WAITING_DELTAS, DeltaStream
+from specdec.errors import EngineClosedError, EngineDeadError, RequestError
+from specdec.request import Constraint, Request, SamplingParams, TokenDelta, TokenLogprob
+
+pytestmark = pytest.mark.filterwarnings("error")
+TIMEOUT_S = 10.0
+
+
+def request(request_id: str, max_tokens: int | None = 5, n: int = 1, **fields: object) -> Request:
+    params = SamplingParams(max_tokens=max_tokens, n=n)
+    return Request(request_id=request_id, prompt_token_ids=(1, 2), sampling_params=params, **fields)
+
+
+async def texts(deltas: AsyncIterator[TokenDelta]) -> dict[int, str]:
+    joined: dict[int, str] = {}
+    async with asyncio.timeout(TIMEOUT_S):
+        async for delta in deltas:
+            joined[delta.choice_index] = joined.get(delta.choice_index, "") + delta.text
+    return joined
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        while not condition():  # noqa: ASYNC110, what is waited for happens on another thread
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+async def scripted() -> ScriptedEngine:
+    return ScriptedEngine()
+
+
+@pytest.fixture
+async def engine(scripted: ScriptedEngine) -> AsyncIterator[AsyncEngine]:
+    engine = AsyncEngine(scripted)
+    await engine.start()
+    yield engine
+    scripted.is_open.set()
+    async with asyncio.timeout(TIMEOUT_S):
+        await engine.close()
+
+
+def expected(num_tokens: int) -> str:
+    return "".join(f"{token} " for token in range(num_tokens))
+
+
+async def test_a_stream_carries_every_choice_to_its_end(engine: AsyncEngine) -> None:
+    assert await texts(engine.generate(request("a", max_tokens=50, n=3))) == dict.fromkeys(range(3), expected(50))
+    assert engine.num_in_flight == 0
+
+
+async def test_requests_submitted_together_share_a_stream(engine: AsyncEngine) -> None:
+    stream = await engine.submit(request("a", 3), request("b", 4))
+    seen: dict[str, str] = {}
+    async for delta in stream:
+        seen[delta.request_id] = seen.get(delta.request_id, "") + delta.text
+    assert seen == {"a": expected(3), "b": expected(4)}
+
+
+async def test_many_requests_at_once_each_get_their_own_text(engine: AsyncEngine) -> None:
+    answers = await asyncio.gather(*(texts(engine.generate(request(f"r{i}", 1 + i % 17))) for i in range(200)))
+    assert answers == [{0: expected(1 + i % 17)} for i in range(200)]
+
+
+async def test_the_engine_is_only_ever_touched_from_one_thread(engine: AsyncEngine, scripted: ScriptedEngine) -> None:
+    await asyncio.gather(*(texts(engine.generate(request(f"r{i}"))) for i in range(20)))
+    assert len(scripted.thread_ids) == 1
+    assert threading.get_ident() not in scripted.thread_ids
+
+
+async def test_an_idle_engine_takes_no_steps_and_is_not_busy(engine: AsyncEngine, scripted: ScriptedEngine) -> None:
+    await texts(engine.generate(request("a")))
+    num_steps = scripted.num_steps
+    await asyncio.sleep(0.05)
+    assert scripted.num_steps == num_steps
+    assert engine.busy_seconds() == 0.0
+
+
+async def test_a_long_step_shows_as_busy_seconds(engine: AsyncEngine, scripted: ScriptedEngine) -> None:
+    scripted.is_open.clear()
+    stream = await engine.submit(request("a"))
+    await until(lambda: engine.busy_seconds() > 0.05)
+    scripted.is_open.set()
+    await texts(stream)
+    await until(lambda: engine.busy_seconds() == 0.0)
+
+
+@pytest.mark.parametrize("how", ["close", "cancel", "break"])
+async def test_leaving_a_stream_early_frees_its_blocks(engine: AsyncEngine, how: str) -> None:
+    if how == "close":
+        stream = await engine.submit(request("a", None))
+        await anext(stream)
+        stream.close()
+    elif how == "cancel":
+        reading = asyncio.create_task(texts(engine.generate(request("a", None))))
+        await until(lambda: engine.stats().num_kv_blocks_in_use == 1)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+    else:
+        deltas = engine.generate(request("a", None))
+        async for _ in deltas:
+            break
+        await deltas.aclose()
+    await until(lambda: engine.stats().num_kv_blocks_in_use == 0)
+    assert engine.num_in_flight == 0
+
+
+async def test_a_stream_closed_before_its_first_step_is_never_computed(
+    engine: AsyncEngine, scripted: ScriptedEngine
+) -> None:
+    scripted.is_open.clear()
+    blocker = await engine.submit(request("blocker", 1))
+    await until(lambda: scripted.num_added == 1)
+    stream = await engine.submit(request("a", None))
+    stream.close()
+    scripted.is_open.set()
+    await texts(blocker)
+    await until(lambda: engine.busy_seconds() == 0.0)
+    assert engine.stats().num_kv_blocks_in_use == 0
+
+
+async def test_an_id_can_be_used_again_at_once_and_old_deltas_do_not_reach_the_new_stream(
+    engine: AsyncEngine,
+) -> None:
+    for _ in range(50):
+        stream = await engine.submit(request("same", None))
+        await anext(stream)
+        stream.close()
+    assert await texts(engine.generate(request("same", 4))) == {0: expected(4)}
+
+
+async def test_an_id_in_flight_is_refused_and_the_first_request_unharmed(engine: AsyncEngine) -> None:
+    first = await engine.submit(request("same", 2000))
+    with pytest.raises(RequestError) as refused:
+        await engine.submit(request("same"))
+    assert refused.value.param == "request_id"
+    with pytest.raises(RequestError):
+        await engine.submit(request("twin"), request("twin"))
+    assert await texts(first) == {0: expected(2000)}
+
+
+async def test_what_prepare_refuses_is_raised_before_the_first_delta(engine: AsyncEngine) -> None:
+    bad = Request(request_id="a", prompt_token_ids=())
+    with pytest.raises(RequestError):
+        await engine.submit(bad)
+    with pytest.raises(RequestError):
+        await engine.submit(request("good"), bad)
+    assert engine.num_in_flight == 0
+    assert await texts(engine.generate(request("a"))) == {0: expected(5)}
+
+
+async def test_a_bug_in_prepare_costs_only_its_own_request(engine: AsyncEngine, scripted: ScriptedEngine) -> None:
+    def fail(_: Request) -> None:
+        raise ZeroDivisionError
+
+    scripted.on_prepare = fail
+    with pytest.raises(ZeroDivisionError):
+        await engine.submit(request("a"))
+    scripted.on_prepare = lambda _: None
+    assert engine.is_healthy
+    assert await texts(engine.generate(request("a"))) == {0: expected(5)}
+
+
+async def test_slow_schemas_hold_up_no_request_without_one(engine: AsyncEngine, scripted: ScriptedEngine) -> None:
+    released = threading.Event()
+    scripted.on_prepare = lambda request: request.constraint is not None and released.wait(TIMEOUT_S)
+    constraint = Constraint(kind="json_object")
+    slow = [asyncio.create_task(texts(engine.generate(request(f"slow{i}", constraint=constraint)))) for i in range(8)]
+    async with asyncio.timeout(TIMEOUT_S / 2):
+        assert await texts(engine.generate(request("fast"))) == {0: expected(5)}
+    assert not any(task.done() for task in slow)
+    released.set()
+    await asyncio.gather(*slow)
+
+
+async def test_cancelling_during_prepare_leaves_nothing_behind(engine: AsyncEngine, scripted: ScriptedEngine) -> None:
+    released = threading.Event()
+    scripted.on_prepare = lambda _: released.wait(TIMEOUT_S)
+    submitting = asyncio.create_task(engine.submit(request("a")))
+    await until(lambda: engine.num_in_flight == 1)
+    submitting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await submitting
+    assert engine.num_in_flight == 0
+    released.set()
+    assert await texts(engine.generate(request("a"))) == {0: expected(5)}
+    assert scripted.num_added == 1
+
+
+async def test_a_reader_that_stands_still_stalls_nobody_and_loses_nothing(engine: AsyncEngine) -> None:
+    stream = await engine.submit(request("slow", 3000))
+    await anext(stream)
+    assert await texts(engine.generate(request("fast", 3000))) == {0: expected(3000)}
+    num_waiting = sum(map(len, stream._pending.values()))
+    assert num_waiting <= MAX_WAITING_DELTAS
+    rest = [delta async for delta in stream]
+    assert "0 " + "".join(delta.text for delta in rest) == expected(3000)
+    assert tuple(token for delta in rest for token in delta.token_ids) == tuple(range(1, 3000))
+    assert rest[-1].finish_reason == "length"
+
+
+async def test_joined_deltas_keep_logprobs_aligned_with_tokens() -> None:
+    stream = DeltaStream([request("a", None)], lambda _, abort: None)
+    for token_id in range(3 * MAX_WAITING_DELTAS):
+        entry = TokenLogprob(token_id=token_id, token="x", token_bytes=b"x", logprob=-1.0)
+        stream.push(TokenDelta(request_id="a", choice_index=0, token_ids=(token_id,), text="x", logprobs=(entry,)))
+    delta = await anext(stream)
+    assert delta.logprobs is not None
+    assert [entry.token_id for entry in delta.logprobs] == list(delta.token_ids) == list(range(3 * MAX_WAITING_DELTAS))
+    assert delta.text == "x" * 3 * MAX_WAITING_DELTAS
+
+
+async def test_an_observer_that_fails_costs_no_stream_its_deltas(engine: AsyncEngine) -> None:
+    def fail(_: TokenDelta) -> None:
+        raise ZeroDivisionError
+
+    stream = await engine.submit(request("a"), observer=fail)
+    other = asyncio.create_task(texts(engine.generate(request("b"))))
+    assert await texts(stream) == {0: expected(5)}
+    assert await other == {0: expected(5)}
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("boom"), MemoryError(), SystemExit(3)])
+async def test_a_dying_engine_fails_every_request_in_flight_and_every_later_one(fault: BaseException) -> None:
+    def die(step: int) -> None:
+        if step == 3:
+            raise fault
+
+    scripted = ScriptedEngine(before_step=die)
+    engine = AsyncEngine(scripted)
+    await engine.start()
+    assert engine.is_healthy
+    scripted.is_open.clear()
+    streams = [await engine.submit(request(f"r{i}", None)) for i in range(5)]
+    scripted.is_open.set()
+    async with asyncio.timeout(TIMEOUT_S):
+        outcomes = await asyncio.gather(*map(texts, streams), return_exceptions=True)
+        await engine.wait_dead()
+    assert [type(outcome) for outcome in outcomes] == [EngineDeadError] * 5
+    assert not engine.is_healthy
+    assert not engine.is_alive
+    with pytest.raises(EngineDeadError):
+        await engine.submit(request("late"))
+    async with asyncio.timeout(TIMEOUT_S):
+        await engine.close(grace_s=5.0)
+
+
+async def test_tokens_made_before_the_engine_died_still_arrive() -> None:
+    def die(step: int) -> None:
+        if step == 3:
+            raise RuntimeError("boom")
+
+    engine = AsyncEngine(ScriptedEngine(before_step=die))
+    await engine.start()
+    stream = await engine.submit(request("a", None))
+    await asyncio.wait_for(engine.wait_dead(), TIMEOUT_S)
+    assert (await anext(stream)).text == expected(3)
+    with pytest.raises(EngineDeadError):
+        await anext(stream)
+    await engine.close()
+
+
+async def test_close_lets_running_requests_finish_within_the_grace(scripted: ScriptedEngine) -> None:
+    scripted.step_seconds = 0.002
+    engine = AsyncEngine(scripted)
+    await engine.start()
+    stream = await engine.submit(request("a", 20))
+    closing = asyncio.create_task(engine.close(grace_s=TIMEOUT_S))
+    await asyncio.sleep(0)
+    with pytest.raises(EngineClosedError):
+        await engine.submit(request("late"))
+    assert engine.is_alive
+    assert not engine.is_healthy
+    assert await texts(stream) == {0: expected(20)}
+    await asyncio.wait_for(closing, TIMEOUT_S)
+
+
+async def test_close_ends_what_outlasts_the_grace_and_frees_its_blocks(scripted: ScriptedEngine) -> None:
+    engine = AsyncEngine(scripted)
+    await engine.start()
+    streams = [await engine.submit(request(f"r{i}", None)) for i in range(3)]
+    start = time.monotonic()
+    closing = asyncio.create_task(engine.close(grace_s=0.1))
+    outcomes = await asyncio.wait_for(asyncio.gather(*map(texts, streams), return_exceptions=True), TIMEOUT_S)
+    assert [type(outcome) for outcome in outcomes] == [EngineClosedError] * 3
+    await asyncio.wait_for(closing, TIMEOUT_S)
+    assert 0.1 <= time.monotonic() - start < TIMEOUT_S
+    assert scripted.stats().num_kv_blocks_in_use == 0
+    assert not engine.is_alive
+
+
+async def test_a_second_close_cuts_the_grace_of_the_first_short(scripted: ScriptedEngine) -> None:
+    engine = AsyncEngine(scripted)
+    await engine.start()
+    stream = await engine.submit(request("a", None))
+    patient = asyncio.create_task(engine.close(grace_s=60.0))
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(TIMEOUT_S):
+        await engine.close()
+        await patient
+    with pytest.raises(EngineClosedError):
+        await texts(stream)
+
+
+async def test_closing_during_prepare_ends_the_submission_at_once(scripted: ScriptedEngine) -> None:
+    released = threading.Event()
+    scripted.on_prepare = lambda _: released.wait(TIMEOUT_S)
+    engine = AsyncEngine(scripted)
+    await engine.start()
+    submitting = asyncio.create_task(engine.submit(request("a")))
+    await until(lambda: engine.num_in_flight == 1)
+    async with asyncio.timeout(TIMEOUT_S / 2):
+        await engine.close()
+        with pytest.raises(EngineClosedError):
+            await submitting
+    released.set()
+
+
+async def test_an_engine_that_was_never_started_refuses_and_closes() -> None:
+    engine = AsyncEngine(ScriptedEngine())
+    with pytest.raises(EngineClosedError):
+        await engine.submit(request("a"))
+    await engine.close()
+    assert not engine.is_alive
+
+
+async def test_a_request_the_engine_itself_refuses_fails_alone(engine: AsyncEngine, scripted: ScriptedEngine) -> None:
+    def refuse(_: Request) -> None:
+        raise RequestError("no room", param="prompt")
+
+    accept, scripted.add_request = scripted.add_request, refuse
+    with pytest.raises(RequestError):
+        await texts(engine.generate(request("a")))
+    scripted.add_request = accept
+    assert await texts(engine.generate(request("a"))) == {0: expected(5)}

@@ -1,0 +1,104 @@
+"""Both backends against attention written out, and the row-invariant one bit for bit."""
+
+import math
+
+import pytest
+import torch
+
+from specdec.attention import RowInvariantAttention, Span, TorchAttention
+from specdec.kv_cache import KVShape, allocate_arena
+from specdec.linear import INVARIANT_TILE_ROWS, PackedLinear, PlainLinear, RowInvariantLinear
+
+NUM_BLOCKS = 64
+HUGE = 1e4
+
+
+def arena(shape, block_size):
+    """A pool of huge values, so that a slot read by mistake shows."""
+    other = KVShape(2, 1, 24, torch.float16)
+    cache = allocate_arena([shape, other], num_blocks=NUM_BLOCKS, block_size=block_size, device=torch.device("cpu"))[0]
+    for keys, values in cache.layers:
+        keys.fill_(HUGE)
+        values.fill_(HUGE)
+    return cache
+
+
+def reference(query, keys, values):
+    """One query [H_q, D] over its context [L, H, D], in float64."""
+    groups = query.shape[0] // keys.shape[1]
+    keys, values = (x.double().repeat_interleave(groups, dim=1) for x in (keys, values))
+    scores = torch.einsum("hd,lhd->hl", query.double(), keys) / math.sqrt(query.shape[-1])
+    return torch.einsum("hl,lhd->hd", scores.softmax(-1), values)
+
+
+# (start position, new tokens) of each sequence: prefill, chunks, decoding and verification, ragged.
+BATCHES = [
+    [(0, 1)],
+    [(0, 17)],
+    [(0, 40), (150, 1), (3, 5)],
+    [(31, 4), (32, 4), (200, 4), (0, 2)],
+    [(130, 20), (7, 1), (127, 3)],
+]
+
+
+@pytest.mark.parametrize("backend", [TorchAttention, RowInvariantAttention])
+@pytest.mark.parametrize("block_size", [1, 5, 16])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_size"), [(4, 4, 16), (9, 3, 64), (8, 2, 80)])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_every_query_attends_to_its_own_past_alone(backend, block_size, heads, kv_heads, head_size, batch):
+    if sum(-(-(start + count) // block_size) for start, count in batch) > NUM_BLOCKS:
+        batch = [(start % 15, count) for start, count in batch][:2]
+        if sum(-(-(start + count) // block_size) for start, count in batch) > NUM_BLOCKS:
+            batch = [(3, 20)]
+    generator = torch.Generator().manual_seed(0)
+    cache = arena(KVShape(2, kv_heads, head_size, torch.float32), block_size)
+    free = torch.randperm(NUM_BLOCKS, generator=generator).tolist()
+    spans, contexts = [], []
+    layer = cache.layers[1]
+    for start, count in batch:
+        num_blocks = -(-(start + count) // block_size)
+        table, free = free[:num_blocks], free[num_blocks:]
+        spans.append(Span([0] * count, start, table, 0))
+        past = torch.randn(2, start + count, kv_heads, head_size, generator=generator)
+        for position in range(start):
+            for part in (0, 1):
+                layer[part][table[position // block_size], position % block_size] = past[part, position]
+        contexts.append(past)
+    query = torch.randn(sum(count for _, count in batch), heads, head_size, generator=generator)
+    key = torch.cat([past[0, start:] for past, (start, _) in zip(contexts, batch, strict=True)])
+    value = torch.cat([past[1, start:] for past, (start, _) in zip(contexts, batch, strict=True)])
+    attention = backend()
+    plan = attention.plan(spans, block_size=block_size, num_groups=heads // kv_heads, dtype=torch.float32)
+    output = attention.forward(query, key, value, layer, plan)
+    row = 0
+    for past, (start, count) in zip(contexts, batch, strict=True):
+        for position in range(start, start + count):
+            expected = reference(query[row], past[0, : position + 1], past[1, : position + 1])
+            # fp32 sums of at most 220 terms of order one.
+            torch.testing.assert_close(output[row].double(), expected, atol=2e-5, rtol=1e-4)
+            row += 1
+    assert bool((cache.layers[0][0] == HUGE).all()), "another layer was written"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_row_of_an_invariant_product_is_the_same_in_any_batch(dtype):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(96, 64, generator=generator).to(dtype)
+    rows = torch.randn(3 * INVARIANT_TILE_ROWS + 5, 64, generator=generator).to(dtype)
+    method = RowInvariantLinear()
+    whole = method.apply(rows, weight, None)
+    for start, end in ((0, 1), (3, 20), (17, 18), (5, 53)):
+        assert torch.equal(method.apply(rows[start:end], weight, None), whole[start:end])
+    torch.testing.assert_close(whole, PlainLinear().apply(rows, weight, None), atol=2e-2, rtol=2e-2)
+
+
+def test_a_packed_product_is_the_plain_one_up_to_rounding():
+    weight = torch.randn(96, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    if not PackedLinear.supports(weight):
+        pytest.skip("this processor has no packed bfloat16 product; the engine then uses the plain one")
+    method = PackedLinear()
+    x = torch.randn(7, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    bias = torch.ones(96).bfloat16()
+    packed = method.apply(x, method.prepare(weight), bias)
+    # Two roundings of sums near 8: an ulp of bfloat16 there is 1/16.
+    torch.testing.assert_close(packed, PlainLinear().apply(x, weight, bias), atol=0.13, rtol=0.02)

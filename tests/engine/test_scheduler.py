@@ -1,0 +1,186 @@
+"""The scheduler and its pool under any mix of requests, drafts, acceptances, endings and aborts."""
+
+import math
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from specdec.block_pool import BlockPool, hash_block
+from specdec.request import FinishReason, SamplingParams
+from specdec.scheduler import Scheduler
+from specdec.sequence import Sequence
+from specdec.stop import StopChecker
+from specdec.verifier import Outcome
+
+EOS = 0
+NUM_BLOCKS = 14
+
+
+class Silent:
+    """A detokenizer of tokens without text."""
+
+    def push(self, token_ids):
+        return ""
+
+    def flush(self):
+        return ""
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Plays the model: it decides what is drafted, what is accepted and where answers end."""
+
+    @initialize(
+        block_size=st.integers(1, 5),
+        budget=st.integers(6, 24),
+        num_drafts=st.integers(0, 4),
+        has_draft_model=st.booleans(),
+        caching=st.booleans(),
+    )
+    def build(self, block_size, budget, num_drafts, has_draft_model, caching):
+        self.block_size = block_size
+        self.budget = budget
+        self.has_draft_model = has_draft_model
+        self.pool = BlockPool(NUM_BLOCKS, enable_prefix_caching=caching)
+        self.scheduler = Scheduler(
+            self.pool,
+            block_size=block_size,
+            max_num_seqs=5,
+            max_num_batched_tokens=budget,
+            num_speculative_tokens=num_drafts,
+            has_draft_model=has_draft_model,
+            stop_checker=StopChecker(),
+        )
+        self.num_requests = 0
+        self.alive = []
+
+    @rule(prompt=st.lists(st.integers(1, 2), min_size=1, max_size=20), num_new=st.integers(1, 20), n=st.integers(1, 2))
+    def add(self, prompt, num_new, n):
+        room = NUM_BLOCKS * self.block_size
+        if len(prompt) + num_new > room:
+            return
+        self.num_requests += 1
+        leader = None
+        for choice_index in range(n):
+            sequence = Sequence(
+                request_id=str(self.num_requests),
+                choice_index=choice_index,
+                params=SamplingParams(n=n),
+                seed=0,
+                max_tokens=num_new,
+                eos_token_ids=frozenset({EOS}),
+                num_prompt_tokens=len(prompt),
+                token_ids=list(prompt),
+                detokenizer=Silent(),
+                leader=leader,
+            )
+            leader = leader or sequence
+            self.scheduler.add(sequence)
+            self.alive.append(sequence)
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def abort(self, data):
+        request_id = data.draw(st.sampled_from(self.alive)).request_id
+        before = [s for s in self.alive if s.request_id == request_id]
+        assert self.scheduler.abort(request_id)
+        assert all(s.finish_reason is FinishReason.ABORT for s in before)
+        self.alive = [s for s in self.alive if s.request_id != request_id]
+
+    @rule(data=st.data())
+    def step(self, data):
+        def draw(most):
+            return data.draw(st.integers(0, most))
+
+        self.run_step(draw, lambda: draw(3))
+
+    @rule()
+    def drain(self):
+        """Every sequence ends, in a number of steps that the tokens left bound, when nothing is accepted."""
+        most = sum(s.num_prompt_tokens + 2 * s.max_tokens for s in self.alive) * (len(self.alive) + 1) + 1
+        for _ in range(most):
+            if not self.alive:
+                break
+            self.run_step(lambda most: 0, lambda: 1)
+        assert not self.alive
+        assert self.pool.num_in_use == 0
+
+    def run_step(self, draw, draw_token):
+        oldest = self.scheduler.running[0] if self.scheduler.running else None
+        batch = self.scheduler.schedule()
+        assert bool(batch) == bool(self.alive), "something unfinished can always run"
+        if oldest is not None:
+            assert self.scheduler.running[0] is oldest, "the oldest is never preempted"
+        assert sum(
+            each.num_tokens + each.num_draft_slots + each.num_draft_model_tokens for each in batch.scheduled
+        ) <= (self.budget)
+        outcomes = []
+        for each in batch.scheduled:
+            sequence = each.sequence
+            slots = sequence.num_computed_tokens + each.num_tokens + each.num_draft_slots
+            assert each.num_tokens >= 1
+            assert slots <= sequence.num_prompt_tokens + sequence.max_tokens - 1, "the last token needs no slot"
+            assert len(sequence.block_table) == math.ceil(slots / self.block_size)
+            self.run_draft_model(each)
+            if not each.reaches_end:
+                outcomes.append(Outcome([], 0, 0, []))
+                continue
+            num_drafted = draw(each.num_draft_slots)
+            num_accepted = draw(num_drafted)
+            outcomes.append(Outcome([draw_token() for _ in range(num_accepted + 1)], num_accepted, num_drafted, []))
+        before = {id(s): s.num_tokens for s in self.alive}
+        deltas = self.scheduler.commit(batch, outcomes)
+        for delta in deltas:
+            assert len(delta.token_ids) >= 1
+        for sequence in [s for s in self.alive if s.finish_reason is not None]:
+            stats = sequence.speculation.freeze()
+            assert stats.num_draft_tokens == (
+                stats.num_accepted_tokens + stats.num_rejected_tokens + stats.num_discarded_tokens
+            )
+            assert min(stats.num_accepted_tokens, stats.num_rejected_tokens, stats.num_discarded_tokens) >= 0
+            assert sequence.token_ids[-1] == EOS or sequence.num_output_tokens == sequence.max_tokens
+        self.alive = [s for s in self.alive if s.finish_reason is None]
+        assert all(s.num_tokens >= before[id(s)] for s in self.alive)
+
+    def run_draft_model(self, each):
+        """Catch up as the draft model's proposer does, then write KV for all but the last draft."""
+        sequence = each.sequence
+        if not self.has_draft_model:
+            return
+        end = sequence.num_computed_tokens + each.num_tokens
+        sequence.num_draft_computed_tokens += min(end - sequence.num_draft_computed_tokens, each.num_draft_model_tokens)
+        if sequence.num_draft_computed_tokens == sequence.num_tokens and each.num_draft_slots:
+            sequence.num_draft_computed_tokens += each.num_draft_slots - 1
+
+    @invariant()
+    def blocks_held_are_those_that_computed_tokens_need(self):
+        held = [block_id for s in self.scheduler.running for block_id in s.block_table]
+        assert self.pool.num_in_use == len(set(held))
+        assert all(self.pool[block_id].ref_count == held.count(block_id) for block_id in set(held))
+        for sequence in self.scheduler.running:
+            assert len(sequence.block_table) == math.ceil(sequence.num_computed_tokens / self.block_size)
+            assert sequence.num_draft_computed_tokens <= sequence.num_computed_tokens < sequence.num_tokens
+        assert all(not s.block_table for s in self.scheduler.waiting)
+
+    @invariant()
+    def a_shared_or_findable_block_holds_verified_computed_tokens_under_their_own_hash(self):
+        for sequence in self.scheduler.running:
+            parent = b""
+            for i, block_id in enumerate(sequence.block_table):
+                block = self.pool[block_id]
+                end = (i + 1) * self.block_size
+                if block.ref_count > 1 or block.block_hash is not None:
+                    assert end <= sequence.num_computed_tokens
+                if end <= sequence.num_tokens:
+                    parent = hash_block(parent, sequence.token_ids[end - self.block_size : end])
+                if block.block_hash is not None:
+                    assert block.block_hash == parent
+
+    @invariant()
+    def every_sequence_is_in_one_place(self):
+        queued = [*self.scheduler.running, *self.scheduler.waiting]
+        assert len(queued) == len({id(s) for s in queued}) == len(self.alive)
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)

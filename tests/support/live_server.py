@@ -1,0 +1,105 @@
+"""A uvicorn on 127.0.0.1, in a thread of the test process, around an engine that the test can reach."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+import uvicorn
+
+from specdec import AsyncEngine, Engine
+from specdec.server import ServerConfig, create_app
+
+TIMEOUT_S = 30.0
+
+
+class LiveServer:
+    """Serves `engine` until stopped; `url` is where."""
+
+    def __init__(self, engine: Engine, config: ServerConfig) -> None:
+        self.engine = engine
+        self.async_engine = AsyncEngine(engine)
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(self.async_engine, config), port=0, ws="none", log_config=None, access_log=False,
+                server_header=False, timeout_graceful_shutdown=5,
+            )
+        )  # fmt: skip
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve()), daemon=True)
+        self._thread.start()
+        wait_until(lambda: self._server.started, "the server to start")
+        self.port: int = self._server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(TIMEOUT_S)
+        assert not self._thread.is_alive(), "the server did not stop"
+
+    def num_blocks_in_use(self) -> int:
+        return self.async_engine.stats().num_kv_blocks_in_use
+
+
+@contextmanager
+def serving(engine: Engine, config: ServerConfig | None = None) -> Iterator[LiveServer]:
+    server = LiveServer(engine, config or ServerConfig(served_model_names=("tiny",)))
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {TIMEOUT_S:g} s for {what}"
+        time.sleep(0.005)
+
+
+def slowed(engine: Engine, seconds: float) -> Engine:
+    """The same engine, each step of which takes longer: the edge at which tests inject time."""
+    step = engine.step
+
+    def slow_step() -> object:
+        time.sleep(seconds)
+        return step()
+
+    engine.step = slow_step
+    return engine
+
+
+def dying(engine: Engine, at_step: int) -> Engine:
+    """The same engine, whose step raises from a certain step on."""
+    step, steps = engine.step, iter(range(10**9))
+
+    def fatal_step() -> object:
+        if next(steps) >= at_step:
+            raise RuntimeError("injected: device lost at 0xdeadbeef")
+        return step()
+
+    engine.step = fatal_step
+    return engine
+
+
+def chat_body(**fields: object) -> dict[str, object]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], **fields}
+
+
+def read_events(response: httpx.Response) -> Iterator[dict[str, object]]:
+    """The JSON of each event of a stream; the stream must end with [DONE]."""
+    is_done = False
+    for line in response.iter_lines():
+        if not line or line.startswith(":"):
+            continue
+        assert not is_done, f"after [DONE]: {line}"
+        assert line.startswith("data: "), line
+        if line == "data: [DONE]":
+            is_done = True
+        else:
+            yield json.loads(line.removeprefix("data: "))
+    assert is_done, "the stream ended without [DONE]"
