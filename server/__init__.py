@@ -1,0 +1,7 @@
+"""The OpenAI-compatible HTTP server: Litestar on uvicorn, msgspec wire types, one AsyncEngine behind it."""
+
+from specdec.server.app import create_app
+from specdec.server.config import ServerConfig
+from specdec.server.run import ServerInfo, serve
+
+__all__ = ["ServerConfig", "ServerInfo", "create_app", "serve"]

@@ -1,0 +1,166 @@
+"""Chat completions on the wire: the request, the answer, the chunks of a stream."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from specdec import FinishReason, TokenLogprob
+from specdec.server.response_format import ResponseFormat
+from specdec.server.sampling import SamplingFields
+from specdec.server.usage import Extension, RequestMetrics, Usage
+
+MIN_LOGPROB = -9999.0
+"""OpenAI's stand-in for a log-probability of minus infinity, which JSON cannot say."""
+
+
+class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
+    """A piece of a message."""
+
+    text: str
+
+
+class RefusalPart(msgspec.Struct, frozen=True, tag_field="type", tag="refusal"):
+    """What an assistant said instead of an answer, earlier in the conversation."""
+
+    refusal: str
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One turn of the conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[TextPart | RefusalPart] | None = None
+    name: str | None = None
+    refusal: str | None = None
+    tool_calls: list[msgspec.Raw] | None = None
+    tool_call_id: str | None = None
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """What a stream carries besides text; the second is vLLM's."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class ChatRequest(SamplingFields, frozen=True, kw_only=True):
+    """The body of POST /v1/chat/completions."""
+
+    model: str
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: ResponseFormat | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
+class TopLogprob(msgspec.Struct, frozen=True):
+    """A token that was likely at some position."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatLogprob(msgspec.Struct, frozen=True):
+    """The token that was drawn at a position, and those that were likely."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True):
+    """One entry per token of the content."""
+
+    content: list[ChatLogprob]
+    refusal: None = None
+
+
+class AnswerMessage(msgspec.Struct, frozen=True):
+    """The assistant's turn."""
+
+    content: str
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct, frozen=True):
+    """One of `n` answers."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a request that does not stream."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    system_fingerprint: str
+    service_tier: None = None
+    specdec: Extension
+    metrics: RequestMetrics | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class ChatDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a chunk adds to its choice."""
+
+    role: Literal["assistant"] | msgspec.UnsetType = msgspec.UNSET
+    content: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class ChatChunkChoice(msgspec.Struct, frozen=True):
+    """A chunk's one choice."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of a stream; `usage` is absent unless asked for, then null until the last."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    system_fingerprint: str
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    specdec: Extension | msgspec.UnsetType = msgspec.UNSET
+    metrics: RequestMetrics | msgspec.UnsetType | None = msgspec.UNSET
+
+
+def chat_logprobs(entries: list[TokenLogprob] | tuple[TokenLogprob, ...] | None) -> ChatLogprobs | None:
+    """The engine's log-probabilities in the chat shape; None stays None."""
+    if entries is None:
+        return None
+    return ChatLogprobs(
+        [
+            ChatLogprob(
+                token=entry.token,
+                logprob=max(entry.logprob, MIN_LOGPROB),
+                bytes=list(entry.token_bytes),
+                top_logprobs=[
+                    TopLogprob(likely.token, max(likely.logprob, MIN_LOGPROB), list(likely.token_bytes))
+                    for likely in entry.top
+                ],
+            )
+            for entry in entries
+        ]
+    )

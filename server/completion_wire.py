@@ -1,0 +1,87 @@
+"""Text completions on the wire: the request, and the one shape that answers and stream chunks share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from specdec import FinishReason, TokenLogprob
+from specdec.server.chat_wire import MIN_LOGPROB, StreamOptions
+from specdec.server.response_format import ResponseFormat
+from specdec.server.sampling import SamplingFields
+from specdec.server.usage import Extension, RequestMetrics, Usage
+
+
+class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
+    """The body of POST /v1/completions; response_format is an extension."""
+
+    model: str
+    prompt: str | list[str | int | list[int]]
+    max_tokens: int | None = None
+    logprobs: int | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    response_format: ResponseFormat | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
+class CompletionLogprobs(msgspec.Struct, frozen=True):
+    """Parallel lists, one entry per token."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class CompletionChoice(msgspec.Struct, frozen=True):
+    """One answer, or what a chunk adds to it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer, or one event of its stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    system_fingerprint: str
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    specdec: Extension | msgspec.UnsetType = msgspec.UNSET
+    metrics: RequestMetrics | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class TextOffsets:
+    """Where in the text of a choice each token begins, for tokens that come in pieces."""
+
+    def __init__(self, start: int = 0) -> None:
+        self._offset = start
+
+    def logprobs(
+        self, entries: list[TokenLogprob] | tuple[TokenLogprob, ...] | None, *, has_top: bool
+    ) -> CompletionLogprobs | None:
+        """The engine's log-probabilities in the legacy shape; None stays None."""
+        if entries is None:
+            return None
+        offsets = []
+        for entry in entries:
+            offsets.append(self._offset)
+            self._offset += len(entry.token)
+        return CompletionLogprobs(
+            tokens=[entry.token for entry in entries],
+            token_logprobs=[max(entry.logprob, MIN_LOGPROB) for entry in entries],
+            top_logprobs=[
+                {likely.token: max(likely.logprob, MIN_LOGPROB) for likely in reversed(entry.top)} for entry in entries
+            ]
+            if has_top
+            else None,
+            text_offset=offsets,
+        )

@@ -1,0 +1,45 @@
+"""One HTTP request and its response, as the gate and the handlers share them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from litestar import Request as HttpRequest
+
+_STATE_KEY = "specdec_exchange"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """Lives from the first byte of a request to the end of its response, however that ends."""
+
+    request_id: str
+    cache_salt: str = ""
+    """Of the caller's API key: callers with different keys share no prefix-cache blocks."""
+    start: float = field(default_factory=time.monotonic)
+    status: int = 0
+    on_end: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def at_end(self, close: Callable[[], None]) -> None:
+        """Have `close` called when the response is complete, has failed, or its client is gone."""
+        self.on_end.callback(close)
+
+    @property
+    def seconds(self) -> float:
+        """Since the request arrived."""
+        return time.monotonic() - self.start
+
+    def enter(self, scope: Any) -> None:
+        """Make this the exchange of an ASGI scope (Any: uvicorn and Litestar type scopes apart)."""
+        scope.setdefault("state", {})[_STATE_KEY] = self
+
+
+def exchange_of(http_request: HttpRequest[Any, Any, Any]) -> Exchange:
+    """The exchange that the gate opened for this request."""
+    exchange = http_request.scope["state"][_STATE_KEY]
+    assert isinstance(exchange, Exchange)
+    return exchange

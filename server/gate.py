@@ -1,0 +1,104 @@
+"""The gate around the whole application: request ids, API keys, timing, and what must end with the request."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from typing import TYPE_CHECKING
+
+import msgspec
+from litestar.enums import ScopeType
+
+from specdec.server.auth import PUBLIC_PATHS, ApiKeys, cache_salt, presented_key
+from specdec.server.errors import ApiError, ErrorBody, ErrorObject
+from specdec.server.exchange import Exchange
+from specdec.server.metrics import ServerMetrics
+
+if TYPE_CHECKING:
+    from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+UNROUTED = "unrouted"
+"""The metrics label of a request that reached no route; paths themselves are the clients' to choose."""
+
+
+class Gate:
+    """ASGI, outside of routing, so that an unknown path is guarded like a known one."""
+
+    def __init__(self, app: ASGIApp, api_keys: ApiKeys, metrics: ServerMetrics) -> None:
+        self._app = app
+        self._api_keys = api_keys
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        key = presented_key(scope["headers"]) if self._api_keys.guards else None
+        exchange = Exchange(_request_id(headers.get(b"x-request-id")), cache_salt(key))
+        exchange.enter(scope)
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", []),
+                    (b"x-request-id", exchange.request_id.encode()),
+                    (b"openai-processing-ms", b"%d" % (1e3 * exchange.seconds)),
+                ]
+            await send(message)
+
+        try:
+            with exchange.on_end:
+                if self._api_keys.guards and scope["path"] not in PUBLIC_PATHS and not self._admits(key):
+                    await _send_error(_unauthorized(), send_marked)
+                else:
+                    await self._app(scope, receive, send_marked)
+        finally:
+            self._record(scope, exchange)
+
+    def _admits(self, key: bytes | None) -> bool:
+        return self._api_keys.admits(key or b"") and key is not None
+
+    def _record(self, scope: HTTPScope, exchange: Exchange) -> None:
+        route = str(scope.get("path_template") or UNROUTED)
+        self._metrics.observe_http(scope["method"], route, exchange.status, exchange.seconds)
+        logger.info(
+            "%s %s %s %d %.1f ms",
+            exchange.request_id,
+            scope["method"],
+            route,
+            exchange.status,
+            1e3 * exchange.seconds,
+        )
+
+
+def _request_id(given: bytes | None) -> str:
+    """The caller's own id where it is fit for a header and a log line."""
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given.decode()
+    return f"req-{secrets.token_hex(16)}"
+
+
+def _unauthorized() -> ApiError:
+    return ApiError(
+        401,
+        ErrorObject(
+            message="a valid API key is required, as `Authorization: Bearer KEY` or `x-api-key: KEY`",
+            type="authentication_error",
+            code="invalid_api_key",
+        ),
+        {"www-authenticate": "Bearer"},
+    )
+
+
+async def _send_error(error: ApiError, send: Send) -> None:
+    body = msgspec.json.encode(ErrorBody(error.error))
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

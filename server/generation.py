@@ -1,0 +1,56 @@
+"""From checked fields to a response: submit, then stream or gather, the same way for every endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from litestar import Request as HttpRequest
+from litestar import Response
+
+from specdec import Request, RequestError
+from specdec.server.answer import Answer
+from specdec.server.body import IGNORED_HEADER
+from specdec.server.errors import ApiError, ErrorObject
+from specdec.server.event_stream import Chunks, event_frames, event_stream, gather_answer
+from specdec.server.exchange import exchange_of
+from specdec.server.metrics import LatencyObserver
+from specdec.server.service import service_of
+
+CLIENT_CLOSED_REQUEST = 499
+
+
+async def respond(
+    http_request: HttpRequest[Any, Any, Any],
+    requests: Sequence[Request],
+    *,
+    ignored: str,
+    params: Mapping[str, str],
+    chunks: Callable[[Answer], Chunks] | None,
+    whole: Callable[[Answer], msgspec.Struct],
+) -> Response[Any]:
+    """Generate, and answer in the endpoint's own words: by `chunks` if given, else as a `whole`.
+
+    `params` has this endpoint's names of the engine's fields, `ignored` the value of the header that names
+    fields without effect. What is refused is refused before the status line, for a stream too.
+    """
+    service, exchange = service_of(http_request), exchange_of(http_request)
+    answer = Answer(requests, keeps_content=chunks is None)
+    try:
+        deltas = await service.engine.submit(*requests, observer=LatencyObserver(service.metrics, requests))
+    except RequestError as error:
+        if error.param is not None:
+            error.param = params.get(error.param, error.param)
+        raise
+    exchange.at_end(deltas.close)
+    headers = {IGNORED_HEADER: ignored} if ignored else {}
+    if chunks is not None:
+        frames = event_frames(deltas, answer, chunks(answer), service.config.keep_alive_interval_s)
+        return event_stream(frames, headers)
+    if not await gather_answer(deltas, answer, http_request.receive):
+        raise ApiError(
+            CLIENT_CLOSED_REQUEST,
+            ErrorObject(message="the client closed the connection", type="invalid_request_error"),
+        )
+    return Response(whole(answer), status_code=200, media_type="application/json", headers=headers)

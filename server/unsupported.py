@@ -1,0 +1,52 @@
+"""Fields that clients send and this server does not act on: those it must refuse, those that change nothing."""
+
+from __future__ import annotations
+
+from specdec.server.body import Refused
+
+_SHARED_REFUSED = {
+    "structured_outputs": Refused((), "give the constraint as response_format, with type json_schema"),
+    "prompt_logprobs": Refused((0, False), "only generated tokens have log-probabilities"),
+    "bad_words": Refused(([],), "use logit_bias"),
+}
+
+CHAT_REFUSED = {
+    **_SHARED_REFUSED,
+    "tools": Refused(([],), "leave it out, and describe the answer you need by response_format"),
+    "tool_choice": Refused(("none", "auto"), "only none and auto are accepted, as there are no tools"),
+    "functions": Refused(([],), "leave it out, and describe the answer you need by response_format"),
+    "function_call": Refused(("none", "auto"), "only none and auto are accepted, as there are no functions"),
+    "prediction": Refused((), "leave it out; the server drafts by itself when it is started with --spec"),
+    "audio": Refused((), "this model writes text only"),
+    "modalities": Refused((["text"], []), 'this model writes text only; send ["text"] or nothing'),
+    "web_search_options": Refused((), "this server reaches no network"),
+    "chat_template": Refused((), "the model's own template is used"),
+    "chat_template_kwargs": Refused(({},), "the model's own template is used as it is"),
+    "continue_final_message": Refused((False,), "every answer is a message of its own"),
+    "echo": Refused((False,), "use /v1/completions"),
+}
+
+COMPLETION_REFUSED = {
+    **_SHARED_REFUSED,
+    "suffix": Refused(("",), "text is only generated after the prompt"),
+    "prompt_embeds": Refused((), "send text or token ids"),
+    "tools": Refused(([],), "use /v1/chat/completions"),
+}
+
+WITHOUT_EFFECT = frozenset(
+    {
+        "metadata",
+        "moderation",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+        "verbosity",
+    }
+)
+"""OpenAI's fields that concern its own service, not the answer."""

@@ -1,0 +1,108 @@
+"""The engine dies, stalls or is shut down: every client is told, and so is whoever watches /health."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable
+
+import httpx
+import msgspec
+import pytest
+from live_server import chat_body, dying, read_events, serving, slowed, wait_until
+
+from specdec import Engine, FinishReason, TokenDelta
+from specdec.server import ServerConfig
+
+CHAT = "/v1/chat/completions"
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def stream_events(url: str, **fields: object) -> list[dict]:
+    with httpx.stream("POST", url + CHAT, json=chat_body(stream=True, **fields), timeout=30) as response:
+        assert response.status_code == 200
+        return list(read_events(response))
+
+
+def test_when_the_engine_dies_every_client_gets_an_error_and_health_turns_503(
+    make_engine: Callable[..., Engine],
+) -> None:
+    with serving(dying(slowed(make_engine(), 0.005), at_step=60)) as server:
+        assert httpx.get(server.url + "/health").status_code == 200
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            streams = [pool.submit(stream_events, server.url, ignore_eos=True) for _ in range(4)]
+            wholes = [
+                pool.submit(httpx.post, server.url + CHAT, json=chat_body(ignore_eos=True), timeout=30)
+                for _ in range(4)
+            ]
+            for stream in streams:
+                *chunks, last = stream.result(30)
+                assert chunks, "tokens made before the fault arrive"
+                assert last["error"]["code"] == "engine_dead"
+            for whole in wholes:
+                response = whole.result(30)
+                assert response.status_code == 500
+                assert response.json()["error"]["code"] == "engine_dead"
+                assert "0xdeadbeef" not in response.text, "internals stay in the log"
+        for path in ("/health", "/ready"):
+            assert httpx.get(server.url + path).status_code == 503
+        late = httpx.post(server.url + CHAT, json=chat_body(), timeout=30)
+        assert (late.status_code, late.json()["error"]["code"]) == (500, "engine_dead")
+        assert late.headers["x-should-retry"] == "false"
+        assert httpx.get(server.url + "/metrics").status_code == 200
+
+
+def test_an_engine_stuck_in_a_step_turns_health_to_503_and_back(make_engine: Callable[..., Engine]) -> None:
+    config = ServerConfig(served_model_names=("tiny",), stall_timeout_s=0.1)
+    with (
+        serving(slowed(make_engine(), 1.0), config) as server,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        answer = pool.submit(httpx.post, server.url + CHAT, json=chat_body(max_tokens=1), timeout=30)
+        wait_until(lambda: httpx.get(server.url + "/health").status_code == 503, "the stall to show")
+        assert httpx.get(server.url + "/health").json()["error"]["code"] == "engine_stalled"
+        assert answer.result(30).status_code == 200
+        wait_until(lambda: httpx.get(server.url + "/health").status_code == 200, "the stall to end")
+
+
+def test_a_choice_that_the_engine_gives_up_is_an_error_of_its_request_alone(
+    make_engine: Callable[..., Engine],
+) -> None:
+    engine = make_engine()
+    step = engine.step
+
+    def partly_failing_step() -> list[TokenDelta]:
+        return [
+            msgspec.structs.replace(delta, finish_reason=FinishReason.ERROR, error="the grammar lost its way")
+            if delta.num_prompt_tokens > 100
+            else delta
+            for delta in step()
+        ]
+
+    engine.step = partly_failing_step
+    long = {"messages": [{"role": "user", "content": "word " * 200}]}
+    with serving(engine) as server:
+        assert stream_events(server.url, **long)[-1]["error"]["code"] == "generation_failed"
+        whole = httpx.post(server.url + CHAT, json=chat_body(**long), timeout=30)
+        assert whole.status_code == 500
+        assert whole.json()["error"]["message"] == "the grammar lost its way"
+        assert httpx.post(server.url + CHAT, json=chat_body(max_tokens=3), timeout=30).status_code == 200
+        wait_until(lambda: server.async_engine.num_in_flight == 0, "the failed requests to be forgotten")
+
+
+def test_a_fault_in_one_request_is_its_own(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    prepare = engine.prepare
+
+    def faulty_prepare(request: object) -> object:
+        if len(request.prompt_token_ids) > 100:
+            raise KeyError("secret path /etc/x")
+        return prepare(request)
+
+    engine.prepare = faulty_prepare
+    with serving(engine) as server:
+        long = chat_body(messages=[{"role": "user", "content": "word " * 200}], max_tokens=3)
+        response = httpx.post(server.url + CHAT, json=long, timeout=30)
+        assert response.status_code == 500
+        assert "secret" not in response.text
+        assert httpx.post(server.url + CHAT, json=chat_body(max_tokens=3), timeout=30).status_code == 200
+        assert httpx.get(server.url + "/health").status_code == 200

@@ -1,0 +1,129 @@
+"""The exposition parses, and its counts add up to what clients were told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+from live_server import LiveServer, chat_body, serving, wait_until
+from prometheus_client.parser import text_string_to_metric_families
+
+from specdec import Engine, EngineStats, FinishReason, Request, SamplingParams, TokenDelta
+from specdec.config import SpeculativeConfig
+from specdec.server import ServerConfig
+from specdec.server.metrics import LatencyObserver, ServerMetrics
+
+
+@pytest.fixture
+def fresh(make_engine: Callable[..., Engine]) -> Iterator[LiveServer]:
+    engine = make_engine(speculative=SpeculativeConfig(method="ngram", num_speculative_tokens=3))
+    config = ServerConfig(served_model_names=("tiny",), per_request_spec_decode_metrics="summary")
+    with serving(engine, config) as server:
+        yield server
+
+
+def scrape(server: LiveServer) -> dict[str, list[tuple[dict[str, str], float]]]:
+    text = httpx.get(server.url + "/metrics").text
+    samples: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return samples
+
+
+def total(samples: dict[str, list[tuple[dict[str, str], float]]], name: str) -> float:
+    return sum(value for _, value in samples["specdec:" + name])
+
+
+def test_counts_add_up_to_the_usage_that_clients_were_told(fresh: LiveServer) -> None:
+    answers = [
+        httpx.post(fresh.url + "/v1/chat/completions", json=chat_body(max_tokens=20, n=1 + i % 2), timeout=30).json()
+        for i in range(6)
+    ]
+    wait_until(lambda: fresh.num_blocks_in_use() == 0, "the engine to be idle")
+    samples = scrape(fresh)
+    completion_tokens = sum(answer["usage"]["completion_tokens"] for answer in answers)
+    num_choices = sum(len(answer["choices"]) for answer in answers)
+    assert total(samples, "generation_tokens_total") == completion_tokens
+    assert total(samples, "request_generation_tokens_sum") == completion_tokens
+    assert total(samples, "request_prompt_tokens_sum") == sum(a["usage"]["prompt_tokens"] for a in answers)
+    assert total(samples, "request_success_total") == num_choices
+    assert total(samples, "request_generation_tokens_count") == num_choices
+    assert total(samples, "time_to_first_token_seconds_count") == num_choices
+    assert total(samples, "inter_token_latency_seconds_count") <= completion_tokens - num_choices
+    assert total(samples, "e2e_request_latency_seconds_count") == len(answers)
+    assert total(samples, "num_requests_running") == total(samples, "num_requests_waiting") == 0
+    assert total(samples, "kv_cache_usage_perc") == 0
+    assert all(labels["model_name"] == "tiny" for labels, _ in samples["specdec:generation_tokens_total"])
+
+
+def test_every_token_after_the_first_delta_is_one_observation_of_latency() -> None:
+    metrics = ServerMetrics("tiny", EngineStats)
+    request = Request(request_id="a", prompt_token_ids=(1,), sampling_params=SamplingParams(n=2))
+    observer = LatencyObserver(metrics, [request])
+    for token_ids, finish_reason in (((1,), None), ((2, 3, 4), None), ((), None), ((5, 6), FinishReason.STOP)):
+        for choice_index in range(2):
+            observer(
+                TokenDelta(request_id="a", choice_index=choice_index, token_ids=token_ids, finish_reason=finish_reason)
+            )
+    counts = {
+        sample.name.removeprefix("specdec:"): sample.value
+        for family in text_string_to_metric_families(metrics.text().decode())
+        for sample in family.samples
+        if sample.name.endswith(("_count", "_sum"))
+    }
+    assert counts["time_to_first_token_seconds_count"] == 2
+    assert counts["inter_token_latency_seconds_count"] == 2 * 5
+    assert counts["request_generation_tokens_sum"] == 2 * 6
+    assert counts["e2e_request_latency_seconds_count"] == 1
+    assert counts["request_params_n_sum"] == 2
+
+
+def test_speculation_adds_up_in_metrics_and_in_each_answer(fresh: LiveServer) -> None:
+    body = chat_body(messages=[{"role": "user", "content": "one two three " * 30}], max_tokens=300, temperature=0)
+    answer = httpx.post(fresh.url + "/v1/chat/completions", json={**body, "ignore_eos": True}, timeout=60).json()
+    wait_until(lambda: fresh.num_blocks_in_use() == 0, "the engine to be idle")
+    samples = scrape(fresh)
+    outcomes = ("num_accepted_tokens_total", "num_rejected_tokens_total", "num_discarded_tokens_total")
+    assert total(samples, "spec_decode_num_draft_tokens_total") > 0
+    assert total(samples, "spec_decode_num_draft_tokens_total") == sum(
+        total(samples, "spec_decode_" + name) for name in outcomes
+    )
+    assert total(samples, "spec_decode_num_accepted_tokens_per_pos_total") == total(
+        samples, "spec_decode_num_accepted_tokens_total"
+    )
+    speculative = answer["metrics"]["speculative_decoding"]
+    histogram = speculative["acceptance_histogram"]
+    assert speculative["num_spec_tokens"] == 3
+    assert len(histogram) == 4
+    assert min(histogram) >= 0
+    assert sum(histogram) == speculative["num_spec_steps"]
+    assert sum(i * count for i, count in enumerate(histogram)) == speculative["num_accepted_draft_tokens"]
+    assert speculative["num_draft_tokens"] == total(samples, "spec_decode_num_draft_tokens_total")
+
+
+def test_metrics_of_a_request_come_with_the_last_chunk_and_are_null_for_several_choices(fresh: LiveServer) -> None:
+    body = chat_body(max_tokens=3, stream=True, stream_options={"include_usage": True})
+    text = httpx.post(fresh.url + "/v1/chat/completions", json=body, timeout=30).text
+    assert text.count('"metrics":{') == 1
+    assert '"metrics":{' in text.split("\n\n")[-3]
+    answer = httpx.post(fresh.url + "/v1/chat/completions", json=chat_body(max_tokens=3, n=2), timeout=30).json()
+    assert answer["metrics"] is None
+
+
+def test_paths_that_clients_make_up_are_no_labels(fresh: LiveServer) -> None:
+    for path in ("/a", "/b/c", "/v1/models/x", "/v1/models/y"):
+        httpx.get(fresh.url + path)
+    handlers = {labels["handler"] for labels, _ in scrape(fresh)["specdec:http_requests_total"]}
+    assert handlers <= {"unrouted", "/metrics", "/v1/models/{name}"}
+
+
+def test_status_codes_are_counted_as_sent(fresh: LiveServer) -> None:
+    httpx.post(fresh.url + "/v1/completions", json={})
+    httpx.get(fresh.url + "/v1/completions")
+    statuses = {
+        (labels["handler"], labels["status"]): value for labels, value in scrape(fresh)["specdec:http_requests_total"]
+    }
+    assert statuses["/v1/completions", "400"] == 1
+    assert statuses["unrouted", "405"] == 1

@@ -1,0 +1,188 @@
+"""serve() as a process: the banner's facts, signals, exit codes."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from live_server import chat_body, read_events
+
+from specdec import ConfigError, EngineConfig
+from specdec.server import ServerConfig, serve
+
+PROGRAM = """
+import sys, time
+import msgspec
+import specdec.engine
+from specdec import EngineConfig
+from specdec.server import ServerConfig, serve
+
+die_at, config = int(sys.argv[2]), msgspec.json.decode(sys.argv[3], type=ServerConfig)
+step = specdec.engine.Engine.step
+
+def slow_step(engine):
+    time.sleep(0.005)
+    if engine.stats().num_steps == die_at:
+        raise RuntimeError("injected")
+    return step(engine)
+
+specdec.engine.Engine.step = slow_step
+engine_config = EngineConfig(model=sys.argv[1], num_kv_blocks=600)
+print_info = lambda info: print(msgspec.json.encode(info).decode(), flush=True)
+sys.exit(serve(engine_config, config, on_ready=print_info))
+"""
+
+
+class Served:
+    """A process that serves."""
+
+    def __init__(self, folder: Path, *, die_at: int = -1, **config: object) -> None:
+        fields = {"port": 0, "served_model_names": ["tiny"], **config}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(folder), str(die_at), json.dumps(fields)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.process.communicate(timeout=20)[1]
+        self.info = json.loads(line)
+        self.url: str = self.info["url"]
+
+    def stop(self, timeout_s: float = 20) -> tuple[int, str, float]:
+        """SIGTERM; the exit code, what was logged, and how long it took."""
+        start = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        _, log = self.process.communicate(timeout=timeout_s)
+        return self.process.returncode, log, time.monotonic() - start
+
+
+@pytest.fixture
+def served(tiny_model_folder: Path) -> Iterator[Callable[..., Served]]:
+    started: list[Served] = []
+
+    def start(**fields: object) -> Served:
+        started.append(Served(tiny_model_folder, **fields))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+        each.process.communicate(timeout=20)
+
+
+def last_event(url: str, **fields: object) -> dict:
+    body = chat_body(stream=True, **fields)
+    with httpx.stream("POST", url + "/v1/chat/completions", json=body, timeout=60) as response:
+        return list(read_events(response))[-1]
+
+
+def wait_for_running(url: str, num_requests: int) -> None:
+    deadline = time.monotonic() + 20
+    while f'num_requests_running{{model_name="tiny"}} {num_requests}.0' not in httpx.get(url + "/metrics").text:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_on_ready_tells_what_is_served_and_sigterm_ends_it_with_0(served: Callable[..., Served]) -> None:
+    server = served()
+    assert server.info["model_names"] == ["tiny"]
+    assert server.info["engine"]["num_kv_blocks"] == 600
+    assert httpx.get(server.url + "/ready").status_code == 200
+    with httpx.Client(base_url=server.url) as client:  # an idle connection holds nothing up
+        client.get("/health")
+        code, log, seconds = server.stop()
+    assert code == 0, log
+    assert "Traceback" not in log
+    assert seconds < 5
+
+
+@pytest.mark.slow
+def test_sigterm_lets_running_requests_finish_within_the_grace(served: Callable[..., Served]) -> None:
+    server = served()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        streams = [pool.submit(last_event, server.url, max_tokens=150, ignore_eos=True) for _ in range(4)]
+        wait_for_running(server.url, 4)
+        code, log, _ = server.stop(30)
+        assert [stream.result(20)["choices"][0]["finish_reason"] for stream in streams] == ["length"] * 4
+    assert code == 0, log
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(server.url + "/health")
+
+
+def test_sigterm_ends_what_outlasts_the_grace_with_an_error_frame(served: Callable[..., Served]) -> None:
+    server = served(shutdown_grace_s=0.5)
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        streams = [pool.submit(last_event, server.url, ignore_eos=True) for _ in range(2)]
+        whole = pool.submit(
+            httpx.post, server.url + "/v1/chat/completions", json=chat_body(ignore_eos=True), timeout=60
+        )
+        wait_for_running(server.url, 3)
+        code, log, seconds = server.stop()
+        assert [stream.result(20)["error"]["code"] for stream in streams] == ["shutting_down"] * 2
+        assert whole.result(20).status_code == 503
+        assert whole.result(20).headers["retry-after"] == "1"
+    assert code == 0, log
+    assert "Traceback" not in log
+    assert 0.5 <= seconds < 5
+
+
+@pytest.mark.slow
+def test_a_second_signal_cuts_the_grace_short(served: Callable[..., Served]) -> None:
+    server = served(shutdown_grace_s=60)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(last_event, server.url, ignore_eos=True)
+        wait_for_running(server.url, 1)
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        code, log, seconds = server.stop()
+        assert stream.result(20)["error"]["code"] == "shutting_down"
+    assert code == 0, log
+    assert seconds < 5
+
+
+@pytest.mark.slow
+def test_a_client_that_never_reads_does_not_hold_the_end_up_for_ever(served: Callable[..., Served]) -> None:
+    server = served(shutdown_grace_s=0.2)
+    body = json.dumps(chat_body(stream=True, ignore_eos=True, logprobs=True, top_logprobs=20)).encode()
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as still:
+        still.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        wait_for_running(server.url, 1)
+        code, log, seconds = server.stop()
+    assert code == 0, log
+    assert seconds < 12
+
+
+def test_when_the_engine_dies_the_process_soon_ends_with_1(served: Callable[..., Served]) -> None:
+    server = served(die_at=50)
+    assert last_event(server.url, ignore_eos=True)["error"]["code"] == "engine_dead"
+    start = time.monotonic()
+    _, log = server.process.communicate(timeout=20)
+    assert server.process.returncode == 1
+    assert time.monotonic() - start < 5
+    assert "injected" in log, "the cause is in the log"
+
+
+def test_a_taken_port_is_refused_before_the_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = ServerConfig(port=taken.getsockname()[1])
+        with pytest.raises(ConfigError) as refused:
+            serve(EngineConfig(model="/nowhere"), config)
+    assert refused.value.flag == "--port"
+
+
+def test_a_host_without_an_address_is_refused() -> None:
+    with pytest.raises(ConfigError) as refused:
+        serve(EngineConfig(model="/nowhere"), ServerConfig(host="no such host"))
+    assert refused.value.flag == "--host"
