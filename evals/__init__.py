@@ -1,0 +1,1 @@
+"""Measurements that can fail: equivalence, acceptance, throughput and validity of constrained answers."""

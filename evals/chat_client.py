@@ -1,0 +1,138 @@
+"""Asking an OpenAI-compatible server for answers under a schema, many at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import httpx
+import msgspec
+
+from specdec.errors import EngineError
+from specdec.evals.workload import Task
+
+_TIMEOUT_S = 600.0
+
+
+class ChatAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer; `error` says why there is none."""
+
+    text: str = ""
+    finish_reason: str = ""
+    num_completion_tokens: int = 0
+    error: str | None = None
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: int = 0
+
+
+class _Completion(msgspec.Struct):
+    choices: list[_Choice]
+    usage: _Usage = msgspec.field(default_factory=_Usage)
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+def ask_all(
+    url: str,
+    tasks: Sequence[Task],
+    *,
+    model: str | None,
+    api_key: str | None,
+    temperature: float,
+    max_tokens: int,
+    first_seed: int,
+    concurrency: int,
+    on_answer: Callable[[], None],
+) -> list[ChatAnswer]:
+    """One answer a task, in order. `url` is the server's, with or without /v1; `model` None takes its first.
+
+    Raises EngineError where the server cannot be reached or names no model.
+    """
+
+    async def ask_them() -> list[ChatAnswer]:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        limits = httpx.Limits(max_connections=concurrency)
+        async with httpx.AsyncClient(base_url=_base(url), headers=headers, limits=limits, timeout=_TIMEOUT_S) as client:
+            name = model or await _first_model(client)
+            free = asyncio.Semaphore(concurrency)
+
+            async def ask(index: int, task: Task) -> ChatAnswer:
+                async with free:
+                    body = _body(task, name, temperature, max_tokens, first_seed + index)
+                    answer = await _ask(client, body)
+                on_answer()
+                return answer
+
+            return list(await asyncio.gather(*(ask(index, task) for index, task in enumerate(tasks))))
+
+    return asyncio.run(ask_them())
+
+
+def _base(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1") + "/v1/"
+
+
+def _body(task: Task, model: str, temperature: float, max_tokens: int, seed: int) -> dict[str, object]:
+    return {
+        "model": model,
+        "messages": task.chat(),
+        "temperature": temperature,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": task.name, "schema": task.schema, "strict": True},
+        },
+    }
+
+
+async def _first_model(client: httpx.AsyncClient) -> str:
+    try:
+        response = await client.get("models")
+        response.raise_for_status()
+        models = msgspec.json.decode(response.content, type=_Models).data
+    except (httpx.HTTPError, msgspec.DecodeError) as error:
+        raise EngineError(
+            f"{client.base_url} does not name its models ({error}); is a server running there?"
+        ) from error
+    if not models:
+        raise EngineError(f"{client.base_url} serves no model")
+    return models[0].id
+
+
+async def _ask(client: httpx.AsyncClient, body: dict[str, object]) -> ChatAnswer:
+    try:
+        response = await client.post("chat/completions", json=body)
+    except httpx.HTTPError as error:
+        return ChatAnswer(error=f"{type(error).__name__}: {error}")
+    if response.status_code != httpx.codes.OK:
+        return ChatAnswer(error=f"status {response.status_code}: {response.text[:500]}")
+    try:
+        completion = msgspec.json.decode(response.content, type=_Completion)
+    except msgspec.DecodeError as error:
+        return ChatAnswer(error=f"no chat completion: {error}")
+    if len(completion.choices) != 1:
+        return ChatAnswer(error=f"{len(completion.choices)} choices where one was asked for")
+    choice = completion.choices[0]
+    return ChatAnswer(
+        text=choice.message.content or "",
+        finish_reason=choice.finish_reason or "none",
+        num_completion_tokens=completion.usage.completion_tokens,
+    )

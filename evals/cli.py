@@ -1,0 +1,278 @@
+"""`specdec eval`: the commands; each loads what it measures with when it runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from specdec.config import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from specdec.config import SpeculativeConfig
+    from specdec.evals.result import EvalResult
+    from specdec.evals.terminal import Terminal
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Measure what the engine promises. Each eval ends with 0 if it holds, with 1 if it does not.",
+)
+
+_MODEL, _WORK, _SPECULATION, _OUTPUT = "Model", "Workload", "Speculation", "Output"
+
+Model = Annotated[
+    str, typer.Option("--model", help="A catalog name, a folder or a Hugging Face id.", rich_help_panel=_MODEL)
+]
+Dtype = Annotated[
+    Literal["auto", "bfloat16", "float16", "float32"],
+    typer.Option("--dtype", help="Arithmetic; auto is the checkpoint's own.", rich_help_panel=_MODEL),
+]
+Exact = Annotated[bool, typer.Option("--exact/--no-exact", help="Row-invariant arithmetic.", rich_help_panel=_MODEL)]
+Size = Annotated[
+    Literal["quick", "standard", "full"],
+    typer.Option("--size", help="How much to generate: a look, the usual, or the long run.", rich_help_panel=_WORK),
+]
+Spec = Annotated[
+    Literal["none", "ngram", "draft_model"] | None,
+    typer.Option("--spec", help="Who drafts.", show_default=False, rich_help_panel=_SPECULATION),
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        metavar="MODEL",
+        help="The draft model. Without it, --spec draft_model makes one of the target's first 6 layers.",
+        show_default=False,
+        rich_help_panel=_SPECULATION,
+    ),
+]
+NumSpeculativeTokens = Annotated[
+    int, typer.Option("--num-speculative-tokens", help="Longest draft, in tokens.", rich_help_panel=_SPECULATION)
+]
+Repeats = Annotated[
+    int | None,
+    typer.Option("--repeats", min=1, help="Timed runs of each side.", show_default="by --size", rich_help_panel=_WORK),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens", min=1, help="Longest answer, in tokens.", show_default="by --size", rich_help_panel=_WORK
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="One JSON object on standard output, tables on standard error.", rich_help_panel=_OUTPUT
+    ),
+]
+Save = Annotated[bool, typer.Option("--save", help="Keep the JSON, dated, in evals/results/.", rich_help_panel=_OUTPUT)]
+
+
+@app.command()
+def equivalence(
+    model: Model = DEFAULT_MODEL,
+    exact: Exact = True,
+    dtype: Annotated[
+        Literal["both", "float32", "bfloat16"], typer.Option(help="Arithmetic.", rich_help_panel=_MODEL)
+    ] = "both",
+    size: Size = "standard",
+    json: Json = False,
+    save: Save = False,
+) -> None:
+    """Do speculation, batching and preemption leave every answer as the plain engine gives it?
+
+    Runs plain, ngram, the target as its own draft, and the target's first 6 layers as its draft; greedy and sampled,
+    with and without a schema, one at a time and eight at once, with room and in a pool that forces preemption.
+    --no-exact counts the differences that fast arithmetic makes, and never fails because of them.
+    """
+    import msgspec  # noqa: PLC0415
+
+    from specdec.evals.equivalence import run_equivalence  # noqa: PLC0415
+    from specdec.evals.equivalence_grid import EquivalenceGrid  # noqa: PLC0415
+
+    terminal = _terminal(json=json)
+    grid = EquivalenceGrid.of_size(size)
+    if dtype != "both":
+        grid = msgspec.structs.replace(grid, dtypes=(dtype,))
+    _end(run_equivalence(model=model, exact=exact, grid=grid, terminal=terminal), terminal, save=save)
+
+
+@app.command()
+def acceptance(
+    spec: Spec = None,
+    draft: Draft = None,
+    num_speculative_tokens: NumSpeculativeTokens = 4,
+    model: Model = DEFAULT_MODEL,
+    dtype: Dtype = "auto",
+    exact: Exact = False,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", rich_help_panel=_WORK)] = 0.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.", rich_help_panel=_WORK)] = 1,
+    size: Size = "standard",
+    num_tasks: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tasks of each workload.", show_default="by --size", rich_help_panel=_WORK),
+    ] = None,
+    repeats: Repeats = None,
+    max_tokens: MaxTokens = None,
+    json: Json = False,
+    save: Save = False,
+) -> None:
+    """How many drafts are accepted, where, and what does it gain?
+
+    Free text, structured tasks without their schema, and the same with it; each with and without speculation, in turns.
+    Every finished constrained answer must validate.
+    """
+    from specdec.evals.acceptance import AcceptanceSize, run_acceptance  # noqa: PLC0415
+
+    terminal = _terminal(json=json)
+    method = spec or ("draft_model" if draft else "ngram")
+    speculative = _speculative(method, draft, model, num_speculative_tokens)
+    if speculative is None:
+        raise typer.BadParameter("there is nothing to accept without a proposer", param_hint="--spec")
+    result = run_acceptance(
+        model=model,
+        dtype=dtype,
+        exact=exact,
+        speculative=speculative,
+        temperature=temperature,
+        concurrency=concurrency,
+        size=AcceptanceSize.of_size(size, num_tasks=num_tasks, repeats=repeats, max_tokens=max_tokens),
+        terminal=terminal,
+    )
+    _end(result, terminal, save=save)
+
+
+@app.command()
+def throughput(
+    peer: Annotated[
+        Literal["none", "transformers"], typer.Option(help="What to time beside it.", rich_help_panel=_WORK)
+    ] = "transformers",
+    batch: Annotated[str, typer.Option(metavar="N,N", help="Batch sizes, by comma.", rich_help_panel=_WORK)] = "1,8",
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each side.", rich_help_panel=_WORK)] = 5,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens generated per request.", rich_help_panel=_WORK)] = 128,
+    model: Model = DEFAULT_MODEL,
+    dtype: Dtype = "bfloat16",
+    exact: Exact = False,
+    json: Json = False,
+    save: Save = False,
+) -> None:
+    """How fast is plain decoding, beside another library, and where does a step's time go?"""
+    from specdec.evals.throughput import run_throughput  # noqa: PLC0415
+
+    terminal = _terminal(json=json)
+    result = run_throughput(
+        model=model,
+        dtype=dtype,
+        exact=exact,
+        with_peer=peer == "transformers",
+        batches=_batches(batch),
+        repeats=repeats,
+        num_new_tokens=new_tokens,
+        terminal=terminal,
+    )
+    _end(result, terminal, save=save)
+
+
+@app.command()
+def constrained(
+    num_requests: Annotated[int, typer.Option(min=1, help="Requests in all.", rich_help_panel=_WORK)] = 200,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.", rich_help_panel=_WORK)] = 8,
+    temperature: Annotated[float, typer.Option(help="High ones wander most.", rich_help_panel=_WORK)] = 1.2,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.", rich_help_panel=_WORK)] = 512,
+    seed: Annotated[int, typer.Option(help="Seed of the first request.", rich_help_panel=_WORK)] = 0,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask an OpenAI-compatible server, as http://127.0.0.1:8000, instead of an engine in process.",
+            show_default=False,
+            rich_help_panel="Server",
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="SPECDEC_API_KEY", help="Its key.", show_default=False, rich_help_panel="Server"),
+    ] = None,
+    spec: Spec = None,
+    draft: Draft = None,
+    num_speculative_tokens: NumSpeculativeTokens = 4,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A catalog name, a folder or a Hugging Face id; with --url, the name to ask for.",
+            show_default=f"{DEFAULT_MODEL}; with --url, the first that the server names",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    dtype: Dtype = "auto",
+    exact: Exact = False,
+    json: Json = False,
+    save: Save = False,
+) -> None:
+    """Does every finished answer validate against its schema?
+
+    Cycles through the structured tasks. An answer that stopped must be an instance; any other must say `length`.
+    """
+    from specdec.evals.constrained import ConstrainedRun, run_on_server, run_with_engine  # noqa: PLC0415
+
+    terminal = _terminal(json=json)
+    run = ConstrainedRun(
+        num_requests=num_requests,
+        concurrency=concurrency,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        first_seed=seed,
+    )
+    if url is not None:
+        if spec is not None or draft is not None:
+            raise typer.BadParameter("the server drafts as it was started; leave out --spec and --draft")
+        _end(run_on_server(run, url=url, model=model, api_key=api_key, terminal=terminal), terminal, save=save)
+        return
+    name = model or DEFAULT_MODEL
+    method = spec or ("draft_model" if draft else "none")
+    result = run_with_engine(
+        run,
+        model=name,
+        dtype=dtype,
+        exact=exact,
+        speculative=_speculative(method, draft, name, num_speculative_tokens),
+        terminal=terminal,
+    )
+    _end(result, terminal, save=save)
+
+
+def _terminal(*, json: bool) -> Terminal:
+    from specdec.evals.terminal import Terminal  # noqa: PLC0415
+
+    return Terminal(json=json)
+
+
+def _speculative(
+    method: Literal["none", "ngram", "draft_model"], draft: str | None, model: str, num_speculative_tokens: int
+) -> SpeculativeConfig | None:
+    from specdec.config import SpeculativeConfig  # noqa: PLC0415
+
+    if method == "none":
+        return None
+    if method == "draft_model" and draft is None:
+        from specdec.evals.driver import model_folder  # noqa: PLC0415
+        from specdec.evals.shallow_draft import shallow_draft  # noqa: PLC0415
+
+        draft = str(shallow_draft(model_folder(model)))
+    return SpeculativeConfig(method=method, model=draft, num_speculative_tokens=num_speculative_tokens)
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 1 <= int(part) <= 1024 for part in parts):
+        raise typer.BadParameter(f"{text!r} is no list of batch sizes between 1 and 1024, as 1,8", param_hint="--batch")
+    return tuple(int(part) for part in parts)
+
+
+def _end(result: EvalResult, terminal: Terminal, *, save: bool) -> None:
+    terminal.finish(result)
+    if save:
+        terminal.notes.print(f"saved as {result.save()}")
+    if not result.is_passed:
+        raise typer.Exit(1)

@@ -1,0 +1,98 @@
+"""Driving an engine in process: requests with schemas of their own, a bounded number of them at once."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from specdec.config import EngineConfig
+from specdec.engine import Engine
+from specdec.evals.workload import Task
+from specdec.models.catalog import resolve_model
+from specdec.models.progress import progress_bars
+from specdec.request import Constraint, Request, RequestOutput, SamplingParams
+from specdec.request_output import OutputCollector
+
+_request_numbers = itertools.count()
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """What a drive gave, outputs in the order of the requests."""
+
+    outputs: tuple[RequestOutput, ...]
+    seconds: float
+    """From the first request's admission to the last token; schemas were compiled before."""
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return sum(len(choice.token_ids) for output in self.outputs for choice in output.choices)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.num_generated_tokens / self.seconds
+
+
+def build_engine(config: EngineConfig) -> Engine:
+    """The engine, with bars while its models are pulled and read."""
+    with progress_bars() as progress:
+        return Engine(config, progress=progress)
+
+
+def model_folder(model: str) -> Path:
+    """Where a model's files are, pulled with a bar if need be."""
+    with progress_bars() as progress:
+        return resolve_model(model, progress=progress)
+
+
+def request_of(engine: Engine, task: Task, params: SamplingParams) -> Request:
+    """A task as a request, its prompt rendered by the model's chat template."""
+    schema = task.schema_text
+    return Request(
+        request_id=f"eval-{next(_request_numbers)}",
+        prompt_token_ids=tuple(engine.tokenizer.encode_chat(task.chat())),
+        sampling_params=params,
+        constraint=None if schema is None else Constraint(kind="json_schema", schema=schema),
+    )
+
+
+def drive(
+    engine: Engine,
+    requests: Sequence[Request],
+    *,
+    concurrency: int,
+    on_finish: Callable[[int], None] | None = None,
+) -> Run:
+    """Answer every request, at most `concurrency` of them in flight.
+
+    Raises RequestError before anything is generated if a request cannot be served.
+    """
+    prepared = [engine.prepare(request) for request in requests]
+    waiting = deque(prepared)
+    collectors = {request.request_id: OutputCollector(request) for request in requests}
+    in_flight: set[str] = set()
+    num_finished = 0
+    start = time.perf_counter()
+    try:
+        while waiting or in_flight:
+            while waiting and len(in_flight) < concurrency:
+                each = waiting.popleft()
+                engine.add_request(each)
+                in_flight.add(each.request.request_id)
+            for delta in engine.step():
+                collector = collectors[delta.request_id]
+                collector.add(delta)
+                if collector.is_finished:
+                    in_flight.remove(delta.request_id)
+                    num_finished += 1
+                    if on_finish is not None:
+                        on_finish(num_finished)
+    finally:
+        for request_id in in_flight:
+            engine.abort_request(request_id)
+    seconds = time.perf_counter() - start
+    return Run(outputs=tuple(collector.output() for collector in collectors.values()), seconds=seconds)

@@ -1,0 +1,245 @@
+"""Equivalence: the same requests through every proposer, pool and batch must give what the plain engine gives.
+
+With exact arithmetic any difference is a failure, and so is a rejected draft where the target is its own draft. Without
+it, the number of requests that differ is a measurement, as is the gap in log-probability at the first difference.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import msgspec
+
+from specdec.config import EngineConfig, SpeculativeConfig
+from specdec.evals.comparison import Difference
+from specdec.evals.driver import build_engine, model_folder
+from specdec.evals.environment import describe_environment
+from specdec.evals.equivalence_cell import CellResult, answer, run_cell
+from specdec.evals.equivalence_grid import Cell, DraftedBy, EquivalenceGrid
+from specdec.evals.result import EvalResult
+from specdec.evals.shallow_draft import shallow_draft
+from specdec.evals.terminal import Terminal
+from specdec.evals.workload import Task, load_workload, spread_by_length, with_shared_prefixes
+from specdec.request import RequestOutput
+from specdec.tokenizer import Tokenizer
+
+_TOP_LOGPROBS = 20
+_MAX_KV_BYTES = 256 * 2**20
+
+Tasks = Mapping[bool, Sequence[Task]]
+"""The requests of the cells without a schema and of those with one."""
+Answers = Mapping[tuple[float, bool], Sequence[RequestOutput]]
+"""The plain engine's, by temperature and whether there was a schema."""
+
+
+def run_equivalence(
+    *, model: str, exact: bool, grid: EquivalenceGrid, terminal: Terminal, draft_cache: Path | None = None
+) -> EvalResult:
+    """Run the grid and print its table; `draft_cache` is where the shallow draft is kept, by default in the cache."""
+    environment = describe_environment()
+    folder = model_folder(model)
+    drafts: dict[DraftedBy, str] = {"self_draft": model}
+    if "shallow_draft" in grid.drafted_by:
+        drafts["shallow_draft"] = str(shallow_draft(folder, num_layers=grid.num_draft_layers, cache=draft_cache))
+    tasks = {
+        False: _mixed(load_workload("free_text"), grid),
+        True: _mixed(load_workload("structured"), grid),
+    }
+    ample = EngineConfig(
+        model=model, exact=exact, max_num_seqs=16, block_size=grid.block_size, kv_cache_memory=_MAX_KV_BYTES
+    )
+    tokenizer = Tokenizer.from_folder(folder)
+    tight = {
+        with_schema: msgspec.structs.replace(
+            ample,
+            num_kv_blocks=_num_tight_blocks(tokenizer, tasks[with_schema], grid),
+            max_num_batched_tokens=grid.tight_batched_tokens,
+        )
+        for with_schema in grid.schemas
+    }
+    cells = grid.cells()
+    results: list[CellResult] = []
+    with terminal.progress("equivalence", len(cells) + len(grid.dtypes)) as steps:
+        for dtype in grid.dtypes:
+            steps.note(f"{dtype}, the plain answers")
+            plain = _plain_answers(msgspec.structs.replace(ample, dtype=dtype), tasks, grid)
+            steps.advance()
+            own = [cell for cell in cells if cell.dtype == dtype]
+            for (drafted_by, tight_with_schema), members in groupby(own, key=_engine_key):
+                steps.note(f"{dtype}, {drafted_by}, {'ample' if tight_with_schema is None else 'tight'} pool")
+                config = msgspec.structs.replace(
+                    ample if tight_with_schema is None else tight[tight_with_schema],
+                    dtype=dtype,
+                    speculative=_speculative(drafted_by, drafts, grid),
+                )
+                results += _cell_results(config, list(members), tasks, plain, grid, steps.advance)
+    _show(results, terminal, exact=exact)
+    return EvalResult(
+        eval_name="equivalence",
+        failures=tuple(_failures(results, exact=exact)),
+        warnings=tuple(f"{_label(result.cell)}: {result.untested}" for result in results if result.untested),
+        settings={"model": model, "exact": exact, "grid": grid},
+        figures=_figures(results),
+        environment=environment,
+    )
+
+
+def _engine_key(cell: Cell) -> tuple[DraftedBy, bool | None]:
+    """Cells with the same key share an engine: a tight pool is cut to fit its requests."""
+    return cell.drafted_by, cell.with_schema if cell.pool == "tight" else None
+
+
+def _mixed(tasks: Sequence[Task], grid: EquivalenceGrid) -> list[Task]:
+    """Short and long prompts, some of which continue another; the longest first, then the shortest."""
+    if grid.max_prompt_chars is not None:
+        tasks = [task for task in tasks if task.num_chars <= grid.max_prompt_chars]
+    mixed = with_shared_prefixes(spread_by_length(tasks, math.ceil(grid.num_requests * 2 / 3)))[: grid.num_requests]
+    return [mixed[-1], *mixed[:-1]]
+
+
+def _num_tight_blocks(tokenizer: Tokenizer, tasks: Sequence[Task], grid: EquivalenceGrid) -> int:
+    """Room for the first request to its end and for the second one's prompt: as that one grows, one has to go."""
+    prompts = [tokenizer.encode_chat(task.chat()) for task in tasks]
+    num_longest = math.ceil((max(map(len, prompts)) + grid.max_tokens) / grid.block_size)
+    if len(prompts) == 1:
+        return num_longest
+    first_parting = next((i for i, (a, b) in enumerate(zip(*prompts[:2], strict=False)) if a != b), len(prompts[1]))
+    num_shared = first_parting // grid.block_size
+    return num_longest + math.ceil(len(prompts[1]) / grid.block_size) - num_shared
+
+
+def _speculative(
+    drafted_by: DraftedBy, drafts: Mapping[DraftedBy, str], grid: EquivalenceGrid
+) -> SpeculativeConfig | None:
+    if drafted_by == "none":
+        return None
+    return SpeculativeConfig(
+        method="ngram" if drafted_by == "ngram" else "draft_model",
+        model=drafts.get(drafted_by),
+        num_speculative_tokens=grid.num_speculative_tokens,
+    )
+
+
+def _plain_answers(config: EngineConfig, tasks: Tasks, grid: EquivalenceGrid) -> Answers:
+    """One request at a time, nothing cached but by the requests before."""
+    # An engine's memory is that of its models: the one before must be gone.
+    gc.collect()
+    engine = build_engine(config)
+    return {
+        (temperature, with_schema): answer(
+            engine,
+            tasks[with_schema],
+            temperature=temperature,
+            max_tokens=grid.max_tokens,
+            batch=1,
+            logprobs=_TOP_LOGPROBS,
+        )
+        for temperature in grid.temperatures
+        for with_schema in grid.schemas
+    }
+
+
+def _cell_results(
+    config: EngineConfig,
+    cells: Sequence[Cell],
+    tasks: Tasks,
+    plain: Answers,
+    grid: EquivalenceGrid,
+    on_cell: Callable[[], None],
+) -> list[CellResult]:
+    """All cells of one engine."""
+    gc.collect()
+    engine = build_engine(config)
+    results = []
+    for cell in cells:
+        own_plain = plain[cell.temperature, cell.with_schema]
+        results.append(run_cell(engine, cell, tasks[cell.with_schema], own_plain, max_tokens=grid.max_tokens))
+        on_cell()
+    return results
+
+
+def _failures(results: Sequence[CellResult], *, exact: bool) -> Iterator[str]:
+    for result in results:
+        label = _label(result.cell)
+        if result.broken:
+            yield f"{label}: {result.broken}"
+        if exact and result.num_differing:
+            first = result.differences[0]
+            where = "" if first.position is None else f" from number {first.position} on"
+            yield (
+                f"{label}: {result.num_differing} of {result.num_requests} requests differ; the first is "
+                f"{first.task}, in its {first.what}{where}"
+            )
+        if exact and result.cell.drafted_by == "self_draft" and result.num_rejected_tokens:
+            yield f"{label}: {result.num_rejected_tokens} drafts of the target itself were rejected"
+
+
+def _figures(results: Sequence[CellResult]) -> dict[str, object]:
+    num_differing = sum(result.num_differing for result in results)
+    gaps = [each.logprob_gap for result in results for each in result.differences if each.logprob_gap is not None]
+    return {
+        "identical": num_differing == 0,
+        "num_cells": len(results),
+        "num_cells_untested": sum(result.untested is not None for result in results),
+        "num_requests": sum(result.num_requests for result in results),
+        "num_differing": num_differing,
+        "num_generated_tokens": sum(result.num_generated_tokens for result in results),
+        "num_draft_tokens": sum(result.num_draft_tokens for result in results),
+        "num_preemptions": sum(result.num_preemptions for result in results),
+        "self_draft_rejected": sum(
+            result.num_rejected_tokens for result in results if result.cell.drafted_by == "self_draft"
+        ),
+        "logprob_gaps": {
+            "num_known": len(gaps),
+            "num_unknown": num_differing - len(gaps),
+            "median": statistics.median(gaps) if gaps else None,
+            "largest": max(gaps, default=None),
+        },
+        "cells": results,
+    }
+
+
+def _show(results: Sequence[CellResult], terminal: Terminal, *, exact: bool) -> None:
+    terminal.table(
+        f"equivalence, {'exact' if exact else 'fast'} arithmetic",
+        (
+            *("dtype", "drafts", "t", "schema", "batch", "pool", "differ"),
+            *("drafted", "accepted", "rejected", "discarded", "preempted", "cached", "largest gap"),
+        ),
+        (
+            (
+                *_fields(each.cell),
+                f"{each.num_differing}/{each.num_requests}",
+                str(each.num_draft_tokens),
+                str(each.num_accepted_tokens),
+                str(each.num_rejected_tokens),
+                str(each.num_discarded_tokens),
+                str(each.num_preemptions),
+                str(each.num_cached_tokens),
+                _largest_gap(each.differences),
+            )
+            for each in results
+        ),
+    )
+
+
+def _fields(cell: Cell) -> tuple[str, ...]:
+    schema = "yes" if cell.with_schema else "no"
+    return cell.dtype, cell.drafted_by, f"{cell.temperature:g}", schema, str(cell.batch), cell.pool
+
+
+def _label(cell: Cell) -> str:
+    schema = "schema" if cell.with_schema else "free"
+    return f"{cell.dtype}, {cell.drafted_by}, t={cell.temperature:g}, {schema}, batch {cell.batch}, {cell.pool} pool"
+
+
+def _largest_gap(differences: Sequence[Difference]) -> str:
+    if not differences:
+        return ""
+    gaps = [each.logprob_gap for each in differences if each.logprob_gap is not None]
+    return f"{max(gaps):.4f}" if gaps else differences[0].note or "not tokens"

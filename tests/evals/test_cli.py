@@ -1,0 +1,187 @@
+"""`specdec eval` on the tiny model: JSON on standard output, verdicts as exit codes, and faults that are found."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from specdec.engine import Engine
+from specdec.evals import cli
+from specdec.evals.step_profile import PARTS, StepProfile
+from specdec.linear import Linear
+from specdec.sequence import SpeculationCounts
+from specdec.tokenizer import Detokenizer
+
+
+def invoke(*arguments):
+    """Exit code and the JSON of a command."""
+    finished = CliRunner().invoke(cli.app, [*arguments, "--json"])
+    assert finished.stdout.count("\n") == 1, finished.output
+    return finished.exit_code, json.loads(finished.stdout)
+
+
+@pytest.fixture
+def misspelt(monkeypatch):
+    """A detokeniser that loses quotation marks."""
+    push = Detokenizer.push
+    monkeypatch.setattr(Detokenizer, "push", lambda self, ids: push(self, ids).replace('"', ""))
+
+
+def test_help_and_mistakes_need_no_torch():
+    program = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom specdec.evals.cli import app\n"
+        "for arguments in (['--help'], ['acceptance', '--help'], ['throughput', '--batch', 'x', '--nonsense']):\n"
+        "    CliRunner().invoke(app, arguments)\n"
+        "print('torch' in sys.modules)"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", ["equivalence", "acceptance", "throughput", "constrained"])
+def test_every_command_has_help_in_groups(name):
+    finished = CliRunner().invoke(cli.app, [name, "--help"], env={"COLUMNS": "160"})
+    assert finished.exit_code == 0
+    for group in ("Model", "Workload", "Output"):
+        assert group in finished.output
+
+
+# Acceptance
+
+
+def acceptance(folder, num_tasks, *more):
+    size = ["--num-tasks", str(num_tasks), "--repeats", "2", "--max-tokens", "12"]
+    return invoke("acceptance", "--model", str(folder), *size, *more)
+
+
+def test_acceptance_reports_rates_speeds_and_validity(tiny_model_folder):
+    exit_code, shown = acceptance(tiny_model_folder, 2, "--spec", "ngram")
+    assert exit_code == 0
+    groups = {group["group"]: group for group in shown["groups"]}
+    assert set(groups) == {"free text", "structured, no schema", "structured, schema"}
+    for group in groups.values():
+        rates = group["rates"]
+        ended = rates["num_accepted_tokens"] + rates["num_rejected_tokens"] + rates["num_discarded_tokens"]
+        assert ended == rates["num_draft_tokens"]
+        assert rates["num_generated_tokens"] > 0
+        assert len(group["speedup"]["values"]) == 2
+        assert sum(by["num_draft_tokens"] for by in group["rates_by_category"].values()) == rates["num_draft_tokens"]
+    assert groups["free text"]["validity"] is None
+    assert groups["structured, schema"]["validity"]["num_answers"] == 4 * groups["structured, schema"]["num_requests"]
+
+
+def test_the_target_as_its_own_draft_is_accepted_whole(tiny_model_folder):
+    exit_code, shown = acceptance(tiny_model_folder, 1, "--draft", str(tiny_model_folder), "--exact")
+    assert exit_code == 0
+    for group in shown["groups"]:
+        assert group["rates"]["acceptance_rate"] == 1.0
+        assert group["rates"]["mean_acceptance_length"] > 2
+        assert group["num_differing"] == 0
+
+
+def test_counts_that_do_not_add_up_fail_acceptance(monkeypatch, tiny_model_folder):
+    freeze = SpeculationCounts.freeze
+
+    def lose_one(self):
+        import msgspec
+
+        stats = freeze(self)
+        return msgspec.structs.replace(stats, num_discarded_tokens=stats.num_discarded_tokens - 1)
+
+    monkeypatch.setattr(SpeculationCounts, "freeze", lose_one)
+    exit_code, shown = acceptance(tiny_model_folder, 1, "--spec", "ngram")
+    assert exit_code == 1
+    assert "drafted" in shown["failures"][0]
+
+
+def test_acceptance_without_a_proposer_is_a_mistake(tiny_model_folder):
+    finished = CliRunner().invoke(cli.app, ["acceptance", "--model", str(tiny_model_folder), "--spec", "none"])
+    assert finished.exit_code == 2
+
+
+# Constrained answers
+
+
+def constrained(*more):
+    return invoke("constrained", "--num-requests", "20", "--max-tokens", "120", "--temperature", "1.2", *more)
+
+
+def test_every_finished_answer_validates(tiny_model_folder):
+    exit_code, shown = constrained("--model", str(tiny_model_folder), "--spec", "ngram")
+    assert exit_code == 0
+    assert shown["num_violations"] == 0
+    assert shown["num_valid"] > 0
+    assert shown["num_valid"] + shown["num_cut_by_length"] == shown["num_answers"] == 20
+    assert set(shown["finish_reasons"]) <= {"stop", "length"}
+
+
+@pytest.mark.usefixtures("misspelt")
+def test_answers_that_do_not_validate_fail_it(tiny_model_folder):
+    exit_code, shown = constrained("--model", str(tiny_model_folder))
+    assert exit_code == 1
+    assert shown["num_violations"] > 0
+    assert shown["violations"][0]["why"]
+
+
+def test_a_server_is_asked_over_the_openai_api(tiny_model_folder):
+    from live_server import serving
+
+    from specdec import EngineConfig
+
+    with serving(Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600))) as server:
+        exit_code, shown = constrained("--url", server.url)
+    assert exit_code == 0, shown["failures"]
+    assert shown["num_valid"] + shown["num_cut_by_length"] == 20
+    assert shown["num_generated_tokens"] > 0
+
+
+def test_a_refusal_of_the_server_is_a_failure(tiny_model_folder):
+    from live_server import serving
+
+    from specdec import EngineConfig
+
+    with serving(Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600))) as server:
+        exit_code, shown = constrained("--url", server.url, "--model", "another")
+    assert exit_code == 1
+    assert shown["num_unanswered"] == 20
+
+
+# Throughput
+
+
+def test_throughput_times_each_batch_and_shows_where_the_time_goes(tiny_model_folder):
+    exit_code, shown = invoke(
+        *["throughput", "--model", str(tiny_model_folder), "--dtype", "float32", "--peer", "none"],
+        *["--batch", "1,3", "--repeats", "2", "--new-tokens", "6"],
+    )
+    assert exit_code == 0
+    assert [batch["batch"] for batch in shown["batches"]] == [1, 3]
+    for batch in shown["batches"]:
+        assert len(batch["tokens_per_second"]["values"]) == 2
+        assert batch["num_new_tokens"] == 6 * batch["batch"]
+        assert [part["part"] for part in batch["profile"]] == list(PARTS)
+        assert sum(part["share"] for part in batch["profile"]) == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+def test_the_peer_makes_the_same_tokens(tiny_model_folder):
+    exit_code, shown = invoke(
+        *["throughput", "--model", str(tiny_model_folder), "--dtype", "float32"],
+        *["--batch", "1,3", "--repeats", "1", "--new-tokens", "8"],
+    )
+    assert exit_code == 0
+    for batch in shown["batches"]:
+        assert batch["mean_same_prefix"] == 1.0
+        assert batch["ratio"]["median"] > 0
+
+
+def test_a_profile_leaves_the_engine_as_it_was(tiny_model_folder):
+    from specdec import EngineConfig
+
+    engine = Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=20))
+    before = Engine.step, Linear.__call__
+    with StepProfile().recording(engine):
+        assert Engine.step is not before[0]
+    assert (Engine.step, Linear.__call__) == before

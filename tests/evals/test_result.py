@@ -1,0 +1,65 @@
+"""Results: one JSON object, a verdict, and files that do not overwrite each other."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specdec.evals.environment import describe_environment, load_warning
+from specdec.evals.result import EvalResult
+from specdec.evals.spread import Spread
+from specdec.evals.terminal import Terminal
+
+
+def result_of(**fields):
+    defaults = {"eval_name": "sample", "failures": (), "warnings": (), "settings": {}, "figures": {"tokens": 7}}
+    return EvalResult(**(defaults | {"environment": describe_environment()} | fields))
+
+
+def test_json_carries_figures_verdict_and_environment():
+    shown = json.loads(result_of(failures=("it broke",)).encode())
+    assert (shown["eval"], shown["passed"], shown["tokens"], shown["failures"]) == ("sample", False, 7, ["it broke"])
+    assert shown["environment"]["versions"]["torch"]
+    assert shown["environment"]["num_processors"] >= 1
+
+
+def test_results_of_the_same_minute_are_all_kept(tmp_path):
+    paths = {result_of(figures={"tokens": i}).save(tmp_path) for i in range(3)}
+    assert len(paths) == 3
+    assert sorted(json.loads(path.read_text())["tokens"] for path in paths) == [0, 1, 2]
+
+
+def test_a_busy_machine_is_named_and_a_quiet_one_is_not():
+    environment = describe_environment()
+
+    def at(load):
+        import msgspec
+
+        return load_warning(msgspec.structs.replace(environment, num_processors=4, load_average=(load, 0.0, 0.0)))
+
+    assert at(0.5) is None
+    assert "busy" in at(3.0)
+
+
+def test_with_json_standard_output_is_one_object_and_nothing_else(capsys):
+    terminal = Terminal(json=True)
+    terminal.table("t", ("a", "b"), [("x", "1")])
+    terminal.finish(result_of(failures=("[brackets] are text",), warnings=("w",)))
+    out, err = capsys.readouterr()
+    assert json.loads(out)["eval"] == "sample"
+    assert out.count("\n") == 1
+    assert "[brackets] are text" in err
+    assert "FAILED" in err
+
+
+@given(st.lists(st.floats(0.001, 1e6), min_size=1, max_size=9))
+def test_a_median_lies_within_its_range(values):
+    spread = Spread.of(values)
+    assert spread.low <= spread.median <= spread.high
+    assert spread.values == tuple(values)
+
+
+def test_a_median_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        Spread.of([])
