@@ -1,0 +1,5 @@
+"""The command line: `specdec serve`, `run`, `pull`, `eval`, `version`."""
+
+from specdec.cli.app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,176 @@
+"""The commands. Each imports what it runs when it runs, so that --help and a mistyped flag answer at once."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Annotated
+
+import typer
+
+from specdec import __version__
+from specdec.cli.console import say
+from specdec.cli.engine_flags import EngineFlags, takes_engine_flags
+from specdec.cli.errors import FriendlyGroup
+from specdec.config import DEFAULT_MODEL
+
+app = typer.Typer(
+    cls=FriendlyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Serve language models with speculative and structured decoding as one engine.",
+)
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"specdec {__version__}", out=True)
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all_commands(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Nothing to do before a command."""
+
+
+@app.command()
+@takes_engine_flags
+def serve(
+    engine: EngineFlags,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.", rich_help_panel="Server")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any free port.", rich_help_panel="Server")] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Key that clients must present; repeat it for several.",
+            envvar="SPECDEC_API_KEY",
+            show_default=False,
+            rich_help_panel="Server",
+        ),
+    ] = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name that requests give as `model`; repeat it for several.",
+            show_default="the model's",
+            rich_help_panel="Server",
+        ),
+    ] = None,
+) -> None:
+    """Serve a model over the OpenAI API.
+
+    Pulls the model if it is not in the cache. Ctrl-C lets running requests finish; a second one ends them.
+    """
+    config = engine.config()
+    from specdec.cli.serve import serve_until_stopped
+
+    raise typer.Exit(
+        serve_until_stopped(
+            config,
+            host=host,
+            port=port,
+            api_keys=api_key or [],
+            served_model_names=served_model_name or [],
+            notes=engine.notes(),
+        )
+    )
+
+
+@app.command()
+@takes_engine_flags
+def run(
+    engine: EngineFlags,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            help="Answer this and exit. Without it: a chat, or one answer to what is piped in.",
+            rich_help_panel="Generation",
+        ),
+    ] = None,
+    schema: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="JSON Schema that every answer satisfies.", rich_help_panel="Generation"),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message.", rich_help_panel="Generation")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", rich_help_panel="Generation")] = 0.7,
+    top_p: Annotated[float, typer.Option(rich_help_panel="Generation")] = 1.0,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Longest answer, in tokens.", show_default="what the context leaves", rich_help_panel="Generation"
+        ),
+    ] = None,
+) -> None:
+    """Chat with a model in the terminal, or answer one prompt."""
+    config = engine.config()
+    from specdec.cli.chat import chat
+
+    raise typer.Exit(
+        chat(
+            config,
+            prompt=prompt,
+            schema_file=schema,
+            system=system,
+            sampling={"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens},
+            notes=engine.notes(),
+        )
+    )
+
+
+@app.command()
+def pull(
+    model: Annotated[
+        str, typer.Argument(help="A catalog name or a Hugging Face id.", show_default=True)
+    ] = DEFAULT_MODEL,
+) -> None:
+    """Download a model into the cache and print its folder."""
+    from specdec.models.catalog import resolve_model
+    from specdec.models.progress import progress_bars
+
+    with progress_bars() as progress:
+        folder = resolve_model(model, progress=progress)
+    say(str(folder), out=True)
+
+
+@app.command(
+    "eval",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def evaluate(context: typer.Context) -> None:
+    """Measure what the engine promises: equivalence, acceptance."""
+    # By name: the evals are a layer of their own, and import the engine.
+    evals = importlib.import_module("specdec.evals.cli")
+    arguments = context.args or ["--help"]
+    code = evals.app(args=arguments, prog_name="specdec eval", standalone_mode=False)
+    raise typer.Exit(code if isinstance(code, int) else 0)
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of specdec and of what it stands on."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as version_of
+
+    say(f"specdec {__version__}", out=True)
+    say(f"python {sys.version.split()[0]}", out=True)
+    for distribution in ("torch", "triton", "tokenizers", "litestar"):
+        try:
+            say(f"{distribution} {version_of(distribution)}", out=True)
+        except PackageNotFoundError:
+            say(f"{distribution} is not installed", out=True)

@@ -1,0 +1,90 @@
+"""`specdec serve`: load, serve, and say what a user needs to send the first request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from specdec.cli.console import say
+from specdec.config import EngineConfig
+from specdec.models.progress import progress_bars
+from specdec.server import ServerConfig, ServerInfo, serve
+
+if TYPE_CHECKING:
+    from specdec.build import EngineDescription
+
+EXAMPLE_SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "country": {"type": "string"}},
+    "required": ["city", "country"],
+    "additionalProperties": False,
+}
+
+
+def serve_until_stopped(
+    engine_config: EngineConfig,
+    *,
+    host: str,
+    port: int,
+    api_keys: Sequence[str],
+    served_model_names: Sequence[str],
+    notes: Mapping[str, str],
+) -> int:
+    """Serve until Ctrl-C or SIGTERM; the exit code. `notes` are printed for the device that was chosen."""
+    server_config = ServerConfig(
+        host=host, port=port, api_keys=tuple(api_keys), served_model_names=tuple(served_model_names)
+    )
+    with progress_bars() as progress:
+
+        def ready(info: ServerInfo) -> None:
+            for line in banner(info, guarded=bool(api_keys)):
+                say(line)
+            if note := notes.get(info.engine.device.partition(":")[0]):
+                say(f"note: {note}", style="yellow")
+
+        return serve(engine_config, server_config, on_ready=ready, progress=progress)
+
+
+def banner(info: ServerInfo, *, guarded: bool) -> list[str]:
+    """The lines that greet a user: what runs, what it holds, where it listens, and a request to paste."""
+    engine = info.engine
+    where = f"{engine.device}, {engine.num_threads} threads" if engine.device == "cpu" else engine.device
+    exact = ", exact" if engine.exact else ""
+    memory = f"{engine.num_kv_blocks} blocks of {engine.block_size} tokens, {engine.kv_cache_bytes / 2**20:.0f} MiB"
+    concurrency = f"{engine.max_concurrency:.1f} sequences of {engine.max_model_len} tokens at once"
+    return [
+        "",
+        f"  model      {engine.model}{_aliases(info)}, {engine.dtype} on {where}{exact}",
+        f"  KV cache   {memory}: {concurrency}",
+        f"  proposer   {_proposer(engine)}",
+        f"  ready      {info.url}/v1 in {info.load_seconds:.1f} s; Ctrl-C stops",
+        "",
+        "Try it:",
+        "",
+        _curl(info, guarded=guarded),
+        "",
+    ]
+
+
+def _aliases(info: ServerInfo) -> str:
+    names = [name for name in info.model_names if name != info.engine.model]
+    return f" as {', '.join(names)}" if names else ""
+
+
+def _proposer(engine: EngineDescription) -> str:
+    if engine.proposer == "none":
+        return "none (speculation is off; --spec ngram turns it on)"
+    return f"{engine.proposer}, up to {engine.num_speculative_tokens} tokens a draft"
+
+
+def _curl(info: ServerInfo, *, guarded: bool) -> str:
+    body = {
+        "model": info.model_names[0],
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "place", "schema": EXAMPLE_SCHEMA}},
+    }
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if guarded else ""
+    # Between single quotes a shell takes everything but a single quote as it is.
+    text = json.dumps(body).replace("'", "'\\''")
+    return f"curl {info.url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{text}'"

@@ -1,0 +1,77 @@
+"""What the README says works: its examples run, what it names exists."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+from typer.testing import CliRunner
+
+from specdec.cli import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+OPENAI_EXAMPLE, ENGINE_EXAMPLE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SPECDEC = str(Path(sys.executable).with_name("specdec"))
+
+
+def test_every_target_of_make_that_is_named_exists():
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", README + CONTRIBUTING, re.MULTILINE))
+    assert {"serve", "test"} <= named <= targets
+
+
+def test_every_command_that_is_named_exists():
+    named = set(re.findall(r"\bspecdec (serve|run|pull|eval|version)\b", README))
+    text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "120"}).stdout
+    assert {"serve", "run", "pull", "eval"} == named
+    assert [command for command in named if not re.search(rf"│ {command} +\w", text)] == []
+
+
+def test_every_path_that_is_linked_exists():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) > 8
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+@pytest.mark.model
+def test_the_openai_example_prints_json_that_satisfies_its_schema():
+    server = subprocess.Popen([SPECDEC, "serve", "--port", "0", "--spec", "ngram"], stderr=subprocess.PIPE, text=True)
+    try:
+        url = next(found[1] for line in server.stderr if (found := re.search(r"ready +(\S+)/v1 in", line)))
+        example = OPENAI_EXAMPLE.replace("http://127.0.0.1:8000", url)
+        assert example != OPENAI_EXAMPLE
+        printed = subprocess.check_output([sys.executable, "-P", "-c", example], text=True, timeout=300)
+    finally:
+        server.kill()
+        server.wait()
+        server.stderr.close()
+    schema = {"type": "object", "properties": {"city": {"type": "string"}, "country": {"type": "string"}},
+              "required": ["city", "country"], "additionalProperties": False}  # fmt: skip
+    jsonschema.validate(json.loads(printed), schema)
+
+
+@pytest.mark.model
+def test_the_engine_example_prints_the_model_it_asked_for():
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    program = [sys.executable, "-P", "-W", "error", "-c", ENGINE_EXAMPLE]
+    printed = subprocess.check_output(program, text=True, env=environment, timeout=300)
+    assert re.fullmatch(r"city='[^']+' country='[^']+'\n", printed)
+
+
+@pytest.mark.model
+def test_a_prompt_on_the_command_line_is_answered_and_speculation_changes_nothing(tmp_path):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"capital": {"type": "string", "maxLength": 40}}, '
+                      '"required": ["capital"], "additionalProperties": false}')  # fmt: skip
+    command = [SPECDEC, "run", "--exact", "-p", "What is the capital of France?", "--schema", str(schema)]
+    plain, drafted = (
+        subprocess.check_output([*command, *flags], text=True, timeout=300) for flags in ([], ["--spec", "ngram"])
+    )
+    assert list(json.loads(plain)) == ["capital"]
+    assert drafted == plain
