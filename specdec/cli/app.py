@@ -153,7 +153,7 @@ def pull(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )
 def evaluate(context: typer.Context) -> None:
-    """Measure what the engine promises: equivalence, acceptance."""
+    """Measure what the engine promises: equivalence, acceptance, constrained, throughput."""
     # By name: the evals are a layer of their own, and import the engine.
     evals = importlib.import_module("specdec.evals.cli")
     arguments = context.args or ["--help"]
