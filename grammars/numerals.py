@@ -1,0 +1,111 @@
+"""The byte automata of sets of numbers: which numerals denote a member, as dense tables int16 [states, 256].
+
+A numeral without a fraction has at most 18 digits and is not "-0". One with a fraction has at most 15, of which a
+zero before the point is none, so that no two of different values denote the same double. A set of integers has no
+fractions. Exponents, of two digits, are only for the set of all numbers. A single number that has no such numeral
+is spelt as a whole if it is a member on its own, its neighbours being none: an integer by its digits, or else as
+Python's json spells a float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specdec.grammars.errors import LimitExceededError
+from specdec.grammars.numbers import NumberSet
+from specdec.grammars.numeral_nodes import NumeralNodes, check_states
+from specdec.grammars.walk import DEAD, Table
+
+MAX_NUMERAL_STATES = 20_000
+MAX_COMBINING_STEPS = 6_000_000
+
+
+class NumeralAutomaton:
+    """An acyclic byte automaton that starts in state 0; from each state, an accepting one can be reached."""
+
+    START = 0
+
+    def __init__(self, table: Table, accepting: NDArray[np.uint8]) -> None:
+        self.table = table
+        """int16 [states, 256], DEAD where a byte leads nowhere."""
+        self.accepting = accepting
+        """uint8 [states], 1 where a numeral may end."""
+        cells = table.reshape(-1).data
+        self.steps: Sequence[Sequence[int]] = [cells[row * 256 : row * 256 + 256] for row in range(len(table))]
+        """The rows of the table, which Python indexes faster this way."""
+        self.is_final: list[bool] = (table == DEAD).all(axis=1).tolist()
+
+    @property
+    def num_states(self) -> int:
+        return len(self.table)
+
+    def is_empty(self) -> bool:
+        """Whether it accepts nothing: its one state is dead."""
+        return not self.accepting.any()
+
+    def __contains__(self, numeral: bytes) -> bool:
+        state = self.START
+        for byte in numeral:
+            state = self.steps[state][byte]
+            if state == DEAD:
+                return False
+        return bool(self.accepting[state])
+
+
+class CombinedAutomaton(NumeralAutomaton):
+    """The product of automata: `accepts[state]` are the indices of those that accept there."""
+
+    def __init__(self, table: Table, accepts: Sequence[frozenset[int]]) -> None:
+        super().__init__(table, np.array([bool(indices) for indices in accepts], np.uint8))
+        self.accepts: tuple[frozenset[int], ...] = tuple(accepts)
+
+
+def numeral_automaton(
+    numbers: NumberSet,
+    spellable: frozenset[int],
+    *,
+    canonical: bool = False,
+    max_states: int = MAX_NUMERAL_STATES,
+) -> NumeralAutomaton:
+    """The minimal automaton of the numerals of the members that use no byte but the spellable ones.
+
+    `canonical` leaves one numeral to each number: no fraction that ends with 0, and no exponent unless the number
+    has no other numeral. LimitExceededError where it has over max_states, or takes too long to find.
+    """
+    return NumeralAutomaton(*NumeralNodes(numbers, spellable, canonical, max_states).tables())
+
+
+def combine(automata: Sequence[NumeralAutomaton], *, max_states: int = MAX_NUMERAL_STATES) -> CombinedAutomaton:
+    """What any of them accepts; LimitExceededError where there are over max_states combinations of their states."""
+    used = [np.flatnonzero((one.table != DEAD).any(axis=0)).tolist() for one in automata]
+    alphabet = sorted({byte for bytes_ in used for byte in bytes_})
+    start = tuple((index, one.START) for index, one in enumerate(automata) if not one.is_empty())
+    states = {start: 0}
+    pending = [start]
+    rows: list[NDArray[np.int16]] = []
+    accepts: list[frozenset[int]] = []
+    num_steps = 0
+    for current in pending:
+        row = np.full(256, DEAD, np.int16)
+        for byte in alphabet:
+            target = tuple(
+                [(index, to) for index, state in current if (to := automata[index].steps[state][byte]) != DEAD]
+            )
+            num_steps += len(current)
+            if not target:
+                continue
+            if target not in states:
+                states[target] = len(states)
+                pending.append(target)
+                check_states(len(states), max_states)
+            row[byte] = states[target]
+        if num_steps > MAX_COMBINING_STEPS:
+            raise LimitExceededError(
+                f"combining {len(automata)} sets of numbers takes over max_combining_steps={MAX_COMBINING_STEPS}"
+            )
+        rows.append(row)
+        accepts.append(frozenset(index for index, state in current if automata[index].accepting[state]))
+    return CombinedAutomaton(np.stack(rows), accepts)
