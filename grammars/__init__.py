@@ -20,6 +20,7 @@ from specdec.grammars.errors import (
 from specdec.grammars.grammar import Grammar, GrammarState
 from specdec.grammars.limits import Limits
 from specdec.grammars.mask_table import MaskTable
+from specdec.grammars.options import SchemaOptions
 from specdec.grammars.report import EnforcementReport, Restriction
 from specdec.grammars.vocabulary import Vocabulary
 
@@ -34,6 +35,7 @@ __all__ = [
     "Limits",
     "MaskTable",
     "Restriction",
+    "SchemaOptions",
     "UnsatisfiableSchemaError",
     "UnsupportedSchemaError",
     "Vocabulary",

@@ -14,11 +14,14 @@ Soundness is the same induction downwards: a goal is reported as met only by a t
 
 from __future__ import annotations
 
+import json
 from weakref import WeakValueDictionary
 
 from specdec.grammars.bounded_cache import BoundedCache
-from specdec.grammars.frames import ArrayFrame, ArrayRun, Frame, Goals, ObjectFrame, ObjectRun
-from specdec.grammars.lexemes import BODY, CLOSED, NumberAutomaton
+from specdec.grammars.frames import ArrayFrame, ArrayRun, Frame, Goals, KeyClass, ObjectFrame
+from specdec.grammars.lexemes import BODY, CLOSED
+from specdec.grammars.lexicon import Lexicon
+from specdec.grammars.numerals import NumeralAutomaton
 from specdec.grammars.positions import (
     AfterKey,
     ArrayEnd,
@@ -34,76 +37,28 @@ from specdec.grammars.positions import (
     String,
     Value,
 )
-from specdec.grammars.rules import Rule
+from specdec.grammars.rules import ObjectRule, Rule
+from specdec.grammars.text_automaton import TextAutomaton
 from specdec.grammars.texts import TextSet
+from specdec.grammars.value_rules import KeyClasses, ValueRules
 from specdec.grammars.walk import DEAD
 
-UNBOUNDED = 2**200
-"""More code points than any text has, and any schema asks for."""
+_LIKELY_FIRST = bytes(dict.fromkeys(b'a1",]}0:{[' + bytes(range(256))))
 
 
 class Stack:
     """The frames around a position, innermost first; interned, so that equality is identity."""
 
-    __slots__ = ("__weakref__", "below", "depth", "frame")
+    __slots__ = ("__weakref__", "below", "depth", "frame", "is_remembered")
 
     def __init__(self, frame: Frame, below: Stack | None) -> None:
         self.frame = frame
         self.below = below
         self.depth: int = 1 if below is None else below.depth + 1
-
-
-class Lexemes:
-    """The byte automata of one vocabulary."""
-
-    def __init__(self, string_steps: list[list[int]], integers: NumberAutomaton, numbers: NumberAutomaton) -> None:
-        self.string_steps = string_steps
-        self.integers = integers
-        self.numbers = numbers
-
-
-class ValueRules:
-    """The rules of several goals, side by side, as a value position needs them."""
-
-    def __init__(self, goals: Goals, rules: list[Rule], lexemes: Lexemes) -> None:
-        members = [(goal, rules[goal]) for goal in goals]
-        self.literals = TextSet((text, goal) for goal, rule in members for text in rule.literals)
-        self.strings = TextSet((text, goal) for goal, rule in members for text in rule.strings)
-        self.number_goals = frozenset(goal for goal, rule in members if rule.numbers)
-        self.integer_goals = frozenset(goal for goal, rule in members if rule.integers)
-        self.numbers = lexemes.numbers if self.number_goals else lexemes.integers if self.integer_goals else None
-        ranges: dict[tuple[int, int], set[int]] = {}
-        for goal, rule in members:
-            for one in rule.lengths:
-                high = UNBOUNDED if one.max_length is None else one.max_length
-                ranges.setdefault((one.min_length, high), set()).add(goal)
-        self.lengths = [(low, high, frozenset(met)) for (low, high), met in ranges.items()]
-        bounds = [bound for low, high, _ in self.lengths for bound in (low, high + 1) if bound < UNBOUNDED]
-        self.length_saturation = max(bounds, default=0)
-        self.objects = tuple(ObjectRun(goal, shape) for goal, rule in members for shape in rule.objects)
-        self.arrays = tuple(ArrayRun(goal, shape) for goal, rule in members for shape in rule.arrays)
-        self.has_strings = bool(self.strings or self.lengths)
-
-    def met_by_literal(self, text: bytes | None, number: int) -> frozenset[int]:
-        """The goals met if null, true, false or the number ends here."""
-        met = self.literals.goals(text)
-        if self.numbers is not None and number != DEAD:
-            if self.numbers.is_integer[number]:
-                met |= self.integer_goals
-            if self.numbers.is_number[number]:
-                met |= self.number_goals
-        return met
-
-    def met_by_length(self, length: int) -> frozenset[int]:
-        """The goals met by any string of so many code points."""
-        if len(self.lengths) == 1:
-            low, high, met = self.lengths[0]
-            return met if low <= length <= high else frozenset()
-        return frozenset[int]().union(*(met for low, high, met in self.lengths if low <= length <= high))
-
-    def fits_length(self, length: int) -> bool:
-        """Whether some string may have so many code points or more."""
-        return any(length <= high for _, high, _ in self.lengths)
+        self.is_remembered: bool = (isinstance(frame, ArrayFrame) and frame.seen is not None) or (
+            below is not None and below.is_remembered
+        )
+        """Whether some array around remembers the text of its present item."""
 
 
 Config = tuple[Position, Stack | None]
@@ -112,20 +67,25 @@ Config = tuple[Position, Stack | None]
 class Automaton:
     """The transitions of one grammar. Its caches change no result."""
 
-    def __init__(self, rules: list[Rule], lexemes: Lexemes) -> None:
+    def __init__(self, rules: list[Rule], lexicon: Lexicon) -> None:
         self._rules = rules
-        self._lexemes = lexemes
-        self._value_rules: BoundedCache[Goals, ValueRules] = BoundedCache(512)
+        self._lexicon = lexicon
+        self._value_rules: BoundedCache[tuple[Goals, bool], ValueRules] = BoundedCache(512)
         self._keys: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
+        self._key_classes: BoundedCache[tuple[ObjectRule, ...], KeyClasses] = BoundedCache(256)
+        self._candidates: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
+        self._dead_keys: BoundedCache[ObjectFrame, list[bytes]] = BoundedCache(256)
         self._stacks: WeakValueDictionary[tuple[Frame, Stack | None], Stack] = WeakValueDictionary()
 
     start: Config = (Value((0,)), None)
 
-    def value_rules(self, goals: Goals) -> ValueRules:
-        rules = self._value_rules.get(goals)
+    def value_rules(self, goals: Goals, stack: Stack | None) -> ValueRules:
+        """The rules of the goals, where the stack is around them: remembered items have one spelling."""
+        canonical = stack is not None and stack.is_remembered
+        rules = self._value_rules.get((goals, canonical))
         if rules is None:
-            rules = ValueRules(goals, self._rules, self._lexemes)
-            self._value_rules.put(goals, rules)
+            rules = ValueRules(goals, self._rules, self._lexicon, canonical=canonical)
+            self._value_rules.put((goals, canonical), rules)
         return rules
 
     def special_keys(self, frame: ObjectFrame) -> TextSet:
@@ -136,6 +96,43 @@ class Automaton:
             self._keys.put(frame, keys)
         return keys
 
+    def candidate_keys(self, frame: ObjectFrame) -> TextSet:
+        """The declared keys that may come next."""
+        keys = self._candidates.get(frame)
+        if keys is None:
+            keys = TextSet((key, 0) for run in frame.runs for key in run.rule.candidates(*run.progress))
+            self._candidates.put(frame, keys)
+        return keys
+
+    def key_classes(self, frame: ObjectFrame) -> KeyClasses | None:
+        """The classes of the frame's free keys; None where all free keys are alike."""
+        if not frame.has_classes():
+            return None
+        rules = frame.rules()
+        found = self._key_classes.get(rules)
+        if found is None:
+            found = KeyClasses(rules, self._lexicon)
+            self._key_classes.put(rules, found)
+        return found
+
+    def dead_keys(self, frame: ObjectFrame, classes: KeyClasses) -> list[bytes]:
+        """The shortest beginnings of keys, spelt, that only keys that have occurred begin with."""
+        if classes.is_endless:
+            return []
+        known = self._dead_keys.get(frame)
+        if known is not None:
+            return known
+        dead: dict[bytes, None] = {}
+        seen = [key[:-1] for key in frame.seen]
+        texts = [json.loads(b'"' + key + b'"') for key in seen]
+        for text in texts:
+            for length in range(len(text) + 1):
+                if classes.is_used_up(text[:length], texts):
+                    dead[json.dumps(text[:length], ensure_ascii=False)[1:-1].encode()] = None
+                    break
+        self._dead_keys.put(frame, list(dead))
+        return list(dead)
+
     def push(self, frame: Frame, below: Stack | None) -> Stack:
         stack = self._stacks.get((frame, below))
         if stack is None:
@@ -144,25 +141,91 @@ class Automaton:
 
     def feed(self, config: Config, data: bytes) -> Config | None:
         """The configuration after the bytes; None where they leave the language."""
+        after = self._feed(config, data)
+        if after is None or not self._can_differ(after):
+            return None
+        return after
+
+    def _feed(self, config: Config, data: bytes) -> Config | None:
+        """What `feed` does, but for asking whether a remembered item can still become another."""
         position, stack = config
         begin = 0
         while begin < len(data):
-            step = self._feed_some(position, stack, data, begin)
+            is_remembered = (stack is not None and stack.is_remembered) or (
+                isinstance(position, (ArrayStart, ArrayEnd)) and position.frame.seen is not None
+            )
+            # Remembered items are followed byte by byte.
+            step = self._feed_some(position, stack, data[: begin + 1] if is_remembered else data, begin)
             if step is None:
                 return None
-            position, stack, begin = step
+            if is_remembered:
+                depth = 0 if stack is None else stack.depth
+                # The byte after the opening bracket is the first one of an item.
+                depth += isinstance(position, ArrayStart)
+                after, stack, end = step
+                stack = self._remember(stack, data[begin:end], depth)
+                position, begin = after, end
+            else:
+                position, stack, begin = step
             if isinstance(position, Completed):
-                position, stack = self.resolve(position, stack)
+                resolved = self.resolve(position, stack)
+                if resolved is None:
+                    return None
+                position, stack = resolved
         return position, stack
 
-    def resolve(self, completed: Completed, stack: Stack | None) -> Config:
-        """Tell the frame around a completed value which goals it met."""
+    def _remember(self, stack: Stack | None, data: bytes, depth: int) -> Stack | None:
+        """The stack with the bytes added to the items that its frames up to a depth remember."""
+        frames: list[Frame] = []
+        below = stack
+        while below is not None and (below.depth > depth or below.is_remembered):
+            frames.append(below.frame)
+            below = below.below
+        for frame in reversed(frames):
+            level = 1 if below is None else below.depth + 1
+            is_extended = data and level <= depth and isinstance(frame, ArrayFrame) and frame.seen is not None
+            below = self.push(frame.with_text(data) if is_extended else frame, below)  # type: ignore[union-attr]
+        return below
+
+    def _can_differ(self, config: Config) -> bool:
+        """Whether an item that may still become one that occurred can become another as well."""
+        below = config[1]
+        while below is not None and below.is_remembered:
+            if isinstance(below.frame, ArrayFrame) and below.frame.is_repeating():
+                return self._finds_another(config, below.depth)
+            below = below.below
+        return True
+
+    def _finds_another(self, config: Config, depth: int) -> bool:
+        pending = [config]
+        while pending:
+            current = pending.pop()
+            below = current[1]
+            while below is not None and below.depth > depth:
+                below = below.below
+            assert below is not None, "the item is not complete"
+            frame = below.frame
+            assert isinstance(frame, ArrayFrame), "only arrays remember"
+            text, seen = frame.text, frame.seen or ()
+            repeating = {one[len(text)] for one in seen if len(one) > len(text) and one.startswith(text)}
+            for byte in _LIKELY_FIRST:
+                if byte not in repeating and self._feed(current, bytes((byte,))) is not None:
+                    return True
+            for byte in repeating:
+                after = self._feed(current, bytes((byte,)))
+                if after is not None and after[1] is not None and after[1].depth >= depth:
+                    pending.append(after)
+        return False
+
+    def resolve(self, completed: Completed, stack: Stack | None) -> Config | None:
+        """Tell the frame around a completed value which goals it met; None where the value occurred before."""
         if stack is None:
             return Done(), None
         frame = stack.frame
         if isinstance(frame, ObjectFrame):
             return ObjectEnd(frame.after_value(completed.goals)), stack.below
-        return ArrayEnd(frame.after_value(completed.goals)), stack.below
+        after = frame.after_value(completed.goals)
+        return None if after is None else (ArrayEnd(after), stack.below)
 
     def step(self, position: Position, stack: Stack | None, byte: int) -> Config | None:
         """One byte, without resolving a completed value; the mask walk takes structure by it."""
@@ -178,7 +241,7 @@ class Automaton:
         """The bytes other than those of a scalar that `step` may accept."""
         match position:
             case Value():
-                rules = self.value_rules(position.goals)
+                rules = self.value_rules(position.goals, None)
                 return (
                     (b'"' if rules.has_strings else b"")
                     + (b"[" if rules.arrays else b"")
@@ -229,7 +292,10 @@ class Automaton:
             return _close(position.frame, stack, begin)
         if isinstance(position, (ObjectStart, ObjectNext)) and byte == ord('"'):
             continued = position.frame.continued()
-            return None if continued is None else (Key(continued, BODY, b""), stack, begin + 1)
+            if continued is None:
+                return None
+            classes = self.key_classes(continued)
+            return Key(continued, BODY if classes is None else classes.automaton.start, b""), stack, begin + 1
         if isinstance(position, ObjectEnd) and byte == ord(","):
             continued = position.frame.continued()
             return None if continued is None else (ObjectNext(continued), stack, begin + 1)
@@ -253,21 +319,25 @@ class Automaton:
     def _feed_value(
         self, position: Value, stack: Stack | None, data: bytes, begin: int
     ) -> tuple[Position, Stack | None, int] | None:
-        rules = self.value_rules(position.goals)
+        rules = self.value_rules(position.goals, stack)
         byte = data[begin]
         if byte == ord('"'):
-            text = b"" if rules.strings else None
-            return (String(position.goals, BODY, 0, text), stack, begin + 1) if rules.has_strings else None
+            if not rules.has_strings:
+                return None
+            start = BODY if rules.text_automaton is None else rules.text_automaton.start
+            return String(position.goals, start, 0, b"" if rules.strings else None), stack, begin + 1
         if byte == ord("{"):
-            return (ObjectStart(ObjectFrame(rules.objects)), stack, begin + 1) if rules.objects else None
+            is_remembered = stack is not None and stack.is_remembered
+            frame = ObjectFrame(rules.objects, has_one_free_key=is_remembered)
+            return (ObjectStart(frame), stack, begin + 1) if rules.objects else None
         if byte == ord("["):
-            return (ArrayStart(ArrayFrame(rules.arrays)), stack, begin + 1) if rules.arrays else None
+            return (ArrayStart(_array_frame(rules.arrays)), stack, begin + 1) if rules.arrays else None
         return self._feed_literal(literal_start(position, rules), stack, data, begin)
 
     def _feed_literal(
         self, position: Literal, stack: Stack | None, data: bytes, begin: int
     ) -> tuple[Position, Stack | None, int] | None:
-        rules = self.value_rules(position.goals)
+        rules = self.value_rules(position.goals, stack)
         text, number = position.text, position.number
         end = begin
         while end < len(data):
@@ -292,7 +362,9 @@ class Automaton:
     def _feed_string(
         self, position: String, stack: Stack | None, data: bytes, begin: int
     ) -> tuple[Position, Stack | None, int] | None:
-        rules = self.value_rules(position.goals)
+        rules = self.value_rules(position.goals, stack)
+        if rules.text_automaton is not None:
+            return self._feed_terms(position, rules, rules.text_automaton, stack, data, begin)
         state, end, num_begun = self._scan_string(position.state, data, begin)
         if state == DEAD:
             return None
@@ -307,9 +379,42 @@ class Automaton:
             return None
         return String(position.goals, state, min(length, rules.length_saturation), text), stack, end
 
+    def _feed_terms(
+        self,
+        position: String,
+        rules: ValueRules,
+        automaton: TextAutomaton,
+        stack: Stack | None,
+        data: bytes,
+        begin: int,
+    ) -> tuple[Position, Stack | None, int] | None:
+        """A string of which some term has an automaton; a single text may go on where the automaton does not."""
+        before, state, length, end = position.state, position.state, position.length, begin
+        if state != DEAD:
+            before, state, length, end = automaton.scan(state, length, data, begin)
+        text, text_end = _scan_text(position.text, rules.strings, data, begin)
+        met: frozenset[int] = frozenset()
+        if text is not None and text.endswith(b'"') and text in rules.strings:
+            met |= rules.strings.goals(text)
+            if state != CLOSED:
+                return Completed(met), stack, text_end
+        if state == CLOSED:
+            met |= rules.met_by_body(before, length)
+            return (Completed(met), stack, end) if met else None
+        if state != DEAD and not automaton.is_live(state, length):
+            state = DEAD
+        if state == DEAD:
+            if text is None:
+                return None
+            return String(position.goals, DEAD, 0, text), stack, text_end
+        return String(position.goals, state, length, text), stack, end
+
     def _feed_key(
         self, position: Key, stack: Stack | None, data: bytes, begin: int
     ) -> tuple[Position, Stack | None, int] | None:
+        classes = self.key_classes(position.frame)
+        if classes is not None:
+            return self._feed_classed_key(position, classes, stack, data, begin)
         state, end, _ = self._scan_string(position.state, data, begin)
         if state == DEAD:
             return None
@@ -322,9 +427,34 @@ class Automaton:
             return None
         return Key(frame, state, text), stack, end
 
+    def _feed_classed_key(
+        self, position: Key, classes: KeyClasses, stack: Stack | None, data: bytes, begin: int
+    ) -> tuple[Position, Stack | None, int] | None:
+        frame = position.frame
+        before, state, end = position.state, position.state, begin
+        if state != DEAD:
+            before, state, _, end = classes.automaton.scan(state, 0, data, begin)
+        candidates = self.candidate_keys(frame)
+        declared, declared_end = _scan_text(position.text, candidates, data, begin)
+        if declared is not None and declared.endswith(b'"') and declared in candidates:
+            of_classes = classes.classes(before) if state == CLOSED else frozenset[KeyClass]()
+            waiting = frame.after_key(declared, of_classes)
+            return None if waiting is None else (AfterKey(waiting), stack, declared_end)
+        if state == CLOSED:
+            waiting = frame.after_key(position.text + data[begin:end], classes.classes(before))
+            return None if waiting is None else (AfterKey(waiting), stack, end)
+        if state == DEAD or not frame.takes_free_keys():
+            if declared is None:
+                return None
+            return Key(frame, DEAD, position.text + data[begin:declared_end]), stack, declared_end
+        text = position.text + data[begin:end]
+        if declared is None and frame.seen and any(text.startswith(one) for one in self.dead_keys(frame, classes)):
+            return None
+        return Key(frame, state, text), stack, end
+
     def _scan_string(self, state: int, data: bytes, begin: int) -> tuple[int, int, int]:
         """(state, end, code points begun) after the bytes up to the closing quote or the end of the data."""
-        steps = self._lexemes.string_steps
+        steps = self._lexicon.plain_steps
         num_begun = 0
         end = begin
         while end < len(data):
@@ -345,8 +475,30 @@ def literal_start(position: Value, rules: ValueRules) -> Literal:
     return Literal(
         position.goals,
         b"" if rules.literals else None,
-        DEAD if rules.numbers is None else NumberAutomaton.START,
+        DEAD if rules.numbers is None else NumeralAutomaton.START,
     )
+
+
+def _array_frame(runs: tuple[ArrayRun, ...]) -> ArrayFrame:
+    """A new array. Where only some alternatives forbid repetition, those that do not are enough."""
+    free = tuple(run for run in runs if not run.rule.is_unique)
+    return ArrayFrame(free) if free else ArrayFrame(runs, seen=frozenset())
+
+
+def _scan_text(text: bytes | None, texts: TextSet, data: bytes, begin: int) -> tuple[bytes | None, int]:
+    """(text, end) after following the data while some single text goes on so; None where none does."""
+    end = begin
+    if text is None or not texts.begins(text):
+        return None, end
+    while end < len(data):
+        following = text + data[end : end + 1]
+        if not texts.begins(following):
+            return None, end
+        text = following
+        end += 1
+        if following[-1:] == b'"' and following in texts:
+            break
+    return text, end
 
 
 def _close(frame: Frame, stack: Stack | None, begin: int) -> tuple[Position, Stack | None, int] | None:

@@ -9,14 +9,16 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from specdec.grammars.automaton import Lexemes
+import msgspec
+
 from specdec.grammars.goals import compile_rules
 from specdec.grammars.grammar import Grammar, Runtime
-from specdec.grammars.lexemes import NumberAutomaton
+from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.limits import Limits
 from specdec.grammars.lowering import Lowering
 from specdec.grammars.mask_table import MaskTable
 from specdec.grammars.masks import StringBodies
+from specdec.grammars.options import DEFAULT_OPTIONS, SchemaOptions
 from specdec.grammars.rules import Rule
 from specdec.grammars.schema import SchemaDocument, schema_text
 from specdec.grammars.vocabulary import Vocabulary
@@ -42,14 +44,8 @@ class GrammarCompiler:
         self.vocabulary = vocabulary
         self.limits = limits
         self.mask_table = MaskTable(vocabulary, max_bytes=max_mask_table_bytes)
-        bodies = StringBodies(vocabulary)
-        spellable = vocabulary.spellable_bytes
-        lexemes = Lexemes(
-            bodies.table.tolist(),
-            NumberAutomaton(spellable, integers_only=True),
-            NumberAutomaton(spellable, integers_only=False),
-        )
-        self._runtime = Runtime(vocabulary, self.mask_table, lexemes, bodies)
+        self._lexicon = Lexicon(vocabulary.spellable_bytes)
+        self._runtime = Runtime(vocabulary, self.mask_table, self._lexicon, StringBodies(vocabulary, self._lexicon))
         self._max_cache_entries = max_cache_entries
         self._max_cache_bytes = max_cache_bytes
         self._lock = threading.Lock()
@@ -64,11 +60,13 @@ class GrammarCompiler:
         return len(self._grammars)
 
     # A schema is any JSON value that a caller parsed; its shape is what compiling checks.
-    def compile_json_schema(self, schema: str | Mapping[str, Any] | bool) -> Grammar:
+    def compile_json_schema(
+        self, schema: str | Mapping[str, Any] | bool, options: SchemaOptions = DEFAULT_OPTIONS
+    ) -> Grammar:
         """The grammar of the schema's instances; GrammarError where there is none. A str is JSON text."""
         begin = time.perf_counter()
         text = schema_text(schema, self.limits)
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass") + msgspec.json.encode(options)).digest()
         with self._lock:
             entry = self._grammars.get(digest)
             if entry is not None:
@@ -77,8 +75,9 @@ class GrammarCompiler:
                 return entry[0]
             self.cache_misses += 1
         try:
-            lowering = Lowering(SchemaDocument(text, self.limits), self.limits)
-            rules = compile_rules(lowering, self.vocabulary.spells)
+            document = SchemaDocument(text, self.limits, options.documents)
+            lowering = Lowering(document, self.limits, options)
+            rules = compile_rules(lowering, self._lexicon)
             grammar = Grammar(rules, lowering.report, self._runtime)
         finally:
             with self._lock:
@@ -108,6 +107,7 @@ def _estimated_bytes(rules: list[Rule]) -> int:
     total = 0
     for rule in rules:
         total += 400 + sum(60 + len(text) for texts in (rule.literals, rule.strings) for text in texts)
+        total += sum(term.language.rows.nbytes for term in rule.terms)
         total += sum(400 + sum(150 + len(key) for key in shape.keys) for shape in rule.objects)
         total += sum(200 + 8 * len(shape.prefix) for shape in rule.arrays)
     return total

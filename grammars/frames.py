@@ -5,22 +5,26 @@ opened there runs every alternative of every such goal side by side; a run remem
 and the goal its pending child must satisfy. When the child closes it reports which goals it met: runs that waited
 for others end. When the frame closes it reports the goals of the runs that may close. This is determinisation of a
 visibly pushdown automaton (Alur and Madhusudan 2004): the stack symbol is the set of alternatives, and all of them
-push and pop together. A run is deterministic given the text, so a frame never has more runs than the grammar has
-alternatives, a number that compiling limits.
+push and pop together. A run that may claim its next child for several things goes on as several runs; runs that are
+equal are one, so a frame never has more of them than there are alternatives and claims, numbers that compiling limits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
 
-from specdec.grammars.rules import FORBIDDEN, ArrayRule, ObjectRule
+from specdec.grammars.rules import ArrayRule, ObjectRule
 
 Goals = tuple[int, ...]
 """Numbers of rules, ascending: the goals of one value position, at least one of which its value must meet."""
 
 NO_CHILD = -1
+
+KeyClass = tuple[int, int]
+"""A free key's class: (index of the rule among the frame's distinct ones, index in its `free`)."""
 
 
 class ObjectRun(NamedTuple):
@@ -31,6 +35,13 @@ class ObjectRun(NamedTuple):
     position: int = 0
     """Declared keys before it have occurred or no longer can."""
     child: int = NO_CHILD
+    num_keys: int = 0
+    pending: int = 0
+    """Witnesses that no key has shown yet."""
+
+    @property
+    def progress(self) -> tuple[int, int, int]:
+        return self.position, self.num_keys, self.pending
 
 
 class ArrayRun(NamedTuple):
@@ -39,6 +50,7 @@ class ArrayRun(NamedTuple):
     goal: int
     rule: ArrayRule
     child: int = NO_CHILD
+    counted: tuple[int, ...] = ()
 
 
 class ObjectFrame(msgspec.Struct, frozen=True, cache_hash=True):
@@ -47,38 +59,77 @@ class ObjectFrame(msgspec.Struct, frozen=True, cache_hash=True):
     runs: tuple[ObjectRun, ...]
     seen: frozenset[bytes] = frozenset()
     """Keys that have occurred and that some run would otherwise take again as a free key."""
+    has_one_free_key: bool = False
+    """Inside an array of unique items, where the order of free keys would give one value several texts."""
 
     def closed(self) -> frozenset[int]:
         """The goals met if the object ends here."""
-        return frozenset(run.goal for run in self.runs if run.rule.may_close(run.position))
+        return frozenset(run.goal for run in self.runs if run.rule.may_close(*run.progress))
 
     def continued(self) -> ObjectFrame | None:
         """The frame if another key comes."""
-        runs = tuple(run for run in self.runs if run.rule.may_continue(run.position))
-        return _object_frame(runs, self.seen) if runs else None
+        runs = tuple(run for run in self.runs if run.rule.may_continue(*run.progress))
+        if not runs or (self._is_full and not any(run.rule.candidates(*run.progress) for run in runs)):
+            return None
+        return self._with(runs, self.seen)
+
+    @property
+    def _is_full(self) -> bool:
+        return self.has_one_free_key and bool(self.seen)
+
+    def _with(self, runs: Iterable[ObjectRun], seen: frozenset[bytes]) -> ObjectFrame:
+        """Forget seen keys once no run takes free keys: states that behave alike are one."""
+        distinct = tuple(dict.fromkeys(runs))
+        kept = seen if any(run.rule.free for run in distinct) else frozenset[bytes]()
+        return ObjectFrame(distinct, kept, self.has_one_free_key)
 
     def takes_free_keys(self) -> bool:
-        return any(run.rule.takes_free_keys(run.position) for run in self.runs)
+        return not self._is_full and any(run.rule.takes_free_keys(*run.progress) for run in self.runs)
 
-    def after_key(self, key: bytes) -> ObjectFrame | None:
-        """The frame waiting for the value of a key (spelt, with its closing quote)."""
+    def rules(self) -> tuple[ObjectRule, ...]:
+        """The distinct rules of the runs."""
+        return tuple(dict.fromkeys(run.rule for run in self.runs))
+
+    def has_classes(self) -> bool:
+        """Whether what a free key is depends on its text."""
+        return any(free.language is not None for run in self.runs for free in run.rule.free)
+
+    def after_key(self, key: bytes, classes: frozenset[KeyClass] | None = None) -> ObjectFrame | None:
+        """The frame waiting for the value of a key (spelt, with its closing quote).
+
+        `classes` are those that the key is in; None stands for a key of which every class is every key.
+        """
         if key in self.seen:
             return None
-        runs = []
+        runs: list[ObjectRun] = []
         is_free = False
+        index_of = {rule: index for index, rule in enumerate(self.rules())}
         for run in self.runs:
-            step = run.rule.after_key(run.position, key)
-            if step is not None:
-                runs.append(run._replace(position=step[0], child=step[1]))
-                is_free = is_free or key not in run.rule.positions
+            rule = run.rule
+            declared = rule.positions.get(key)
+            if declared is not None:
+                after = rule.after_declared(*run.progress, declared)
+            elif self._is_full:
+                after = []
+            else:
+                after = [
+                    step
+                    for number, free in enumerate(rule.free)
+                    if (free.language is None if classes is None else (index_of[rule], number) in classes)
+                    for step in rule.after_free(*run.progress, number)
+                ]
+                is_free = is_free or bool(after)
+            runs += [
+                ObjectRun(run.goal, rule, position, child, num_keys, pending)
+                for position, num_keys, pending, child in after
+            ]
         if not runs:
             return None
-        return _object_frame(tuple(runs), self.seen | {key} if is_free else self.seen)
+        return self._with(runs, self.seen | {key} if is_free else self.seen)
 
     def after_value(self, met: frozenset[int]) -> ObjectFrame:
         """The frame once the pending value has met these goals."""
-        runs = tuple(run._replace(child=NO_CHILD) for run in self.runs if run.child in met)
-        return _object_frame(runs, self.seen)
+        return self._with((run._replace(child=NO_CHILD) for run in self.runs if run.child in met), self.seen)
 
     def children(self) -> Goals:
         return tuple(sorted({run.child for run in self.runs}))
@@ -87,7 +138,8 @@ class ObjectFrame(msgspec.Struct, frozen=True, cache_hash=True):
         """The keys that may not be treated as any other: those that may come next and those that may not."""
         keys = set(self.seen) if self.takes_free_keys() else set()
         for run in self.runs:
-            keys.update(run.rule.keys if run.rule.takes_free_keys(run.position) else run.rule.candidates(run.position))
+            takes = run.rule.takes_free_keys(*run.progress)
+            keys.update(run.rule.keys if takes else run.rule.candidates(*run.progress))
         return keys
 
 
@@ -96,34 +148,46 @@ class ArrayFrame(msgspec.Struct, frozen=True, cache_hash=True):
 
     runs: tuple[ArrayRun, ...]
     num_items: int = 0
+    seen: frozenset[bytes] | None = None
+    """Texts of the items so far where no item may occur twice, else None."""
+    text: bytes = b""
+    """Of the present item, where items are remembered."""
 
     def closed(self) -> frozenset[int]:
         """The goals met if the array ends here."""
-        return frozenset(run.goal for run in self.runs if run.rule.may_close(self.num_items))
+        return frozenset(run.goal for run in self.runs if run.rule.may_close(self.num_items, run.counted))
 
     def continued(self) -> ArrayFrame | None:
         """The frame waiting for another item."""
         runs = tuple(
-            run._replace(child=run.rule.item(self.num_items))
-            for run in self.runs
-            if run.rule.may_continue(self.num_items)
+            dict.fromkeys(
+                run._replace(child=child, counted=counted)
+                for run in self.runs
+                for child, counted in run.rule.after_item(self.num_items, run.counted)
+            )
         )
         if not runs:
             return None
         saturation = max(run.rule.saturation for run in runs)
-        return ArrayFrame(runs, min(self.num_items + 1, saturation))
+        return ArrayFrame(runs, min(self.num_items + 1, saturation), self.seen)
 
-    def after_value(self, met: frozenset[int]) -> ArrayFrame:
-        """The frame once the pending item has met these goals."""
-        return ArrayFrame(tuple(run._replace(child=NO_CHILD) for run in self.runs if run.child in met), self.num_items)
+    def after_value(self, met: frozenset[int]) -> ArrayFrame | None:
+        """The frame once the pending item has met these goals; None where the item occurred before."""
+        runs = tuple(dict.fromkeys(run._replace(child=NO_CHILD) for run in self.runs if run.child in met))
+        if self.seen is None:
+            return ArrayFrame(runs, self.num_items)
+        return None if self.text in self.seen else ArrayFrame(runs, self.num_items, self.seen | {self.text})
+
+    def with_text(self, data: bytes) -> ArrayFrame:
+        """The frame after more bytes of the present item."""
+        return ArrayFrame(self.runs, self.num_items, self.seen, self.text + data)
+
+    def is_repeating(self) -> bool:
+        """Whether the present item may still become one that occurred."""
+        return self.seen is not None and any(one.startswith(self.text) for one in self.seen)
 
     def children(self) -> Goals:
         return tuple(sorted({run.child for run in self.runs}))
 
 
 Frame = ObjectFrame | ArrayFrame
-
-
-def _object_frame(runs: tuple[ObjectRun, ...], seen: frozenset[bytes]) -> ObjectFrame:
-    """Forget seen keys once no run takes free keys: states that behave alike are one."""
-    return ObjectFrame(runs, seen if any(run.rule.additional != FORBIDDEN for run in runs) else frozenset())

@@ -15,26 +15,42 @@ rests on this (automaton.py).
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
+from decimal import Decimal
 
 import msgspec
 
+from specdec.grammars.decimals import numeral
 from specdec.grammars.errors import LimitExceededError, UnsatisfiableSchemaError
+from specdec.grammars.languages import Language
+from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.lowering import Lowering
-from specdec.grammars.rules import FORBIDDEN, ArrayRule, ObjectRule, Rule
-from specdec.grammars.spelling import spell_number, spell_string
-from specdec.grammars.values import ALL_VALUES, ArrayShape, Goal, ObjectShape, StringSet, ValueSet
+from specdec.grammars.node_sets import NodeSets, Shape, needed, shapes
+from specdec.grammars.numbers import NumberSet
+from specdec.grammars.rules import ArrayRule, Choices, Count, FreeKeys, ObjectRule, Rule
+from specdec.grammars.spelling import spell_string
+from specdec.grammars.strings import StringSet, StringTerm
+from specdec.grammars.unique import check_unique, rules_below
+from specdec.grammars.values import ArrayShape, Goal, ObjectShape, Property, ValueSet
 
-Shape = ObjectShape | ArrayShape
+MAX_LISTED_NUMBERS = 64
+"""Up to so many numbers are spelt one by one, more of them by an automaton."""
+MAX_LISTED_KEYS = 2000
+"""Up to so many keys of a finite language are declared one by one; more of them are as good as endless."""
+MAX_CLAIMS = 5
+"""Witnesses of one object shape, or contains of one array shape."""
+MAX_MISSING = 64
+"""Items that several contains of one shape may ask for together."""
 
 
-def compile_rules(lowering: Lowering, spells: Callable[[bytes], bool]) -> list[Rule]:
-    """The rule of the root, then those of all goals below it; `spells` says which texts the vocabulary can spell.
+def compile_rules(lowering: Lowering, lexicon: Lexicon) -> list[Rule]:
+    """The rule of the root, then those of all goals below it; the lexicon says what the vocabulary can spell.
 
     UnsatisfiableSchemaError where the root has no instance.
     """
-    goals = Goals(lowering, spells)
+    goals = Goals(lowering, lexicon)
     if 0 not in goals.satisfiable:
         raise UnsatisfiableSchemaError("no value satisfies the schema", pointer=goals.contradiction())
     return goals.rules()
@@ -43,39 +59,48 @@ def compile_rules(lowering: Lowering, spells: Callable[[bytes], bool]) -> list[R
 class Goals:
     """Every goal reachable from the root; goal number i has value set `value_sets[i]`."""
 
-    def __init__(self, lowering: Lowering, spells: Callable[[bytes], bool]) -> None:
+    def __init__(self, lowering: Lowering, lexicon: Lexicon) -> None:
         self._nodes = lowering.nodes
         self._limits = lowering.limits
-        self._spells = spells
+        self._stopwatch = lowering.stopwatch
+        self._lexicon = lexicon
         self._spellings: dict[str, bytes | None] = {}
-        self._node_sets: dict[int, ValueSet] = {}
-        self._num_steps = 0
+        self._node_sets = NodeSets(lowering.nodes, lowering.limits)
         self._goals: list[Goal] = [lowering.root]
         self._numbers: dict[Goal, int] = {lowering.root: 0}
         self.value_sets: list[ValueSet] = []
         # Exploring a goal appends its children.
         for goal in self._goals:
-            self.value_sets.append(self._spellable(self._value_set(goal)))
-            for shape in _shapes(self.value_sets[-1]):
+            lowering.stopwatch.check(self._pointer(goal))
+            self.value_sets.append(self._spellable(self._node_sets.value_set(goal)))
+            for shape in shapes(self.value_sets[-1]):
                 for child in _children(shape):
                     self._number(child)
         self.satisfiable = self._satisfiable()
 
     def rules(self) -> list[Rule]:
         """The rules of all goals, those that are not satisfiable left empty."""
-        return [
+        rules = [
             self._rule(value_set if number in self.satisfiable else ValueSet())
             for number, value_set in enumerate(self.value_sets)
         ]
+        for number, rule in enumerate(rules):
+            for array in rule.arrays:
+                if array.is_unique:
+                    check_unique(array, rules, self._pointer(self._goals[number]))
+                    for below in rules_below(array, rules):
+                        if below.numbers is not None:
+                            self._lexicon.numerals(below.numbers, canonical=True)
+        return rules
 
     def contradiction(self) -> str:
         """Pointer of a subschema that cannot be satisfied and makes the root so."""
         number = 0
         visited = {0}
-        while shapes := _shapes(self.value_sets[number]):
-            needed = (self._numbers[child] for shape in shapes for child in _needed(shape))
-            broken = [child for child in needed if child not in self.satisfiable and child not in visited]
-            if len(shapes) > 1 or not broken:
+        while found := shapes(self.value_sets[number]):
+            wanted = (self._numbers[child] for shape in found for child in needed(shape))
+            broken = [child for child in wanted if child not in self.satisfiable and child not in visited]
+            if len(found) > 1 or not broken:
                 break
             number = broken[0]
             visited.add(number)
@@ -96,180 +121,269 @@ class Goals:
             self._goals.append(goal)
         return number
 
-    def _value_set(self, goal: Goal) -> ValueSet:
-        """The intersection of the goal's nodes, each worked out after those it depends on."""
-        pending = sorted(goal - self._node_sets.keys(), reverse=True)
-        while pending:
-            node = pending[-1]
-            # Lowering has refused disjunctions that lead back to themselves, so this ends.
-            needed = self._nodes[node].alternatives - self._node_sets.keys()
-            if needed:
-                pending.extend(sorted(needed, reverse=True))
-                continue
-            pending.pop()
-            if node not in self._node_sets:
-                self._node_sets[node] = self._node_set(node)
-        return self._conjunction(goal)
-
-    def _node_set(self, number: int) -> ValueSet:
-        node = self._nodes[number]
-        values = node.local
-        for branches in node.disjunctions:
-            sets = [self._conjunction(branch) for branch in branches]
-            self._count_steps(sets, node.pointer)
-            union = ValueSet.union(sets)
-            self._check_alternatives(len(union.objects), len(union.arrays), node.pointer)
-            values = self._intersect(values, union, node.pointer)
-        return values
-
-    def _conjunction(self, goal: Goal) -> ValueSet:
-        values = ALL_VALUES
-        for node in sorted(goal):
-            values = self._intersect(values, self._node_sets[node], self._nodes[node].pointer)
-        return values
-
-    def _intersect(self, a: ValueSet, b: ValueSet, pointer: str) -> ValueSet:
-        if a is ALL_VALUES or b is ALL_VALUES:
-            return a.intersect(b)
-        self._check_alternatives(len(a.objects) * len(b.objects), len(a.arrays) * len(b.arrays), pointer)
-        self._count_steps([a] * max(len(b.objects), len(b.arrays)), pointer)
-        self._count_steps([b] * max(len(a.objects), len(a.arrays)), pointer)
-        return a.intersect(b)
-
-    def _check_alternatives(self, num_objects: int, num_arrays: int, pointer: str) -> None:
-        if max(num_objects, num_arrays) > self._limits.max_alternatives:
-            raise LimitExceededError(
-                f"{max(num_objects, num_arrays)} alternatives for one value once anyOf and its siblings are "
-                f"multiplied out; the limit is {self._limits.max_alternatives} (max_alternatives)",
-                keyword="anyOf",
-                pointer=pointer,
-            )
-
-    def _count_steps(self, sets: Sequence[ValueSet], pointer: str) -> None:
-        self._num_steps += sum(_size(values) for values in sets)
-        if self._num_steps > self._limits.max_steps:
-            raise LimitExceededError(
-                f"combining subschemas takes more than {self._limits.max_steps} steps (max_steps)", pointer=pointer
-            )
-
     def _spell(self, text: str) -> bytes | None:
         if text not in self._spellings:
             spelt = spell_string(text)
-            self._spellings[text] = spelt if spelt is not None and self._spells(spelt) else None
+            self._spellings[text] = spelt if spelt is not None and self._lexicon.spells(spelt) else None
         return self._spellings[text]
 
     def _spellable(self, values: ValueSet) -> ValueSet:
-        """Without strings and required keys that the vocabulary cannot spell."""
+        """Without strings, numbers and required keys that the vocabulary cannot spell."""
         literals = tuple(text for text in values.strings.literals if self._spell(text) is not None)
+        terms = tuple(
+            spelt for term in values.strings.terms if (spelt := self._lexicon.spellable_term(term)) is not None
+        )
         objects = tuple(
-            shape
+            self._with_listed_keys(shape)
             for shape in values.objects
             if all(self._spell(key) is not None for key, declared in shape.properties if declared.is_required)
         )
-        if len(literals) == len(values.strings.literals) and len(objects) == len(values.objects):
-            return values
-        return msgspec.structs.replace(values, strings=StringSet(values.strings.ranges, literals), objects=objects)
+        numbers = values.numbers
+        if self._listed(numbers) is None and self._lexicon.numerals(numbers).is_empty():
+            numbers = NumberSet.NOTHING
+        return msgspec.structs.replace(values, numbers=numbers, strings=StringSet(terms, literals), objects=objects)
 
-    def _satisfiable(self) -> set[int]:
-        """The numbers of the satisfiable goals: Horn satisfiability by counting what each shape still needs."""
-        satisfiable: list[int] = []
-        found: set[int] = set()
-        # Each entry is [goal of the shape, how many of its needed children are not known to be satisfiable].
-        waiting: dict[int, list[list[int]]] = defaultdict(list)
-        for number, values in enumerate(self.value_sets):
-            counters = []
-            for shape in _shapes(values):
-                needed = {self._numbers[child] for child in _needed(shape)}
-                counters.append([number, len(needed)])
-                for child in needed:
-                    waiting[child].append(counters[-1])
-            if _has_scalar(values) or any(count == 0 for _, count in counters):
-                found.add(number)
-                satisfiable.append(number)
-        for child in satisfiable:
-            for counter in waiting[child]:
-                counter[1] -= 1
-                if counter[1] == 0 and counter[0] not in found:
-                    found.add(counter[0])
-                    satisfiable.append(counter[0])
-        return found
+    @staticmethod
+    def _listed(numbers: NumberSet) -> tuple[bytes, ...] | None:
+        """The numerals of a set that is small, or a mere enumeration; None of any other."""
+        if numbers in {NumberSet.EVERYTHING, NumberSet.INTEGERS}:
+            return None
+        values = numbers.finite_values(MAX_LISTED_NUMBERS)
+        if values is None and not any(numbers.gaps):
+            values = numbers.finite_values(len(numbers.points))
+        if values is None:
+            return None
+        return tuple(_spelling(value).encode() for value in values)
 
-    def _rule(self, values: ValueSet) -> Rule:
-        literals = [b"null"] if values.null else []
-        literals += [b"true" if value else b"false" for value in sorted(values.booleans)]
-        literals += [spell_number(value) for value in values.numbers.literals]
-        return Rule(
-            literals=tuple(literals),
-            integers=values.numbers.integers or values.numbers.numbers,
-            numbers=values.numbers.numbers,
-            strings=tuple(self._required_spelling(text) for text in values.strings.literals),
-            lengths=values.strings.ranges,
-            objects=tuple(self._object_rule(shape) for shape in values.objects if self._is_satisfiable(shape)),
-            arrays=tuple(self._array_rule(shape) for shape in values.arrays if self._is_satisfiable(shape)),
+    def _with_listed_keys(self, shape: ObjectShape) -> ObjectShape:
+        """The shape with the keys of finite languages declared, and languages that the vocabulary can spell."""
+        if not shape.classes and not shape.witnesses:
+            return shape
+        declared = dict(shape.properties)
+        taken = Language.of(declared)
+        classes = []
+        for language, goal in _split(shape):
+            spelt = (language & self._lexicon.texts) - taken
+            if goal is None or spelt.is_empty:
+                continue
+            words = spelt.words(MAX_LISTED_KEYS) if spelt.num_words is not None else None
+            if spelt.num_words is not None and words is None and shape.min_properties > MAX_LISTED_KEYS:
+                raise LimitExceededError(
+                    f"minProperties is {shape.min_properties} where the keys are finitely many; the limit is "
+                    f"{MAX_LISTED_KEYS} (max_listed_keys)",
+                    keyword="minProperties",
+                )
+            if words is None:
+                classes.append((spelt, goal))
+            else:
+                declared |= dict.fromkeys(words, Property(goal))
+        return msgspec.structs.replace(
+            shape, properties=tuple(declared.items()), classes=tuple(classes), additional=None
         )
 
-    def _is_satisfiable(self, shape: Shape) -> bool:
-        return all(self._numbers[child] in self.satisfiable for child in _needed(shape))
+    def _satisfiable(self) -> set[int]:
+        """The numbers of the satisfiable goals: the least fixpoint, found by looking again at what waits for a goal.
 
-    def _rule_number(self, goal: Goal | None) -> int:
-        # Items that no array has room for were never explored.
-        number = None if goal is None else self._numbers.get(goal)
-        return FORBIDDEN if number is None or number not in self.satisfiable else number
+        That every shape is asked again only when one of its children was found bounds the work.
+        """
+        found: set[int] = set()
+        satisfiable: list[int] = []
+        waiting: dict[int, list[tuple[int, Shape]]] = defaultdict(list)
+
+        def look(number: int, shape: Shape) -> None:
+            if number not in found and self._is_possible(shape, found):
+                found.add(number)
+                satisfiable.append(number)
+
+        for number, values in enumerate(self.value_sets):
+            if values.has_scalar():
+                found.add(number)
+                satisfiable.append(number)
+        for number, values in enumerate(self.value_sets):
+            for shape in shapes(values):
+                for child in {self._numbers[child] for child in _children(shape)}:
+                    waiting[child].append((number, shape))
+                look(number, shape)
+        for child in satisfiable:
+            for number, shape in waiting[child]:
+                look(number, shape)
+        return found
+
+    def _is_possible(self, shape: Shape, satisfiable: set[int]) -> bool:
+        """Whether some value has the shape, given the goals known to be satisfiable."""
+        if any(self._numbers[child] not in satisfiable for child in needed(shape)):
+            return False
+        if isinstance(shape, ObjectShape):
+            if not (shape.witnesses or shape.min_properties or shape.max_properties is not None):
+                return True
+            rule = self._object_rule(shape, satisfiable)
+            return rule.can_finish(0, 0, rule.all_witnesses)
+        if not shape.contained:
+            array = self._array_rule(shape, satisfiable)
+            return array.max_items is None or array.max_items >= array.min_items
+        array = self._array_rule(shape, satisfiable)
+        return array.can_finish(0, array.none_counted)
+
+    def _rule(self, values: ValueSet) -> Rule:
+        self._stopwatch.check()
+        listed = self._listed(values.numbers)
+        # Built here, where it keeps nobody waiting and a limit that is exceeded is one request's error.
+        for term in values.strings.terms:
+            if not term.language.is_everything:
+                self._lexicon.text_automaton((term,))
+        if any(not term.language.is_everything for term in values.strings.terms):
+            self._lexicon.largest_texts(values.strings.terms)
+        literals = [b"null"] if values.null else []
+        literals += [b"true" if value else b"false" for value in sorted(values.booleans)]
+        literals += listed or ()
+        return Rule(
+            literals=tuple(literals),
+            numbers=values.numbers if listed is None else None,
+            strings=tuple(self._required_spelling(text) for text in values.strings.literals),
+            terms=values.strings.terms,
+            objects=tuple(
+                self._object_rule(shape, self.satisfiable)
+                for shape in values.objects
+                if self._is_possible(shape, self.satisfiable)
+            ),
+            arrays=tuple(
+                self._array_rule(shape, self.satisfiable)
+                for shape in values.arrays
+                if self._is_possible(shape, self.satisfiable)
+            ),
+        )
 
     def _required_spelling(self, text: str) -> bytes:
         spelt = self._spell(text)
         assert spelt is not None, "unspellable texts are pruned before rules are made"
         return spelt
 
-    def _object_rule(self, shape: ObjectShape) -> ObjectRule:
+    def _choices(self, goals: Iterable[tuple[int, Goal]], satisfiable: set[int]) -> Choices:
+        found = ((claims, self._numbers.get(goal)) for claims, goal in goals)
+        return tuple((claims, number) for claims, number in found if number is not None and number in satisfiable)
+
+    def _object_rule(self, shape: ObjectShape, satisfiable: set[int]) -> ObjectRule:
         # An optional key that cannot be spelt cannot be generated as a free key either.
-        declared = [(spelt, declared) for key, declared in shape.properties if (spelt := self._spell(key)) is not None]
+        declared = [(key, spelt, one) for key, one in shape.properties if (spelt := self._spell(key)) is not None]
+        # Keys that are only required come after those that are declared anywhere.
+        declared.sort(key=lambda each: not each[2].is_declared)
+        free = []
+        for language, goal in shape.classes:
+            choices = self._choices(_class_goals(shape, language, goal), satisfiable)
+            if choices:
+                self._lexicon.text_automaton((StringTerm(language),))
+                free.append(FreeKeys(language, choices))
+        if shape.additional is not None:
+            choices = self._choices([(0, shape.additional)], satisfiable)
+            if choices:
+                free.append(FreeKeys(None, choices))
         return ObjectRule(
-            keys=tuple(spelt for spelt, _ in declared),
-            values=tuple(self._rule_number(one.goal) for _, one in declared),
-            required=tuple(one.is_required for _, one in declared),
-            additional=self._rule_number(shape.additional),
+            keys=tuple(spelt for _, spelt, _ in declared),
+            choices=tuple(self._choices(_key_goals(shape, key, one), satisfiable) for key, _, one in declared),
+            required=tuple(one.is_required for _, _, one in declared),
+            free=tuple(free),
+            min_properties=shape.min_properties,
+            max_properties=shape.max_properties,
+            num_witnesses=len(shape.witnesses),
         )
 
-    def _array_rule(self, shape: ArrayShape) -> ArrayRule:
-        prefix = tuple(self._rule_number(goal) for goal in shape.prefix)
-        items = self._rule_number(shape.items)
+    def _array_rule(self, shape: ArrayShape, satisfiable: set[int]) -> ArrayRule:
+        length = max([len(shape.prefix), *(one.start for one in shape.contained)])
+        prefix = tuple(self._choices(_item_goals(shape, index), satisfiable) for index in range(length))
+        items = self._choices(_item_goals(shape, length), satisfiable)
         max_items = shape.max_items
-        possible = prefix.index(FORBIDDEN) if FORBIDDEN in prefix else len(prefix) if items == FORBIDDEN else None
-        if possible is not None:
-            max_items = possible if max_items is None else min(max_items, possible)
-        return ArrayRule(prefix, items, shape.min_items, max_items)
+        impossible = next((index for index, choices in enumerate((*prefix, items)) if not choices), None)
+        if impossible is not None:
+            max_items = impossible if max_items is None else min(max_items, impossible)
+        counts = tuple(Count(one.minimum, one.maximum, one.start) for one in shape.contained)
+        return ArrayRule(prefix, items, shape.min_items, max_items, counts, shape.is_unique)
 
 
-def _shapes(values: ValueSet) -> tuple[Shape, ...]:
-    return values.objects + values.arrays
+def _spelling(value: int | Decimal) -> str:
+    """The numeral that the automaton of canonical numerals has for the value, or else Python's."""
+    return numeral(value) or json.dumps(float(value) if isinstance(value, Decimal) else value)
+
+
+def _split(shape: ObjectShape) -> list[tuple[Language, Goal | None]]:
+    """The classes of undeclared keys, each within or without every witness's keys."""
+    classes = [*shape.classes, (shape.rest(), shape.additional)]
+    for witness in shape.witnesses:
+        parts = [
+            (part, goal) for language, goal in classes for part in (language & witness.keys, language - witness.keys)
+        ]
+        classes = [(part, goal) for part, goal in parts if not part.is_empty]
+    return classes
+
+
+def _claims(num: int) -> range:
+    if num > MAX_CLAIMS:
+        raise LimitExceededError(
+            f"{num} things that some key or item must show meet in one place; the limit is {MAX_CLAIMS} (max_claims)"
+        )
+    return range(1 << num)
+
+
+def _key_goals(shape: ObjectShape, key: str, declared: Property) -> list[tuple[int, Goal]]:
+    """What a declared key's value satisfies, for each set of witnesses that it is."""
+    if declared.goal is None:
+        return []
+    able = [i for i, witness in enumerate(shape.witnesses) if key in witness.keys]
+    return _witness_goals(shape, declared.goal, able)
+
+
+def _class_goals(shape: ObjectShape, language: Language, goal: Goal | None) -> list[tuple[int, Goal]]:
+    """The same for the keys of a class, which lies within or without each witness's keys (`_split`)."""
+    if goal is None:
+        return []
+    able = [i for i, witness in enumerate(shape.witnesses) if language <= witness.keys]
+    return _witness_goals(shape, goal, able)
+
+
+def _witness_goals(shape: ObjectShape, goal: Goal, able: list[int]) -> list[tuple[int, Goal]]:
+    return [
+        (
+            sum(1 << able[i] for i in range(len(able)) if bits >> i & 1),
+            goal.union(*(shape.witnesses[able[i]].goal for i in range(len(able)) if bits >> i & 1)),
+        )
+        for bits in _claims(len(able))
+    ]
+
+
+def _item_goals(shape: ArrayShape, index: int) -> list[tuple[int, Goal]]:
+    """What an item satisfies, for each set of things that it is contained for."""
+    base = shape.goal_at(index)
+    if not shape.contained:
+        return [(0, base)]
+    found = []
+    for claims in _claims(len(shape.contained)):
+        goal = base
+        for i, one in enumerate(shape.contained):
+            if claims >> i & 1:
+                if index < one.start:
+                    break
+                goal |= one.inside
+            elif one.outside is not None and index >= one.start:
+                goal |= one.outside
+        else:
+            found.append((claims, goal))
+    return found
 
 
 def _children(shape: Shape) -> Iterable[Goal]:
+    """Every goal that a key or an item of the shape may have."""
     if isinstance(shape, ArrayShape):
-        beyond = shape.max_items is None or shape.max_items > len(shape.prefix)
-        return (*shape.prefix, shape.items) if beyond else shape.prefix
-    children = [declared.goal for _, declared in shape.properties]
-    return [goal for goal in (*children, shape.additional) if goal is not None]
-
-
-def _needed(shape: Shape) -> list[Goal]:
-    """The children that every value of the shape has."""
-    if isinstance(shape, ArrayShape):
-        needed = list(shape.prefix[: shape.min_items])
-        return [*needed, shape.items] if shape.min_items > len(shape.prefix) else needed
-    return [declared.goal for _, declared in shape.properties if declared.is_required and declared.goal is not None]
-
-
-def _has_scalar(values: ValueSet) -> bool:
-    return bool(values.null or values.booleans or not values.numbers.is_empty() or not values.strings.is_empty())
-
-
-def _size(values: ValueSet) -> int:
-    """Work that touching each part of the set once takes."""
-    return (
-        len(values.numbers.literals)
-        + len(values.strings.literals)
-        + sum(1 + len(shape.properties) for shape in values.objects)
-        + sum(1 + len(shape.prefix) for shape in values.arrays)
-    )
+        length = max([len(shape.prefix), *(one.start for one in shape.contained)])
+        if len(shape.contained) > 1 and sum(one.minimum for one in shape.contained) > MAX_MISSING:
+            raise LimitExceededError(
+                f"several contains ask for more than {MAX_MISSING} items of one array (max_missing)", keyword="contains"
+            )
+        beyond = shape.max_items is None or shape.max_items > length
+        for index in range(length + 1 if beyond else length):
+            yield from (goal for _, goal in _item_goals(shape, index))
+        return
+    for key, declared in shape.properties:
+        yield from (goal for _, goal in _key_goals(shape, key, declared))
+    for language, goal in shape.classes:
+        yield from (one for _, one in _class_goals(shape, language, goal))
+    if shape.additional is not None:
+        yield shape.additional

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from weakref import WeakValueDictionary
 
-from specdec.grammars.automaton import Automaton, Config, Lexemes, Stack
+from specdec.grammars.automaton import Automaton, Config, Stack
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import Frame
+from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.mask_table import EOS_ROW, MaskTable
 from specdec.grammars.masks import MaskWalker, StringBodies, shared_position
 from specdec.grammars.positions import Done, Literal, Position, Terminated
@@ -40,10 +41,10 @@ _DEEPER = (-1, -1)
 class Runtime:
     """What all grammars of a vocabulary share: the mask table and bounded caches."""
 
-    def __init__(self, vocabulary: Vocabulary, mask_table: MaskTable, lexemes: Lexemes, bodies: StringBodies) -> None:
+    def __init__(self, vocabulary: Vocabulary, mask_table: MaskTable, lexicon: Lexicon, bodies: StringBodies) -> None:
         self.vocabulary = vocabulary
         self.mask_table = mask_table
-        self.lexemes = lexemes
+        self.lexicon = lexicon
         self.bodies = bodies
         self.steps: BoundedCache[tuple[GrammarState, int], GrammarState] = BoundedCache(32768)
         # From (grammar, position) and then frame by frame to (row, stamp), or DEEPER where one more frame matters.
@@ -57,7 +58,7 @@ class Grammar:
         self.report = report
         self._runtime = runtime
         self._eos = frozenset(runtime.vocabulary.eos_token_ids)
-        self._automaton = Automaton(rules, runtime.lexemes)
+        self._automaton = Automaton(rules, runtime.lexicon)
         self._states: WeakValueDictionary[Config, GrammarState] = WeakValueDictionary()
         self.initial_state: GrammarState = self._intern(self._automaton.start)
         self._terminated = self._intern((Terminated(), None))
@@ -103,7 +104,7 @@ class Grammar:
             return False
         position = state.position
         if isinstance(position, Literal):
-            rules = self._automaton.value_rules(position.goals)
+            rules = self._automaton.value_rules(position.goals, None)
             return bool(rules.met_by_literal(position.text, position.number))
         return isinstance(position, Done)
 

@@ -24,5 +24,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Distinct conjunctions of subschemas that some position must satisfy."""
     max_alternatives: int = 1024
     """Object or array alternatives of one goal after anyOf is multiplied out."""
+    max_compile_seconds: float = 5.0
+    """Processor time of one compilation."""
+    max_one_of_negated: int = 64
+    """Branches of a oneOf that is negated: all pairs of them are ways to violate it."""
     max_steps: int = 2_000_000
     """Work of multiplying out, in keys, items and constants touched."""

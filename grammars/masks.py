@@ -20,10 +20,10 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from specdec.grammars.automaton import UNBOUNDED, Automaton, Config, Stack, literal_start
+from specdec.grammars.automaton import Automaton, Config, Stack, literal_start
 from specdec.grammars.bounded_cache import BoundedCache
-from specdec.grammars.frames import ObjectFrame
-from specdec.grammars.lexemes import string_table
+from specdec.grammars.frames import ArrayFrame, ObjectFrame
+from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.positions import (
     AfterKey,
     ArrayStart,
@@ -35,7 +35,9 @@ from specdec.grammars.positions import (
     String,
     Value,
 )
+from specdec.grammars.text_automaton import TextAutomaton
 from specdec.grammars.texts import TextSet
+from specdec.grammars.value_rules import UNBOUNDED, KeyClasses, ValueRules
 from specdec.grammars.vocabulary import Vocabulary
 from specdec.grammars.walk import DEAD, Nodes, Words
 
@@ -48,8 +50,8 @@ _ROOT: Nodes = np.zeros(1, np.int32)
 class StringBodies:
     """Walks of free string bodies, shared by all grammars of a vocabulary."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.table = string_table(vocabulary.spellable_bytes)
+    def __init__(self, vocabulary: Vocabulary, lexicon: Lexicon) -> None:
+        self.table = lexicon.plain_table
         self._vocabulary = vocabulary
         self._from_root: BoundedCache[tuple[int, int, int], tuple[Words, Nodes]] = BoundedCache(1024)
 
@@ -95,16 +97,52 @@ class MaskWalker:
         self._go_on(*config, _ROOT)
         while self._pending:
             position, stack, nodes = self._pending.pop()
+            if self._is_remembered(position, stack, nodes):
+                self._decide_singly(nodes)
+                continue
             vocabulary.kernels.mark_nodes(nodes, vocabulary.trie_starts, vocabulary.token_ids, self.words)
             inner = vocabulary.kernels.inner_nodes(nodes, vocabulary.trie_skips)
             if len(inner):
                 self._go_on(position, stack, inner)
 
+        self._decide_repetitions()
+
+    @staticmethod
+    def _is_remembered(position: Position, stack: Stack | None, nodes: Nodes) -> bool:
+        """Whether a token has ended a remembered item, or begun one where others have been."""
+        if stack is None or not isinstance(stack.frame, ArrayFrame) or stack.frame.seen is None:
+            return False
+        return isinstance(position, Completed) or (isinstance(position, Value) and nodes is not _ROOT)
+
+    def _decide_repetitions(self) -> None:
+        """Decide the tokens that go on as an item that occurred, one by one."""
+        v = self._vocabulary
+        below = self._config[1]
+        while below is not None and below.is_remembered:
+            frame = below.frame
+            below = below.below
+            if not isinstance(frame, ArrayFrame) or frame.seen is None:
+                continue
+            self.decided_singly = True
+            for one in frame.seen:
+                nodes = _ROOT
+                for byte in one[len(frame.text) :] if one.startswith(frame.text) else b"":
+                    nodes = v.kernels.step_nodes(nodes, byte, v.trie_bytes, v.trie_skips)
+                    for node in nodes.tolist():
+                        self._decide(range(v.trie_starts[node], v.trie_starts[node + 1]))
+
     def _go_on(self, position: Position, stack: Stack | None, nodes: Nodes) -> None:
         """Follow the tokens below the nodes, at which the text is in this configuration."""
         if isinstance(position, Completed):
+            if self._is_remembered(position, stack, nodes):
+                v = self._vocabulary
+                for byte in b",]":
+                    self._decide_singly(v.kernels.step_nodes(nodes, byte, v.trie_bytes, v.trie_skips))
+                return
             self.num_frames_read = max(self.num_frames_read, self._depth - _depth(stack) + 1)
-            position, stack = self._automaton.resolve(position, stack)
+            resolved = self._automaton.resolve(position, stack)
+            assert resolved is not None, "only remembered items can have occurred"
+            position, stack = resolved
         match position:
             case Done():
                 self.may_end = self.may_end or nodes is _ROOT
@@ -126,7 +164,7 @@ class MaskWalker:
                 if after is not None:
                     self._pending.append((*after, children))
         if isinstance(position, Value):
-            rules = self._automaton.value_rules(position.goals)
+            rules = self._automaton.value_rules(position.goals, stack)
             self._follow_literal(literal_start(position, rules), stack, nodes)
         elif isinstance(position, ArrayStart):
             item = self._automaton.first_item(position, stack)
@@ -135,7 +173,7 @@ class MaskWalker:
 
     def _follow_literal(self, position: Literal, stack: Stack | None, nodes: Nodes) -> None:
         v = self._vocabulary
-        rules = self._automaton.value_rules(position.goals)
+        rules = self._automaton.value_rules(position.goals, stack)
         met = rules.met_by_literal(position.text, position.number)
         if met:
             self._go_on(Completed(met), stack, nodes)
@@ -143,7 +181,7 @@ class MaskWalker:
         if rules.numbers is not None and position.number != DEAD:
             numbers = rules.numbers
             ended, states = v.kernels.walk_number(
-                nodes, position.number, numbers.table, numbers.is_number,
+                nodes, position.number, numbers.table, numbers.accepting,
                 v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, self.words,
             )  # fmt: skip
             for node, state in zip(ended.tolist(), states.tolist(), strict=True):
@@ -153,7 +191,10 @@ class MaskWalker:
         self._complete(met_at, stack)
 
     def _follow_string(self, position: String, stack: Stack | None, nodes: Nodes) -> None:
-        rules = self._automaton.value_rules(position.goals)
+        rules = self._automaton.value_rules(position.goals, stack)
+        if rules.text_automaton is not None:
+            self._follow_terms(position, rules, rules.text_automaton, stack, nodes)
+            return
         if position.text is None and len(rules.lengths) == 1:
             low, high, met = rules.lengths[0]
             closed = self._walk_body(nodes, position, low, high)
@@ -167,6 +208,33 @@ class MaskWalker:
         if position.text is not None:
             self._add_texts(rules.strings, position.text, nodes, met_at)
         self._complete(met_at, stack)
+
+    def _follow_terms(
+        self, position: String, rules: ValueRules, automaton: TextAutomaton, stack: Stack | None, nodes: Nodes
+    ) -> None:
+        met_at: dict[int, frozenset[int]] = {}
+        if position.state != DEAD:
+            met_by: dict[tuple[int, int], frozenset[int]] = {}
+            for node, state, length in self._walk_terms(automaton, nodes, position.state, position.length):
+                if (state, length) not in met_by:
+                    met_by[state, length] = rules.met_by_body(state, length)
+                if met_by[state, length]:
+                    met_at[node] = met_by[state, length]
+        if position.text is not None:
+            self._add_texts(rules.strings, position.text, nodes, met_at)
+        self._complete(met_at, stack)
+
+    def _walk_terms(
+        self, automaton: TextAutomaton, nodes: Nodes, state: int, length: int
+    ) -> list[tuple[int, int, int]]:
+        """(node, state before the quote, code points) of every end of a body below the nodes."""
+        v = self._vocabulary
+        closed, states, lengths = v.kernels.walk_terms(
+            nodes, state, length, automaton.is_counted, automaton.table, automaton.is_boundary, automaton.shortest,
+            automaton.longest, automaton.lows, automaton.highs,
+            v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, self.words,
+        )  # fmt: skip
+        return list(zip(closed.tolist(), states.tolist(), lengths.tolist(), strict=True))
 
     def _walk_body(self, nodes: Nodes, position: String, low: int, high: int) -> Nodes:
         min_length = max(0, low - position.length)
@@ -186,6 +254,10 @@ class MaskWalker:
 
     def _follow_key(self, position: Key, stack: Stack | None, nodes: Nodes) -> None:
         frame = position.frame
+        classes = self._automaton.key_classes(frame)
+        if classes is not None:
+            self._follow_classed_key(position, classes, stack, nodes)
+            return
         special = self._automaton.special_keys(frame)
         is_free = frame.takes_free_keys()
         closed: Nodes = np.empty(0, np.int32)
@@ -203,6 +275,58 @@ class MaskWalker:
         if is_free and len(closed):
             self._after_key(frame.after_key(FRESH), stack, closed)
 
+    def _follow_classed_key(self, position: Key, classes: KeyClasses, stack: Stack | None, nodes: Nodes) -> None:
+        frame = position.frame
+        candidates = self._automaton.candidate_keys(frame)
+        closed: list[tuple[int, int, int]] = []
+        is_free = frame.takes_free_keys() and position.state != DEAD
+        if is_free:
+            closed = self._walk_terms(classes.automaton, nodes, position.state, 0)
+            if FRESH in frame.seen:
+                self._decide_singly(np.array([node for node, _, _ in closed], np.int32))
+                return
+            if frame.seen:
+                closed = self._without_dead_keys(position, classes, nodes, closed)
+        ended: dict[int, bytes] = {}
+        if candidates.begins(position.text):
+            ended = dict(self._walk_texts(candidates, position.text, nodes, mark_inside=True))
+        if is_free and frame.seen:
+            repeated = TextSet((key, 0) for key in frame.seen)
+            taken = {node for node, _ in self._walk_texts(repeated, position.text, nodes, mark_inside=False)}
+            closed = [one for one in closed if one[0] not in taken]
+        state_at = {node: state for node, state, _ in closed}
+        for node, text in ended.items():
+            own = classes.classes(state_at[node]) if node in state_at else frozenset()
+            self._after_key(frame.after_key(text, own), stack, np.array([node], np.int32))
+        groups: dict[int, list[int]] = {}
+        for node, state, _ in closed:
+            if node not in ended:
+                groups.setdefault(state, []).append(node)
+        for state, members in groups.items():
+            self._after_key(frame.after_key(FRESH, classes.classes(state)), stack, np.array(members, np.int32))
+
+    def _without_dead_keys(
+        self, position: Key, classes: KeyClasses, nodes: Nodes, closed: list[tuple[int, int, int]]
+    ) -> list[tuple[int, int, int]]:
+        """Take back the tokens that begin a key which only keys that have occurred begin with."""
+        v = self._vocabulary
+        declared = self._automaton.candidate_keys(position.frame)
+        for dead in self._automaton.dead_keys(position.frame, classes):
+            if not dead.startswith(position.text) or any(
+                text.startswith(dead) and text not in position.frame.seen for text in declared.texts
+            ):
+                continue
+            below = nodes
+            for byte in dead[len(position.text) :]:
+                below = v.kernels.step_nodes(below, byte, v.trie_bytes, v.trie_skips)
+            for node in below.tolist():
+                end = int(v.trie_skips[node])
+                for index in range(v.trie_starts[node], v.trie_starts[end]):
+                    token_id = int(v.token_ids[index])
+                    self.words[token_id >> 5] &= ~np.uint32(1 << (token_id & 31))
+                closed = [one for one in closed if not node <= one[0] < end]
+        return closed
+
     def _after_key(self, waiting: ObjectFrame | None, stack: Stack | None, nodes: Nodes) -> None:
         if waiting is not None:
             self._pending.append((AfterKey(waiting), stack, nodes))
@@ -212,12 +336,20 @@ class MaskWalker:
         v = self._vocabulary
         for node in nodes.tolist():
             self.decided_singly = True
-            for index in range(v.trie_starts[node], v.trie_starts[v.trie_skips[node]]):
-                token_id = int(v.token_ids[index])
-                data = v.token_bytes(token_id)
-                assert data is not None, "only tokens with bytes are in the trie"
-                if self._automaton.feed(self._config, data) is not None:
-                    self.words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
+            self._decide(range(v.trie_starts[node], v.trie_starts[v.trie_skips[node]]))
+
+    def _decide(self, indices: range) -> None:
+        """Decide the tokens of these places in the trie's order, by the automaton, from where the walk began."""
+        v = self._vocabulary
+        for index in indices:
+            token_id = int(v.token_ids[index])
+            data = v.token_bytes(token_id)
+            assert data is not None, "only tokens with bytes are in the trie"
+            bit = np.uint32(1 << (token_id & 31))
+            if self._automaton.feed(self._config, data) is not None:
+                self.words[token_id >> 5] |= bit
+            else:
+                self.words[token_id >> 5] &= ~bit
 
     def _walk_texts(self, texts: TextSet, prefix: bytes, nodes: Nodes, *, mark_inside: bool) -> list[tuple[int, bytes]]:
         v = self._vocabulary

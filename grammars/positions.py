@@ -31,7 +31,7 @@ class String(msgspec.Struct, frozen=True, cache_hash=True):
 
     goals: Goals
     state: int
-    """State of the string automaton."""
+    """State of the plain string automaton, or of the terms' own where there is one."""
     length: int
     """Code points so far, counted only as far as the count matters."""
     text: bytes | None
@@ -43,6 +43,7 @@ class Key(msgspec.Struct, frozen=True, cache_hash=True):
 
     frame: ObjectFrame
     state: int
+    """State of the plain string automaton, or of the key classes' own where there is one; DEAD if in no class."""
     text: bytes
 
 

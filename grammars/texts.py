@@ -25,6 +25,9 @@ class TextSet:
     def __bool__(self) -> bool:
         return bool(self.texts)
 
+    def __contains__(self, text: bytes) -> bool:
+        return text in self._goals
+
     def goals(self, text: bytes | None) -> frozenset[int]:
         """The goals that the whole text meets."""
         return self._goals.get(text, frozenset()) if text is not None else frozenset()

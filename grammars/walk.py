@@ -24,7 +24,7 @@ Words = NDArray[np.uint32]
 Table = NDArray[np.int16]
 
 DEAD = -1
-"""No transition, in the automaton tables of `walk_string` and `walk_number`."""
+"""No transition, in the tables of byte automata."""
 
 
 def build_trie(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> tuple[NDArray[np.uint8], Nodes, Nodes]:
@@ -160,6 +160,88 @@ def walk_string(
     return closed[:num_closed].copy()
 
 
+def walk_terms(
+    nodes: Nodes,
+    entry: int,
+    length: int,
+    is_counted: bool,
+    table: Table,
+    is_boundary: NDArray[np.uint8],
+    shortest: NDArray[np.int32],
+    longest: NDArray[np.int32],
+    lows: Nodes,
+    highs: Nodes,
+    bytes_: NDArray[np.uint8],
+    skips: Nodes,
+    starts: Nodes,
+    token_ids: Nodes,
+    words: Words,
+) -> tuple[Nodes, Nodes, Nodes]:
+    """Mark the tokens that stay inside a body of lexicon.TextAutomaton; return the nodes just after its closing quote.
+
+    The other arrays hold, for each of them, the state before the quote and the code points up to there.
+    """
+    capacity = 0
+    for k in range(len(nodes)):
+        capacity += skips[nodes[k]] - nodes[k]
+    closed = np.empty(capacity, np.int32)
+    states = np.empty(capacity, np.int32)
+    lengths = np.empty(capacity, np.int32)
+    num_closed = 0
+    state_at = np.empty(256, np.int16)
+    length_at = np.empty(256, np.int32)
+    end_at = np.empty(256, np.int32)
+    for k in range(len(nodes)):
+        level = 0
+        state_at[0] = entry
+        length_at[0] = length
+        end_at[0] = skips[nodes[k]]
+        node = nodes[k] + 1
+        while node < end_at[0]:
+            while node >= end_at[level]:
+                level -= 1
+            state = state_at[level]
+            reached = length_at[level]
+            target = table[state, bytes_[node]]
+            if target == 1:
+                closed[num_closed] = node
+                states[num_closed] = state
+                lengths[num_closed] = reached
+                num_closed += 1
+                node = skips[node]
+                continue
+            if target < 0:
+                node = skips[node]
+                continue
+            if is_counted:
+                if is_boundary[state] == 1:
+                    reached += 1
+                is_live = False
+                for term in range(len(lows)):
+                    if (
+                        reached + shortest[term, target] <= highs[term]
+                        and reached + longest[term, target] >= lows[term]
+                    ):
+                        is_live = True
+                        break
+                if not is_live:
+                    node = skips[node]
+                    continue
+            for i in range(starts[node], starts[node + 1]):
+                words[token_ids[i] >> 5] |= np.uint32(1) << np.uint32(token_ids[i] & 31)
+            if skips[node] > node + 1:
+                level += 1
+                if level == len(state_at):
+                    state_at = np.append(state_at, np.empty(level, np.int16))
+                    length_at = np.append(length_at, np.empty(level, np.int32))
+                    end_at = np.append(end_at, np.empty(level, np.int32))
+                state_at[level] = target
+                length_at[level] = reached
+                end_at[level] = skips[node]
+            node += 1
+    return closed[:num_closed].copy(), states[:num_closed].copy(), lengths[:num_closed].copy()
+
+
 def walk_number(
     nodes: Nodes,
     entry: int,
@@ -286,6 +368,7 @@ class Kernels(NamedTuple):
     step_nodes: Callable[..., Nodes]
     inner_nodes: Callable[..., Nodes]
     walk_string: Callable[..., Nodes]
+    walk_terms: Callable[..., tuple[Nodes, Nodes, Nodes]]
     walk_number: Callable[..., tuple[Nodes, Nodes]]
     walk_texts: Callable[..., tuple[Nodes, Nodes]]
 
@@ -296,6 +379,10 @@ _SIGNATURES: dict[Callable[..., Any], str] = {
     step_nodes: "i4[::1](i4[::1], i8, u1[::1], i4[::1])",
     inner_nodes: "i4[::1](i4[::1], i4[::1])",
     walk_string: "i4[::1](i4[::1], i8, i8, i8, i2[:, ::1], u1[::1], i4[::1], i4[::1], i4[::1], u4[::1])",
+    walk_terms: (
+        "Tuple((i4[::1], i4[::1], i4[::1]))(i4[::1], i8, i8, b1, i2[:, ::1], u1[::1], i4[:, ::1], i4[:, ::1], i4[::1],"
+        " i4[::1], u1[::1], i4[::1], i4[::1], i4[::1], u4[::1])"
+    ),
     walk_number: (
         "Tuple((i4[::1], i4[::1]))(i4[::1], i8, i2[:, ::1], u1[::1], u1[::1], i4[::1], i4[::1], i4[::1], u4[::1])"
     ),

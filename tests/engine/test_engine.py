@@ -128,7 +128,7 @@ JSON_OBJECT = Constraint(kind="json_object")
         ({"constraint": JSON_OBJECT, "stop_token_ids": (5,)}, RequestError, "stop_token_ids", "constraint"),
         ({"constraint": JSON_OBJECT, "ignore_eos": True}, RequestError, "ignore_eos", "constraint"),
         ({"constraint": JSON_OBJECT, "min_tokens": 1}, RequestError, "min_tokens", "constraint"),
-        ({"constraint": Constraint(kind="json_schema", schema='{"minimum": 3}')}, SchemaError, "schema", "minimum"),
+        ({"constraint": Constraint(kind="json_schema", schema='{"format": "?"}')}, SchemaError, "schema", "format"),
         ({"constraint": Constraint(kind="json_schema", schema='{"type": 3}')}, SchemaError, "schema", "type"),
         ({"constraint": Constraint(kind="json_schema", schema="{")}, SchemaError, "schema", ""),
         ({"constraint": Constraint(kind="json_schema", schema="false")}, SchemaError, "schema", ""),

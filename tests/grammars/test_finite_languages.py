@@ -32,7 +32,9 @@ INSTANCES = _instances()
 
 
 def _finite_schema(rng: random.Random, depth: int) -> dict[str, Any]:
-    kind = rng.choice(["enum", "enum", "const", "types", "string"] + ["array", "object", "anyOf"] * (2 if depth else 0))
+    kinds = ["enum", "enum", "const", "types", "string", "numbers", "pattern"]
+    deep_kinds = ["array", "object", "anyOf", "oneOf", "not", "if", "allOf", "contains", "tuple", "keys"]
+    kind = rng.choice(kinds + deep_kinds * (2 if depth else 0))
     if kind == "enum":
         return {"enum": rng.sample(SCALARS, rng.randint(1, 5))}
     if kind == "const":
@@ -49,7 +51,55 @@ def _finite_schema(rng: random.Random, depth: int) -> dict[str, Any]:
         properties = {key: _member(rng) for key in ("a", "ab")}
         required = rng.sample(["a", "ab"], rng.randint(0, 2))
         return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-    return {"anyOf": [_finite_schema(rng, depth - 1) for _ in range(rng.randint(2, 3))]}
+    if kind == "numbers":
+        bound = {rng.choice(["minimum", "exclusiveMaximum", "multipleOf"]): rng.choice([0.5, 1, 4])}
+        return {"enum": SCALARS, "type": ["number", "null"], **bound}
+    if kind == "pattern":
+        return {"enum": SCALARS, "type": ["string"], "pattern": rng.choice(["a", "^[ab]", "^[^a]", "b|é", "^(?!a)"])}
+    if kind == "tuple":
+        prefix = [{"enum": rng.sample(SCALARS, 3)}, {"enum": SCALARS, "type": ["string", "boolean"], "maxLength": 1}]
+        return {"type": "array", "prefixItems": prefix, "minItems": rng.randint(0, 2), rng.choice(_ENDS): False}
+    if kind == "contains":
+        bounds = {"minContains": rng.randint(0, 2), "maxContains": rng.randint(1, 2)}
+        items = {"enum": rng.sample(SCALARS, 4)}
+        return {"type": "array", "items": items, "maxItems": 2, "contains": {"type": "string"}, **bounds}
+    if kind == "keys":
+        return _object_of_keys(rng)
+    parts = [_finite_schema(rng, depth - 1) for _ in range(rng.randint(2, 3))]
+    if kind == "not":
+        return {"allOf": [parts[0]], "not": parts[1]}
+    if kind == "if":
+        return {"if": parts[0], "then": parts[1], "else": parts[-1], "anyOf": parts}
+    return {kind: parts}
+
+
+_ENDS = ["items", "unevaluatedItems"]
+
+
+def _object_of_keys(rng: random.Random) -> dict[str, Any]:
+    """Objects with at most the keys a and ab, in that order, which other keywords than `properties` say."""
+    keys = {"a": _member(rng), "ab": _member(rng)}
+    # Only the first: a key that is required but declared further in would come before those that are declared.
+    required = rng.sample(["a"], rng.randint(0, 1))
+    return {
+        "type": "object",
+        "required": required,
+        rng.choice(["maxProperties", "minProperties"]): 1,
+        **rng.choice(
+            [
+                {"properties": keys, "unevaluatedProperties": False},
+                {"allOf": [{"properties": keys}], "unevaluatedProperties": False},
+                {"properties": keys, "propertyNames": {"enum": ["a", "ab"]}},
+                {
+                    "properties": keys,
+                    "patternProperties": {"^a": {"type": ["null", "array"]}},
+                    "propertyNames": {"enum": ["a", "ab", "b"], "pattern": "^a"},
+                },
+                {"properties": keys, "dependentRequired": {"ab": ["a"]}, "additionalProperties": False},
+                {"properties": keys, "dependentSchemas": {"a": {"required": ["ab"]}}, "additionalProperties": False},
+            ]
+        ),
+    }
 
 
 def _member(rng: random.Random) -> dict[str, Any]:

@@ -3,65 +3,169 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from checks import check_against_validator
+from checks import check_against_judge
 from vocabularies import small_vocabulary
 
-from specdec.grammars import GrammarCompiler, GrammarError, lowering
-from specdec.grammars.values import ALL_VALUES
+from specdec.grammars import (
+    GrammarCompiler,
+    GrammarError,
+    applicators,
+    array_keywords,
+    keywords,
+    lowering,
+    object_keywords,
+    requirements,
+    scalar_keywords,
+)
+from specdec.grammars.values import ALL_VALUES, NO_VALUES
 
-_EXAMPLES: dict[str, Any] = {
+_NULL = {"type": "null"}
+_OBJECT = {"type": "object"}
+_TYPED: dict[str, Any] = {
     "type": {"type": "integer"},
     "enum": {"enum": [1, "a"]},
-    "const": {"const": {"a": [1]}},
-    "properties": {"properties": {"a": {"type": "null"}}, "required": ["a"], "type": "object"},
-    "additionalProperties": {"type": "object", "additionalProperties": {"type": "null"}, "required": ["b"]},
+    "const": {"const": {"a": None}},
+    "properties": {"properties": {"a": _NULL}, "required": ["a"], "type": "object"},
+    "patternProperties": {"patternProperties": {"^a": _NULL}, "required": ["a"], "type": "object"},
+    "additionalProperties": {"type": "object", "additionalProperties": _NULL, "required": ["b"]},
+    "propertyNames": {"type": "object", "propertyNames": {"enum": ["a", "b"]}, "minProperties": 1},
     "required": {"type": "object", "properties": {"a": {}}, "required": ["a", "b"]},
+    "minProperties": {"type": "object", "minProperties": 2, "additionalProperties": _NULL},
+    "maxProperties": {"type": "object", "maxProperties": 1, "additionalProperties": _NULL},
     "items": {"type": "array", "items": {"enum": [1]}, "minItems": 1},
-    "minItems": {"type": "array", "minItems": 2, "items": {"type": "null"}},
-    "maxItems": {"type": "array", "maxItems": 1, "items": {"type": "null"}},
+    "prefixItems": {"type": "array", "prefixItems": [_NULL, {"type": "boolean"}], "minItems": 2},
+    "contains": {"type": "array", "contains": {"enum": ["a", 1]}, "maxItems": 3},
+    "uniqueItems": {"type": "array", "uniqueItems": True, "items": {"enum": [0, 1, "a"]}, "minItems": 2},
+    "minItems": {"type": "array", "minItems": 2, "items": _NULL},
+    "maxItems": {"type": "array", "maxItems": 1, "items": _NULL},
+    "minimum": {"type": "integer", "minimum": 3},
+    "maximum": {"type": "integer", "maximum": -1},
+    "exclusiveMinimum": {"type": "number", "exclusiveMinimum": 2},
+    "exclusiveMaximum": {"type": "number", "exclusiveMaximum": 0.5},
+    "multipleOf": {"type": "integer", "multipleOf": 3},
     "minLength": {"type": "string", "minLength": 3},
     "maxLength": {"type": "string", "maxLength": 1},
+    "pattern": {"type": "string", "pattern": "^[ab]"},
+    "format": {"type": "string", "format": "ipv4"},
+}
+_APPLIED: dict[str, Any] = {
+    "$ref": {"$ref": "#/$defs/x", "$defs": {"x": _NULL}},
+    "$dynamicRef": {"$dynamicRef": "#x", "$defs": {"x": {"$dynamicAnchor": "x", "type": "null"}}},
+    "$recursiveRef": {
+        "$schema": "https://json-schema.org/draft/2019-09/schema", "type": "array", "items": {"$recursiveRef": "#"},
+        "minItems": 1, "maxItems": 2, "anyOf": [{"minItems": 2}, {"items": {"type": "null"}}],
+    },
+    "allOf": {"allOf": [{"type": ["string", "null"]}, {"type": ["null", "boolean"]}]},
+    "anyOf": {"anyOf": [{"const": "a"}, _NULL]},
+    "oneOf": {"oneOf": [{"type": ["string", "null"]}, {"type": ["null", "boolean"]}]},
+    "not": {"not": {"type": ["string", "number", "object"]}},
+    "if": {"if": {"type": "string"}, "then": {"maxLength": 1}, "else": _NULL},
+    "dependentRequired": {"dependentRequired": {"a": ["b"]}, "required": ["a"], **_OBJECT},
+    "dependentSchemas": {"dependentSchemas": {"a": {"maxProperties": 1}}, "required": ["a"], **_OBJECT},
+    "dependencies": {"dependencies": {"a": ["b"], "b": {"maxProperties": 2}}, "required": ["a"], **_OBJECT},
+}  # fmt: skip
+_UNEVALUATED: dict[str, Any] = {
+    "unevaluatedProperties": {"anyOf": [{"properties": {"a": {}}}], "unevaluatedProperties": False, "minProperties": 1},
+    "unevaluatedItems": {"allOf": [{"prefixItems": [{}]}], "unevaluatedItems": _NULL, "minItems": 2, "type": "array"},
 }
 
 
 def _is_caught(schema: Any) -> bool:
     vocabulary = small_vocabulary()
     try:
-        for seed in range(8):
-            check_against_validator(vocabulary, GrammarCompiler(vocabulary), schema, random.Random(seed))
+        for seed in range(4):
+            check_against_judge(vocabulary, GrammarCompiler(vocabulary), schema, random.Random(seed))
     except (AssertionError, GrammarError):
         return True
     return False
 
 
-@pytest.mark.parametrize("keyword", [*lowering.LOWERINGS])
+@pytest.mark.parametrize("keyword", [*keywords.LOWERINGS])
 def test_a_keyword_that_is_ignored_is_caught(keyword: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    schema = _EXAMPLES[keyword]
+    schema = _TYPED[keyword]
     assert not _is_caught(schema)
-    monkeypatch.setitem(lowering.LOWERINGS, keyword, lambda _lowering, _pointer, _schema: ALL_VALUES)
+    monkeypatch.setitem(keywords.LOWERINGS, keyword, lambda *_: ALL_VALUES)
     assert _is_caught(schema)
 
 
-@pytest.mark.parametrize("keyword", ["minItems", "maxItems", "minLength", "maxLength"])
+@pytest.mark.parametrize("keyword", [*(keywords.LOWERINGS.keys() - {"uniqueItems"})])
+@pytest.mark.parametrize("negation", [ALL_VALUES, NO_VALUES], ids=["everything", "nothing"])
+def test_a_keyword_that_is_negated_wrongly_is_caught(
+    keyword: str, negation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = {"not": {keyword: _TYPED[keyword][keyword]}, **({} if keyword != "const" else {"type": "object"})}
+    assert not _is_caught(schema)
+    monkeypatch.setitem(keywords.LOWERINGS, keyword, lambda *_: negation)
+    assert _is_caught(schema)
+
+
+@pytest.mark.parametrize("keyword", [*applicators.APPLICATORS])
+def test_an_applicator_that_is_ignored_is_caught(keyword: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = _APPLIED[keyword]
+    assert not _is_caught(schema)
+    monkeypatch.setattr(lowering.Lowering, "_hides_siblings", lambda *_: False)
+    monkeypatch.setitem(applicators.APPLICATORS, keyword, lambda *_: [])
+    assert _is_caught(schema)
+
+
+@pytest.mark.parametrize("keyword", [*applicators.APPLICATORS.keys() - {"$dynamicRef", "$recursiveRef"}])
+def test_an_applicator_that_is_negated_wrongly_is_caught(keyword: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = {"not": {keyword: _APPLIED[keyword][keyword]}, "$defs": _APPLIED["$ref"]["$defs"]}
+    if keyword == "if":
+        schema["not"] = _APPLIED[keyword]
+    assert not _is_caught(schema)
+    right = applicators.APPLICATORS[keyword]
+    monkeypatch.setattr(lowering.Lowering, "_hides_siblings", lambda *_: False)
+    monkeypatch.setitem(applicators.APPLICATORS, keyword, lambda a, b, _: right(a, b, True))
+    assert _is_caught(schema)
+
+
+@pytest.mark.parametrize("keyword", [*applicators.UNEVALUATED])
+def test_what_is_unevaluated_and_ignored_is_caught(keyword: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = _UNEVALUATED[keyword]
+    assert not _is_caught(schema)
+    monkeypatch.setattr(applicators, "UNEVALUATED", applicators.UNEVALUATED - {keyword})
+    assert _is_caught(schema)
+
+
+@pytest.mark.parametrize(
+    "keyword", ["minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"]
+)
 def test_a_count_that_is_off_by_one_is_caught(keyword: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = lowering.require_count
-    monkeypatch.setattr(lowering, "require_count", lambda value, pointer: right(value, pointer) + 1)
-    assert _is_caught(_EXAMPLES[keyword])
+    _replace_count(monkeypatch, lambda value, pointer: requirements.require_count(value, pointer) + 1)
+    assert _is_caught(_TYPED[keyword])
 
 
-def test_an_any_of_that_loses_a_branch_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    schema = {"anyOf": [{"const": "a"}, {"type": "null"}]}
+def _replace_count(monkeypatch: pytest.MonkeyPatch, require_count: Callable[[Any, str], int]) -> None:
+    for module in (array_keywords, object_keywords, scalar_keywords):
+        monkeypatch.setattr(module, "require_count", require_count)
+
+
+@pytest.mark.parametrize("bounds", [{"minContains": 2}, {"maxContains": 1}])
+def test_a_number_of_contained_items_that_is_ignored_is_caught(
+    bounds: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = {"type": "array", "contains": {"enum": ["a", 1]}, "items": {"enum": ["a", 1, None]}, **bounds}
     assert not _is_caught(schema)
-    right = lowering.lower_any_of
-    monkeypatch.setattr(lowering, "lower_any_of", lambda *arguments: right(*arguments)[:-1])
+    _replace_count(monkeypatch, lambda *_: 0 if "minContains" in bounds else 9)
     assert _is_caught(schema)
 
 
-def test_a_reference_that_is_ignored_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    schema = {"$ref": "#/$defs/x", "$defs": {"x": {"type": "null"}}}
-    assert not _is_caught(schema)
-    monkeypatch.setattr(lowering.Lowering, "resolve", lambda _self, _reference, pointer: (pointer, True))
-    assert _is_caught(schema)
+@pytest.mark.parametrize("keyword", ["anyOf", "oneOf", "allOf"])
+def test_an_applicator_that_loses_a_branch_is_caught(keyword: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(applicators, "branches_of", lambda place, keyword: len(place.schema[keyword]) - 1)
+    assert _is_caught(_APPLIED[keyword])
+
+
+def test_a_one_of_without_exclusions_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(applicators.APPLICATORS, "oneOf", applicators._any_of)
+    monkeypatch.setattr(
+        applicators, "goals_of", lambda lowering, place, _, *, positive: [
+            lowering.child_goal(place, "oneOf", index, positive=positive) for index in range(2)
+        ]
+    )  # fmt: skip
+    assert _is_caught(_APPLIED["oneOf"])

@@ -3,42 +3,79 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any
 
+import all_keywords
 import pytest
-from checks import check_against_validator
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from schemas import random_schema
+import schemas
+from checks import check_against_judge, check_negation
 from vocabularies import merged_vocabulary, small_vocabulary
 
-from specdec.grammars import GrammarCompiler, InvalidSchemaError, UnsatisfiableSchemaError
+from specdec.evals.judge import UnjudgeableError
+from specdec.grammars import GrammarCompiler, InvalidSchemaError, LimitExceededError, UnsupportedSchemaError
+
+_REFUSED = (InvalidSchemaError, LimitExceededError, UnsupportedSchemaError, UnjudgeableError)
+"""References that lead in circles, combinations past a limit, and what cannot be enforced."""
 
 
-def _check(seed: int, vocabulary, **options) -> None:
-    rng = random.Random(seed)
-    schema = random_schema(rng)
-    compiler = GrammarCompiler(vocabulary)
-    try:
-        compiler.compile_json_schema(schema)
-    except (UnsatisfiableSchemaError, InvalidSchemaError):
-        return
-    check_against_validator(vocabulary, compiler, schema, rng, **options)
+def _num_checked(seeds: range, check: Callable[[random.Random], None]) -> int:
+    num_refused = 0
+    for seed in seeds:
+        try:
+            check(random.Random(seed))
+        except _REFUSED:
+            num_refused += 1
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+    return len(seeds) - num_refused
 
 
-@settings(max_examples=80, deadline=None)
-@given(seed=st.integers(0, 2**32))
-def test_walks_validate_and_instances_are_accepted(seed: int) -> None:
-    _check(seed, small_vocabulary(), num_checked=4)
+def _check(seeds: range, random_schema: Callable[[random.Random], Any], **options: Any) -> None:
+    vocabulary = options.pop("vocabulary", small_vocabulary())
+
+    def check(rng: random.Random) -> None:
+        check_against_judge(vocabulary, GrammarCompiler(vocabulary), random_schema(rng), rng, **options)
+
+    assert _num_checked(seeds, check) > 0.8 * len(seeds)
 
 
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**32))
-def test_tokens_over_many_symbols_change_nothing(seed: int) -> None:
-    _check(seed, merged_vocabulary(), num_checked=4, num_instances=3)
+def _check_negations(seeds: range) -> None:
+    vocabulary = small_vocabulary()
+
+    def check(rng: random.Random) -> None:
+        check_negation(vocabulary, GrammarCompiler(vocabulary), all_keywords.random_definitions(rng), rng)
+
+    assert _num_checked(seeds, check) > 0.8 * len(seeds)
+
+
+def test_walks_validate_and_instances_are_accepted() -> None:
+    _check(range(40), schemas.random_schema, num_checked=4)
+
+
+def test_walks_validate_and_instances_are_accepted_with_every_keyword() -> None:
+    _check(range(60), all_keywords.random_schema, num_checked=3)
+
+
+def test_tokens_over_many_symbols_change_nothing() -> None:
+    _check(range(1000, 1015), schemas.random_schema, vocabulary=merged_vocabulary(), num_checked=3, num_instances=3)
+    _check(range(1015, 1030), all_keywords.random_schema, vocabulary=merged_vocabulary(), num_checked=3)
+
+
+def test_every_value_is_an_instance_of_a_schema_or_of_its_negation_and_never_of_both() -> None:
+    _check_negations(range(2000, 2040))
 
 
 @pytest.mark.slow
-@settings(max_examples=3000, deadline=None)
-@given(seed=st.integers(0, 2**32))
-def test_walks_validate_over_many_schemas(seed: int) -> None:
-    _check(seed, small_vocabulary(), num_checked=6, num_walks=6, num_instances=30)
+def test_walks_validate_over_many_schemas() -> None:
+    _check(range(10_000, 10_400), schemas.random_schema, num_checked=6, num_walks=6, num_instances=30)
+
+
+@pytest.mark.slow
+def test_walks_validate_over_many_schemas_with_every_keyword() -> None:
+    _check(range(20_000, 20_800), all_keywords.random_schema, num_checked=4, num_walks=4, num_instances=20)
+
+
+@pytest.mark.slow
+def test_negations_part_the_values_over_many_schemas() -> None:
+    _check_negations(range(30_000, 30_500))

@@ -2,67 +2,116 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import random
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from schemas import mutated, num_renderings, random_value, renderings
+from all_keywords import STRINGS, random_value
+from schemas import mutated, num_renderings, renderings
 
-from specdec.grammars import Grammar, GrammarCompiler, GrammarState, Vocabulary
+from specdec.evals.judge import Judge
+from specdec.grammars import Grammar, GrammarCompiler, GrammarState, UnsatisfiableSchemaError, Vocabulary
+from specdec.grammars.formats import format_language, format_outer
 from specdec.grammars.masks import shared_position
+from specdec.grammars.patterns import pattern_language
 
-_CLOSERS_FIRST = b'"}]0123456789,:'
+_MAX_COMPLETION_BYTES = 80
+_SHORT_VALUES = [b"null", b"true", b"0", b"0.5", b'""', b"[]", b'[""]', b"[0]", b"[0,0]", b"{}", b'{"a":0}']
+_CLOSERS = [b'"', b"}", b"]"]
 _ALPHABET = [
     bytes([byte])
     for byte in dict.fromkeys(
-        _CLOSERS_FIRST + bytes(range(0x61, 0x7B)) + b"\x80\x98\x9f\xa8\xa9\xc3\xf0" + bytes(range(0x20, 0x7F))
+        b"0123456789,:" + bytes(range(0x61, 0x7B)) + b"\x80\x98\x9f\xa8\xa9\xc3\xf0" + bytes(range(0x20, 0x7F))
     )
 ]
 
 
-def strict_loads(text: bytes) -> Any:
-    """json.loads that fails on repeated keys, lone surrogates and non-finite numbers."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = dict(pairs)
-        assert len(keys) == len(pairs), f"repeated key in {text!r}"
-        return keys
-
-    def fail(name: str) -> None:
-        raise AssertionError(f"{name} in {text!r}")
-
-    value = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=fail)
-    json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
-    return value
-
-
 def allowed_ids(compiler: GrammarCompiler, grammar: Grammar, state: GrammarState) -> list[int]:
-    row = compiler.mask_table.rows[grammar.mask_row(state)].tolist()
+    row_id = grammar.mask_row(state)
+    # Asking for a row may replace the table's array by a larger one, so the array is read afterwards.
+    row = compiler.mask_table.rows[row_id].tolist()
     return [id_ for id_ in range(len(row) * 32) if row[id_ >> 5] >> (id_ & 31) & 1]
 
 
-def completion(grammar: Grammar, state: GrammarState, max_states: int = 20_000) -> bytes | None:
-    """A text that ends the state's, by depth-first search over bytes that tries to close before it opens.
+def completion(grammar: Grammar, state: GrammarState, hints: Sequence[bytes] = ()) -> bytes | None:
+    """A text that ends the state's; None where a search over bytes and hints finds none.
 
-    It opens no more than eight frames above those that are open, else optional recursion would never end.
+    First depth-first, closing before opening, with few frames above those that are open, else optional recursion would
+    never end; then, for frames that ask for a rare key or item, at random, and by the number of bytes and hints.
     """
-    max_depth = 8 + _depth(state)
-    stack = [(state, b"")]
-    seen: set[object] = set()
-    while stack and len(seen) < max_states:
-        current, text = stack.pop()
+    hints = [*hints, *_SHORT_VALUES]
+    words = [*_CLOSERS, *hints, *_ALPHABET]
+    for max_frames in (0, 1, 3):
+        text = _search(grammar, state, words, _depth(state) + max_frames, 120)
+        if text is not None:
+            return text
+    rng = random.Random(0)
+    for _ in range(200):
+        text = _random_completion(grammar, state, [_CLOSERS, hints, words], _depth(state) + 4, rng)
+        if text is not None:
+            return text
+    return _search(grammar, state, words, _depth(state) + 8, 4000, shortest_first=True)
+
+
+def _random_completion(
+    grammar: Grammar, state: GrammarState, kinds: list[list[bytes]], max_depth: int, rng: random.Random
+) -> bytes | None:
+    text = b""
+    while not grammar.is_accepting(state):
+        first = rng.choice(kinds)
+        for word in (*rng.sample(first, len(first)), *rng.sample(kinds[-1], len(kinds[-1]))):
+            after = grammar.advance_bytes(state, word)
+            if after is not None and _depth(after) <= max_depth:
+                state, text = after, text + word
+                break
+        else:
+            return None
+        if len(text) > _MAX_COMPLETION_BYTES:
+            return None
+    return text
+
+
+def _search(
+    grammar: Grammar,
+    state: GrammarState,
+    words: list[bytes],
+    max_depth: int,
+    max_expanded: int,
+    *,
+    shortest_first: bool = False,
+) -> bytes | None:
+    pending: list[tuple[int, int, GrammarState, bytes]] = [(0, 0, state, b"")]
+    found: set[object] = set()
+    num_pushed = 0
+    while pending and len(found) < max_expanded:
+        cost, _, current, text = heapq.heappop(pending)
         if grammar.is_accepting(current):
             return text
         # Free keys that differ in their text alone lead to the same places.
         place = (shared_position(current.position, grammar._automaton), current.stack)
-        if place not in seen:
-            seen.add(place)
-            for byte in reversed(_ALPHABET):
-                after = grammar.advance_bytes(current, byte)
-                if after is not None and _depth(after) <= max_depth:
-                    stack.append((after, text + byte))
+        if place in found or len(text) > _MAX_COMPLETION_BYTES:
+            continue
+        found.add(place)
+        for word in words if shortest_first else reversed(words):
+            after = grammar.advance_bytes(current, word)
+            if after is not None and _depth(after) <= max_depth:
+                num_pushed += 1
+                order = cost + 1 + 2 * _depth(after) if shortest_first else -num_pushed
+                heapq.heappush(pending, (order, num_pushed, after, text + word))
     return None
+
+
+def hints(schema: Any) -> list[bytes]:
+    """Whole values and keys that a schema may ask for, those that a search byte by byte would find late."""
+    keywords = _keywords(schema)
+    values = [value for one in keywords.get("enum", ()) if isinstance(one, list) for value in one]
+    values += keywords.get("const", ())
+    texts = [text for value in values if num_renderings(value) <= 8 for text in renderings(value)]
+    texts += [json.dumps(text, ensure_ascii=False).encode() for text in STRINGS]
+    texts += [text + b":" for text in texts if text.startswith(b'"')]
+    return list(dict.fromkeys(text for text in texts if len(text) > 2))
 
 
 def _depth(state: GrammarState) -> int:
@@ -81,9 +130,15 @@ def check_state(vocabulary: Vocabulary, compiler: GrammarCompiler, grammar: Gram
 
 
 def random_walk(
-    vocabulary: Vocabulary, compiler: GrammarCompiler, grammar: Grammar, rng: random.Random, *, num_checked: int = 0
+    vocabulary: Vocabulary,
+    compiler: GrammarCompiler,
+    grammar: Grammar,
+    rng: random.Random,
+    *,
+    schema: Any = True,
+    num_checked: int = 0,
 ) -> bytes:
-    """A text the grammar ends: random tokens for a while, then a shortest completion."""
+    """A text the grammar ends: random tokens for a while, then a completion; the schema only gives hints to it."""
     state, text = grammar.initial_state, b""
     for step in range(rng.randint(1, 25)):
         if step < num_checked:
@@ -97,7 +152,7 @@ def random_walk(
         after = grammar.advance(state, id_)
         assert after is not None, f"the mask allowed {text!r}, advance did not"
         state = after
-    rest = completion(grammar, state)
+    rest = completion(grammar, state, hints(schema))
     assert rest is not None, f"dead end after {text!r}"
     return text + rest
 
@@ -107,7 +162,7 @@ def accepts(grammar: Grammar, text: bytes) -> bool:
     return state is not None and grammar.is_accepting(state)
 
 
-def check_against_validator(
+def check_against_judge(
     vocabulary: Vocabulary,
     compiler: GrammarCompiler,
     schema: Any,
@@ -117,22 +172,139 @@ def check_against_validator(
     num_instances: int = 12,
     num_checked: int = 0,
 ) -> None:
-    """Closed walks are instances; a value is an instance iff some rendering of it is accepted."""
-    grammar = compiler.compile_json_schema(schema)
-    validator = Draft202012Validator(schema)
+    """Closed walks are instances; a value is an instance iff some rendering of it is accepted.
+
+    A schema that is refused for having no instance has none among the values tried.
+    """
+    judge = Judge(schema)
+    try:
+        grammar = compiler.compile_json_schema(schema)
+    except UnsatisfiableSchemaError:
+        for _ in range(num_instances):
+            value = random_value(rng)
+            if judge.violation(json.dumps(value)) is None:
+                assert is_approximated(schema, value), f"no instance of {schema}, it says; yet {value!r} is one"
+        return
     values = []
     for _ in range(num_walks):
-        text = random_walk(vocabulary, compiler, grammar, rng, num_checked=num_checked)
-        values.append(strict_loads(text))
-        assert validator.is_valid(values[-1]), f"{text!r} is no instance of {schema}"
-    for index in range(num_instances):
-        value = mutated(rng, rng.choice(values)) if index % 3 else random_value(rng)
-        if num_renderings(value) > 500:
-            continue
-        accepted = [text for text in renderings(value) if accepts(grammar, text)]
-        # A number that the grammar would spell with more digits than it generates is the one thing not refutable.
-        assert bool(accepted) == validator.is_valid(value) or _beyond_digits(value), (schema, value, accepted)
+        text = random_walk(vocabulary, compiler, grammar, rng, schema=schema, num_checked=num_checked)
+        violation = judge.violation(text.decode())
+        assert violation is None, f"{text!r} is no instance of {schema}: {violation}"
+        values.append(json.loads(text))
+    for value in nearby_values(rng, values, num_instances):
+        check_value(grammar, judge, schema, value)
+
+
+def check_negation(
+    vocabulary: Vocabulary,
+    compiler: GrammarCompiler,
+    definitions: dict[str, Any],
+    rng: random.Random,
+    *,
+    num_walks: int = 2,
+    num_instances: int = 9,
+) -> None:
+    """No text is accepted by the part r of the definitions and by its negation; every value is by one of them."""
+    schema = {"$ref": "#/$defs/r", "$defs": definitions}
+    sides = [_compiled(compiler, one) for one in (schema, {"not": {"$ref": "#/$defs/r"}, "$defs": definitions})]
+    values = []
+    for side, other in (sides, sides[::-1]):
+        for _ in range(num_walks if side is not None else 0):
+            assert side is not None
+            text = random_walk(vocabulary, compiler, side, rng, schema=schema)
+            assert other is None or not accepts(other, text), f"{text!r} is an instance of {schema} and of its negation"
+            values.append(json.loads(text))
+    for value in nearby_values(rng, values, num_instances):
+        num_accepting = sum(
+            any(accepts(side, text) for text in renderings(value)) for side in sides if side is not None
+        )
+        assert num_accepting < 2, f"{value!r} is an instance of {schema} and of its negation"
+        assert num_accepting or is_approximated({"not": schema}, value), f"{value!r}: neither {schema} nor its negation"
+
+
+def _compiled(compiler: GrammarCompiler, schema: Any) -> Grammar | None:
+    try:
+        return compiler.compile_json_schema(schema)
+    except UnsatisfiableSchemaError:
+        return None
+
+
+def nearby_values(rng: random.Random, values: list[Any], count: int) -> Iterator[Any]:
+    """Random values and changed ones, with not too many renderings."""
+    for index in range(count):
+        value = mutated(rng, rng.choice(values), random_value) if values and index % 3 else random_value(rng)
+        if num_renderings(value) <= 100:
+            yield value
+
+
+def check_value(grammar: Grammar, judge: Judge, schema: Any, value: Any) -> None:
+    accepted = [text for text in renderings(value) if accepts(grammar, text)]
+    violation = judge.violation(json.dumps(value))
+    assert not accepted or violation is None, f"{accepted[0]!r} is no instance of {schema}: {violation}"
+    assert accepted or violation is not None or is_approximated(schema, value), f"{value!r} is refused by {schema}"
+
+
+def is_approximated(schema: Any, value: Any) -> bool:
+    """Whether a restriction that the report names may keep a value from being generated though it is an instance."""
+    if _beyond_digits(value):
+        return True
+    keywords = _keywords(schema)
+    if True in keywords.get("uniqueItems", ()) and (_NEGATING & keywords.keys() or _has_open_item(value)):
+        return True
+    patterns = [pattern_language(source) for source in keywords.get("pattern", ()) if isinstance(source, str)]
+    patterns += [pattern_language(source) for one in keywords.get("patternProperties", ()) for source in one]
+    languages = [(pair.inner, pair.outer) for pair in patterns]
+    languages += [(format_language(name), format_outer(name)) for name in keywords.get("format", ())]
+    texts = list(_texts(value))
+    return any((text in inner) != (text in outer) for inner, outer in languages for text in texts)
+
+
+def _has_open_item(value: Any, *, is_inside: bool = False) -> bool:
+    """Whether an array holds, at any depth, an object with several keys; they may be too many undeclared ones."""
+    if isinstance(value, list):
+        return any(_has_open_item(child, is_inside=True) for child in value)
+    if isinstance(value, dict):
+        return (is_inside and len(value) > 1) or any(
+            _has_open_item(child, is_inside=is_inside) for child in value.values()
+        )
+    return False
+
+
+_NEGATING = {"not", "oneOf", "if", "contains", "unevaluatedItems", "unevaluatedProperties"}
+_DATA = {"enum", "const", "required", "dependentRequired"}
+
+
+def _keywords(schema: Any) -> dict[str, list[Any]]:
+    """The values of every keyword at all places of the schema, and of every key of `properties` and the like."""
+    found: dict[str, list[Any]] = {}
+    pending = [schema]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, dict):
+            for keyword, value in one.items():
+                found.setdefault(keyword, []).append(value)
+                if keyword not in _DATA:
+                    pending.append(value)
+        elif isinstance(one, list):
+            pending += one
+    return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for child in value if isinstance(value, (list, dict)) else ():
+        yield from _texts(child)
+    if isinstance(value, dict):
+        yield from _texts(list(value.values()))
 
 
 def _beyond_digits(value: Any) -> bool:
-    return any(len(word.strip("{}[],:")) > 16 or "e+" in word for word in json.dumps(value).replace(",", " ").split())
+    return any(len(word.strip("{}[],:")) > 16 or "e" in word for word in _numerals(value))
+
+
+def _numerals(value: Any) -> Iterator[str]:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield json.dumps(value)
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _numerals(child)

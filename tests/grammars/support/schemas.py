@@ -1,4 +1,4 @@
-"""Random schemas of the supported subset, and random instances that are often close to valid."""
+"""Random schemas of a dozen plain keywords, and random instances that are often close to valid."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 KEYS = ["a", "b", "ab", "", "é", 'q"']
@@ -59,13 +59,13 @@ def _add(rng: random.Random, schema: dict[str, Any], group: str, depth: int) -> 
         schema["const"] = random_value(rng)
     elif group == "string":
         schema.setdefault("type", "string")
-        _add_bounds(rng, schema, "minLength", "maxLength")
+        add_bounds(rng, schema, "minLength", "maxLength")
     elif group == "array":
         if rng.random() < 0.7:
             schema["type"] = "array"
         if rng.random() < 0.8:
             schema["items"] = _subschema(rng, depth - 1)
-        _add_bounds(rng, schema, "minItems", "maxItems")
+        add_bounds(rng, schema, "minItems", "maxItems")
     elif group == "object":
         if rng.random() < 0.7:
             schema["type"] = "object"
@@ -82,14 +82,15 @@ def _add(rng: random.Random, schema: dict[str, Any], group: str, depth: int) -> 
         schema["$ref"] = rng.choice(["#/$defs/x", "#/$defs/y", "#"])
 
 
-def _add_bounds(rng: random.Random, schema: dict[str, Any], low: str, high: str) -> None:
+def add_bounds(rng: random.Random, schema: dict[str, Any], low: str, high: str) -> None:
+    """One of the two bounds, both or neither, not always in order."""
     if rng.random() < 0.5:
         schema[low] = rng.randint(0, 2)
     if rng.random() < 0.5:
         schema[high] = rng.randint(0, 3)
 
 
-def mutated(rng: random.Random, value: Any) -> Any:
+def mutated(rng: random.Random, value: Any, new_value: Callable[[random.Random, int], Any] = random_value) -> Any:
     """The value with one part replaced, dropped or added."""
     value = copy.deepcopy(value)
     spots = [value]
@@ -103,17 +104,17 @@ def mutated(rng: random.Random, value: Any) -> Any:
     if isinstance(spot, list):
         if spot and rng.random() < 0.6:
             index = rng.randrange(len(spot))
-            spot[index : index + rng.randint(0, 1)] = [random_value(rng, 1)] if rng.random() < 0.5 else []
+            spot[index : index + rng.randint(0, 1)] = [new_value(rng, 1)] if rng.random() < 0.5 else []
         else:
-            spot.append(random_value(rng, 1))
+            spot.append(new_value(rng, 1))
     elif isinstance(spot, dict):
         key = rng.choice([*KEYS, *spot])
         if key in spot and rng.random() < 0.5:
             del spot[key]
         else:
-            spot[key] = random_value(rng, 1)
+            spot[key] = new_value(rng, 1)
     else:
-        return random_value(rng, 1)
+        return new_value(rng, 1)
     return value
 
 

@@ -1,0 +1,23 @@
+"""Stopwatch: the processor time that one compilation may take, checked between its steps."""
+
+from __future__ import annotations
+
+import time
+
+from specdec.grammars.errors import LimitExceededError
+
+
+class Stopwatch:
+    """Runs from when it is made, on the thread that made it."""
+
+    def __init__(self, max_seconds: float) -> None:
+        self._max_seconds = max_seconds
+        self._begin = time.thread_time()
+
+    def check(self, pointer: str = "") -> None:
+        """Raise LimitExceededError once the time is up."""
+        if time.thread_time() - self._begin > self._max_seconds:
+            raise LimitExceededError(
+                f"compiling the schema takes more than {self._max_seconds:g} s of processor time (max_compile_seconds)",
+                pointer=pointer,
+            )

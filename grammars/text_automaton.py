@@ -1,0 +1,261 @@
+"""TextAutomaton: string bodies as JSON spells them, from languages over code points to one table over bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specdec.grammars.errors import LimitExceededError
+from specdec.grammars.languages import Language
+from specdec.grammars.lexemes import CLOSED
+from specdec.grammars.strings import StringTerm
+from specdec.grammars.walk import DEAD, Table
+
+MAX_TEXT_STATES = 16_000
+"""Byte states of one automaton of strings: 8 MiB of table."""
+
+_UNBOUNDED = 2**30
+_SHORT_ESCAPES = {0x22: b'"', 0x5C: b"\\", 0x08: b"b", 0x0C: b"f", 0x0A: b"n", 0x0D: b"r", 0x09: b"t"}
+
+
+class TextAutomaton:
+    """The byte automaton of string bodies in any of several terms, as JSON spells them.
+
+    `table` int16 [states, 256]; a closing quote leads to CLOSED from the states in which some term accepts. State
+    `start` is before the first byte; `is_boundary` marks the states between code points. A term t can still accept from
+    state s after `length` code points iff length + shortest[t, s] <= highs[t] and length + longest[t, s] >= lows[t].
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        start: int,
+        is_boundary: NDArray[np.uint8],
+        accepts: Sequence[frozenset[int]],
+        shortest: NDArray[np.int32],
+        longest: NDArray[np.int32],
+        terms: Sequence[StringTerm],
+    ) -> None:
+        self.table = table
+        self.start = start
+        self.is_boundary = is_boundary
+        self.accepts = tuple(accepts)
+        self.shortest = shortest
+        self.longest = longest
+        self.lows = np.array([term.min_length for term in terms], np.int32)
+        self.highs = np.array(
+            [_UNBOUNDED if term.max_length is None else min(term.max_length, _UNBOUNDED) for term in terms], np.int32
+        )
+        self.is_counted = any(not term.is_unbounded() for term in terms)
+        counts = [bound for term in terms for bound in (term.min_length, (term.max_length or 0) + 1)]
+        self.saturation = max(counts) if self.is_counted else 0
+        cells = table.reshape(-1).data
+        self.steps: list[Sequence[int]] = [cells[row * 256 : row * 256 + 256] for row in range(len(table))]
+        self._lows: list[int] = self.lows.tolist()
+        self._highs: list[int] = self.highs.tolist()
+        self._shortest: list[list[int]] = shortest.tolist()
+        self._longest: list[list[int]] = longest.tolist()
+        self._boundaries: list[int] = is_boundary.tolist()
+
+    def scan(self, state: int, length: int, data: bytes, begin: int) -> tuple[int, int, int, int]:
+        """(state before, state, code points begun, end) after the bytes up to the closing quote or the data's end."""
+        end, before = begin, state
+        while end < len(data):
+            before = state
+            state = self.steps[state][data[end]]
+            if state == DEAD:
+                return before, DEAD, length, end
+            end += 1
+            if state == CLOSED:
+                return before, CLOSED, length, end
+            if self._boundaries[before]:
+                length += 1
+        return before, state, min(length, self.saturation) if self.is_counted else 0, end
+
+    def accepted(self, state: int, length: int) -> frozenset[int]:
+        """The terms of which a body that ends here is a member."""
+        members = self.accepts[state]
+        if not self.is_counted:
+            return members
+        return frozenset(term for term in members if self._lows[term] <= length <= self._highs[term])
+
+    def is_live(self, state: int, length: int) -> bool:
+        """Whether some term can still accept."""
+        return not self.is_counted or any(
+            length + self._shortest[term][state] <= high and length + self._longest[term][state] >= low
+            for term, (low, high) in enumerate(zip(self._lows, self._highs, strict=True))
+        )
+
+
+def build_text_automaton(terms: tuple[StringTerm, ...], spellable: frozenset[int]) -> TextAutomaton:
+    """The automaton of the bodies of any of the terms that use no byte but these; LimitExceededError if too large."""
+    return _Builder(terms, spellable).build()
+
+
+def spelling_of(point: int) -> bytes:
+    if point in _SHORT_ESCAPES:
+        return b"\\" + _SHORT_ESCAPES[point]
+    return b"\\u%04x" % point if point < 0x20 else chr(point).encode()
+
+
+class _Builder:
+    """From the terms' languages to one byte automaton: their product, each state opened into UTF-8 and escapes."""
+
+    def __init__(self, terms: tuple[StringTerm, ...], spellable: frozenset[int]) -> None:
+        self._terms = terms
+        self._spellable = spellable
+        self._rows: list[dict[int, int]] = [{}, {}]
+        # Rows 0 and 1 are taken: 1 is CLOSED. A product state is a row of its own.
+        self._states: dict[tuple[int, ...], int] = {}
+        self._pending: list[tuple[int, ...]] = []
+        self._inner: dict[tuple[tuple[int, int, int], ...], int] = {}
+        self._whole: dict[tuple[int, int], int | None] = {}
+        """The row from which any that many continuation bytes lead to a target."""
+        self._leaves: dict[int, set[int]] = {}
+
+    def build(self) -> TextAutomaton:
+        languages = [term.language for term in self._terms]
+        boundaries = sorted({start for language in languages for start in language.boundaries})
+        columns = [self._columns(language, boundaries) for language in languages]
+        start = self._state(tuple(0 for _ in languages))
+        for state in self._pending:
+            ranges: dict[int, list[tuple[int, int]]] = {}
+            for index, low in enumerate(boundaries):
+                high = (boundaries[index + 1] if index + 1 < len(boundaries) else 0x110000) - 1
+                target = tuple(
+                    int(language.rows[at, columns[i][index]])
+                    for i, (language, at) in enumerate(zip(languages, state, strict=True))
+                )
+                if any(language.is_live(at) for language, at in zip(languages, target, strict=True)):
+                    ranges.setdefault(self._state(target), []).append((low, high))
+            self._open(self._states[state], ranges)
+            if len(self._rows) > MAX_TEXT_STATES:
+                raise LimitExceededError(
+                    f"the strings of one place need more than {MAX_TEXT_STATES} byte states (max_text_states)"
+                )
+        return self._finish(start, languages)
+
+    @staticmethod
+    def _columns(language: Language, boundaries: list[int]) -> list[int]:
+        found, index = [], 0
+        for low in boundaries:
+            while index + 1 < len(language.boundaries) and language.boundaries[index + 1] <= low:
+                index += 1
+            found.append(language.columns[index])
+        return found
+
+    def _state(self, state: tuple[int, ...]) -> int:
+        row = self._states.get(state)
+        if row is None:
+            row = self._states[state] = len(self._rows)
+            self._rows.append({})
+            self._pending.append(state)
+        return row
+
+    def _open(self, row: int, ranges: dict[int, list[tuple[int, int]]]) -> None:
+        """Give a product state its byte transitions: each code point by its spelling."""
+        trie: dict[int, object] = {}
+        for target, members in ranges.items():
+            for low, high in members:
+                self._add_ascii(trie, low, min(high, 0x7F), target)
+                for first, last in ((0x80, 0x7FF), (0x800, 0xD7FF), (0xE000, 0xFFFF), (0x10000, 0x10FFFF)):
+                    begin, end = max(low, first), min(high, last)
+                    if begin <= end:
+                        self._add_range(trie, chr(begin).encode(), chr(end).encode(), target)
+        for byte, child in trie.items():
+            reached = self._close(child)
+            if reached is not None and byte in self._spellable:
+                self._rows[row][byte] = reached
+
+    def _add_ascii(self, trie: dict[int, object], low: int, high: int, target: int) -> None:
+        for point in range(low, high + 1):
+            node = trie
+            spelling = spelling_of(point)
+            for byte in spelling[:-1]:
+                inner = node.setdefault(byte, {})
+                assert isinstance(inner, dict)
+                node = inner
+            node[spelling[-1]] = target
+
+    def _add_range(self, node: dict[int, object], low: bytes, high: bytes, target: int) -> None:
+        """UTF-8 sequences of one length from low to high; at most four bytes deep."""
+        if len(low) == 1:
+            for byte in range(low[0], high[0] + 1):
+                node[byte] = target
+            return
+        lowest, highest = b"\x80" * (len(low) - 1), b"\xbf" * (len(low) - 1)
+        for byte in range(low[0], high[0] + 1):
+            rest_low = low[1:] if byte == low[0] else lowest
+            rest_high = high[1:] if byte == high[0] else highest
+            if rest_low == lowest and rest_high == highest and byte not in node:
+                node[byte] = (len(low) - 1, target)
+                continue
+            inner = node.get(byte)
+            if not isinstance(inner, dict):
+                assert inner is None, "ranges are disjoint"
+                inner = node[byte] = {}
+            self._add_range(inner, rest_low, rest_high, target)
+
+    def _close(self, child: object) -> int | None:
+        """The row of a node of the trie; None where the vocabulary cannot spell what is below it."""
+        if isinstance(child, int):
+            return child
+        if isinstance(child, tuple):
+            if child not in self._whole:
+                num_left, target = child
+                below = target if num_left == 1 else (num_left - 1, target)
+                self._whole[child] = self._close(dict.fromkeys(range(0x80, 0xC0), below))
+            return self._whole[child]
+        assert isinstance(child, dict)
+        members = []
+        leaves: set[int] = set()
+        known: dict[object, int | None] = {}
+        for byte in sorted(child):
+            below = child[byte]
+            key = id(below) if isinstance(below, dict) else below
+            if key not in known:
+                known[key] = self._close(below)
+            reached = known[key]
+            if reached is not None and byte in self._spellable:
+                members.append((byte, byte, reached))
+                leaves |= self._leaves.get(reached, {reached})
+        if not members:
+            return None
+        content = tuple(members)
+        row = self._inner.get(content)
+        if row is None:
+            row = self._inner[content] = len(self._rows)
+            self._rows.append({byte: reached for byte, _, reached in members})
+            self._leaves[row] = leaves
+        return row
+
+    def _finish(self, start: int, languages: list[Language]) -> TextAutomaton:
+        num_rows = len(self._rows)
+        table = np.full((num_rows, 256), DEAD, np.int16)
+        is_boundary = np.zeros(num_rows, np.uint8)
+        accepts: list[frozenset[int]] = [frozenset()] * num_rows
+        shortest = np.full((len(languages), num_rows), _UNBOUNDED, np.int32)
+        longest = np.full((len(languages), num_rows), -1, np.int32)
+        for state, row in self._states.items():
+            is_boundary[row] = 1
+            accepts[row] = frozenset(
+                i for i, (language, at) in enumerate(zip(languages, state, strict=True)) if language.accepting[at]
+            )
+            for i, (language, at) in enumerate(zip(languages, state, strict=True)):
+                if language.is_live(at):
+                    rest = language.max_rest(at)
+                    shortest[i, row] = language.min_rest(at)
+                    longest[i, row] = _UNBOUNDED if rest is None else rest
+        for row, leaves in self._leaves.items():
+            for i in range(len(languages)):
+                # Whichever code point it becomes, the term can accept: narrower than need be, never wider.
+                shortest[i, row] = max(shortest[i, leaf] for leaf in leaves)
+                longest[i, row] = min(longest[i, leaf] for leaf in leaves)
+        for row, targets in enumerate(self._rows):
+            for byte, target in targets.items():
+                table[row, byte] = target
+            if accepts[row]:
+                table[row, ord('"')] = CLOSED
+        return TextAutomaton(table, start, is_boundary, accepts, shortest, longest, self._terms)
