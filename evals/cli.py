@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -239,6 +240,56 @@ def constrained(
         speculative=_speculative(method, draft, name, num_speculative_tokens),
         terminal=terminal,
     )
+    _end(result, terminal, save=save)
+
+
+@app.command()
+def schema(
+    suite: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH",
+            help="A draft's folder in the official JSON Schema test suite, a file of it, or JSON lines of "
+            "{name, schema, tests: [{valid, data}]}, plain or .xz.",
+            rich_help_panel=_WORK,
+        ),
+    ],
+    sample: Annotated[
+        int | None,
+        typer.Option(min=1, help="Schemas to draw.", show_default="all", rich_help_panel=_WORK),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample and the walks.", rich_help_panel=_WORK)] = 0,
+    walks: Annotated[
+        int,
+        typer.Option(min=0, help="Random texts to generate over the schemas and to judge.", rich_help_panel=_WORK),
+    ] = 0,
+    peer: Annotated[
+        Literal["llguidance", "xgrammar", "outlines-core"] | None,
+        typer.Option(
+            help="A library to measure beside ours; needs specdec-engine[peers].",
+            show_default=False,
+            rich_help_panel=_WORK,
+        ),
+    ] = None,
+    json: Json = False,
+    save: Save = False,
+) -> None:
+    """Which schemas compile, and are labelled instances accepted and refused as they should be?
+
+    An invalid instance that is accepted fails it. Formats are asserted for JSON lines and for the official suite's
+    optional/format, and are annotations in the rest of that suite.
+    """
+    from specdec.evals.schema import run_schema  # noqa: PLC0415
+    from specdec.evals.schema_peers import MissingPeerError  # noqa: PLC0415
+    from specdec.evals.schema_suite import SuiteError, load_suite  # noqa: PLC0415
+
+    terminal = _terminal(json=json)
+    try:
+        result = run_schema(load_suite(suite), sample=sample, seed=seed, peer=peer, num_walks=walks, terminal=terminal)
+    except SuiteError as error:
+        raise typer.BadParameter(str(error), param_hint="--suite") from error
+    except MissingPeerError as error:
+        raise typer.BadParameter(str(error), param_hint="--peer") from error
     _end(result, terminal, save=save)
 
 

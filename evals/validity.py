@@ -1,38 +1,24 @@
-"""Validity: what a constrained answer may be once it is finished, judged by jsonschema.
-
-Parsing is stricter than `json.loads`: a repeated key, a lone surrogate and a number that is not finite are violations,
-though Python would take them.
-"""
+"""Validity: constrained answers by how they ended, and whether those that stopped are instances."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import jsonschema
-from jsonschema.protocols import Validator
+from specdec.evals.judge import Judge, UnjudgeableError
 
 
 def violation(text: str, schema: Mapping[str, Any]) -> str | None:
-    """Why a text is no instance of the schema; None if it is one."""
+    """Why a text is no instance of the schema, formats included; None if it is one.
+
+    An answer that cannot be judged is not known to be valid, so that is a violation too.
+    """
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"lone surrogate in the text at character {error.start}"
-    try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite)
-    except ValueError as error:
-        return f"not JSON: {error}"
-    except RecursionError:
-        return "not JSON that can be parsed: nested too deeply"
-    if (place := _lone_surrogate(value)) is not None:
-        return f"lone surrogate in {place!r}"
-    fault = jsonschema.exceptions.best_match(_validator(schema).iter_errors(value))
-    return None if fault is None else f"{fault.json_path}: {fault.message}"
+        return Judge(schema).violation(text)
+    except UnjudgeableError as error:
+        return f"cannot be judged: {error}"
 
 
 @dataclass(slots=True)
@@ -71,42 +57,3 @@ class ValidityCount:
             "finish_reasons": dict(sorted(self.finish_reasons.items())),
             "violations": self.violations,
         }
-
-
-def _validator(schema: Mapping[str, Any]) -> Validator:
-    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    return kind(schema)
-
-
-def _object(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"key {repeated!r} is repeated")
-    return value
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError(f"{digits} is not finite as a float64")
-    return value
-
-
-def _lone_surrogate(value: object) -> str | None:
-    """The first string, key or value, that has no UTF-8 form."""
-    pending = [value]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, str):
-            if any("\ud800" <= char <= "\udfff" for char in item):
-                return ascii(item)
-        elif isinstance(item, dict):
-            pending += [*item.keys(), *item.values()]
-        elif isinstance(item, list):
-            pending += item
-    return None

@@ -1,0 +1,80 @@
+"""Schema walks: texts that a grammar ends, by random tokens for a while and then by those that close soonest."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+
+from specdec.evals.schema_engine import EOS_TOKEN_ID
+from specdec.grammars import Grammar, GrammarCompiler, GrammarState
+
+_MAX_FREE_TOKENS = 60
+_MAX_TOKENS = 3000
+_CLOSING = (b"}", b"]", b'"', b"null", b"true", b"false", b"0", b"1", b'""', b"[]", b"{}", b":", b",")
+"""Outside a string, the tokens that lead to the end soonest come first."""
+_LETTERS = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789")
+
+
+def closed_walk(compiler: GrammarCompiler, grammar: Grammar, rng: random.Random) -> bytes | None:
+    """The text of a walk that took end-of-sequence; None where it did not come to that.
+
+    RuntimeError where a mask and `advance` disagree, or a mask is empty.
+    """
+    state = grammar.initial_state
+    text = bytearray()
+    place = _Place()
+    num_free = rng.randrange(_MAX_FREE_TOKENS)
+    for position in range(_MAX_TOKENS):
+        allowed = _allowed_ids(compiler, grammar, state)
+        if not allowed:
+            raise RuntimeError(f"no token is allowed after {bytes(text)!r}")
+        is_free = position < num_free and rng.random() < 0.85
+        token_id = rng.choice(allowed) if is_free else _closing_id(compiler, allowed, place, rng)
+        if token_id == EOS_TOKEN_ID:
+            return bytes(text)
+        successor = grammar.advance(state, token_id)
+        if successor is None:
+            raise RuntimeError(f"token {token_id} is allowed after {bytes(text)!r} but does not advance")
+        state = successor
+        token = compiler.vocabulary.token_bytes(token_id) or b""
+        text += token
+        place.move(token)
+    return None
+
+
+class _Place:
+    """Where in JSON's text a walk is: closing a string is not closing an array."""
+
+    def __init__(self) -> None:
+        self.is_in_string = False
+        self.is_escaped = False
+
+    def move(self, token: bytes) -> None:
+        for byte in token:
+            if self.is_escaped:
+                self.is_escaped = False
+            elif self.is_in_string and byte == ord("\\"):
+                self.is_escaped = True
+            elif byte == ord('"'):
+                self.is_in_string = not self.is_in_string
+
+
+def _allowed_ids(compiler: GrammarCompiler, grammar: Grammar, state: GrammarState) -> list[int]:
+    row = grammar.mask_row(state)
+    # The table is looked up after the row: a row that is new may make the table grow into another array.
+    words = np.asarray(compiler.mask_table.rows[row])
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+    return [int(token_id) for token_id in np.flatnonzero(bits)]
+
+
+def _closing_id(compiler: GrammarCompiler, allowed: list[int], place: _Place, rng: random.Random) -> int:
+    if EOS_TOKEN_ID in allowed:
+        return EOS_TOKEN_ID
+    if place.is_in_string:
+        if ord('"') in allowed and not place.is_escaped:
+            return ord('"')
+        letters = [token_id for token_id in allowed if token_id in _LETTERS]
+        return rng.choice(letters or allowed)
+    by_bytes = {compiler.vocabulary.token_bytes(token_id): token_id for token_id in allowed}
+    return next((by_bytes[token] for token in _CLOSING if token in by_bytes), None) or rng.choice(allowed)
