@@ -22,7 +22,7 @@ CHAT = "/v1/chat/completions"
 @pytest.fixture(scope="module")
 def slow_live(make_engine: Callable[..., Engine]) -> Iterator[LiveServer]:
     """Slow enough that an abandoned request is caught in the act."""
-    with serving(slowed(make_engine(), 0.003)) as server:
+    with serving(slowed(make_engine(), 0.01)) as server:
         yield server
 
 
