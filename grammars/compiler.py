@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from specdec.grammars import language_kernels
 from specdec.grammars.goals import compile_rules
 from specdec.grammars.grammar import Grammar, Runtime
 from specdec.grammars.lexicon import Lexicon
@@ -19,6 +20,7 @@ from specdec.grammars.lowering import Lowering
 from specdec.grammars.mask_table import MaskTable
 from specdec.grammars.masks import StringBodies
 from specdec.grammars.options import DEFAULT_OPTIONS, SchemaOptions
+from specdec.grammars.pattern_kernels import load_determinise
 from specdec.grammars.rules import Rule
 from specdec.grammars.schema import SchemaDocument, schema_text
 from specdec.grammars.vocabulary import Vocabulary
@@ -44,6 +46,9 @@ class GrammarCompiler:
         self.vocabulary = vocabulary
         self.limits = limits
         self.mask_table = MaskTable(vocabulary, max_bytes=max_mask_table_bytes)
+        # Whatever has to be compiled to machine code is now, and not while a request waits.
+        language_kernels.load_kernels()
+        load_determinise()
         self._lexicon = Lexicon(vocabulary.spellable_bytes)
         self._runtime = Runtime(vocabulary, self.mask_table, self._lexicon, StringBodies(vocabulary, self._lexicon))
         self._max_cache_entries = max_cache_entries

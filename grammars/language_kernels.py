@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from specdec.grammars.jit import compiled
+
 Ints = NDArray[np.int32]
 Flags = NDArray[np.uint8]
 
@@ -252,15 +254,4 @@ _SIGNATURES: dict[Callable[..., Any], str] = {
 @functools.cache
 def load_kernels() -> Kernels:
     """Compile the functions, or load them from numba's cache."""
-    # Importing numba takes half a second, which those who only want the errors' names need not pay.
-    import numba  # noqa: PLC0415
-
-    # numba ships no types.
-    def compiled(function: Callable[..., Any], signature: str) -> Callable[..., Any]:
-        try:
-            return numba.njit(signature, nogil=True, cache=True)(function)  # type: ignore[no-any-return]
-        except (RuntimeError, OSError):
-            # No folder for the cache can be written (a read-only installation): compile in memory only.
-            return numba.njit(signature, nogil=True)(function)  # type: ignore[no-any-return]
-
     return Kernels(*(compiled(function, signature) for function, signature in _SIGNATURES.items()))

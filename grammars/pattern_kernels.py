@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
+from specdec.grammars.jit import compiled
 from specdec.grammars.language_kernels import Flags, Ints
 
 CHARACTERS, SPLIT, GUARD, EXIT = range(4)
@@ -227,11 +227,4 @@ _SIGNATURE = (
 @functools.cache
 def load_determinise() -> Callable[..., tuple[Ints, Flags, int, int]]:
     """`determinise`, compiled or loaded from numba's cache."""
-    import numba  # noqa: PLC0415 (half a second)
-
-    try:
-        compiled: Any = numba.njit(_SIGNATURE, nogil=True, cache=True)(determinise)
-    except (RuntimeError, OSError):
-        # No folder for the cache can be written (a read-only installation): compile in memory only.
-        compiled = numba.njit(_SIGNATURE, nogil=True)(determinise)
-    return compiled  # type: ignore[no-any-return]
+    return compiled(determinise, _SIGNATURE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+import threading
 import warnings
 from typing import Any
 
@@ -34,6 +35,8 @@ _END_OR_LAST_NEWLINE = Look(
     Concatenation((Repetition(Characters(of_characters("\n")), 0, 1), END)), is_ahead=True, is_negative=False
 )
 
+_warnings_lock = threading.Lock()
+
 
 def read_python_pattern(source: str) -> Node | None:
     """The pattern's tree, or None where `re` cannot compile it.
@@ -41,7 +44,8 @@ def read_python_pattern(source: str) -> Node | None:
     The caller has bounded its depth. Raises UnsupportedSchemaError for back-references, InvalidSchemaError for what
     ECMA-262 cannot read.
     """
-    with warnings.catch_warnings():
+    # What is restored at the end belongs to the whole process: one thread at a time.
+    with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             re.compile(source)

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from specdec.grammars.jit import compiled
+
 Nodes = NDArray[np.int32]
 Words = NDArray[np.uint32]
 Table = NDArray[np.int16]
@@ -396,15 +398,4 @@ _SIGNATURES: dict[Callable[..., Any], str] = {
 @functools.cache
 def load_kernels() -> Kernels:
     """Compile the walks, or load them from numba's cache. Called when a Vocabulary is built."""
-    # Importing numba takes half a second, which those who only want the errors' names need not pay.
-    import numba  # noqa: PLC0415
-
-    # numba ships no types.
-    def compiled(function: Callable[..., Any], signature: str) -> Callable[..., Any]:
-        try:
-            return numba.njit(signature, nogil=True, cache=True)(function)  # type: ignore[no-any-return]
-        except (RuntimeError, OSError):
-            # No folder for the cache can be written (a read-only installation): compile in memory only.
-            return numba.njit(signature, nogil=True)(function)  # type: ignore[no-any-return]
-
     return Kernels(*(compiled(function, signature) for function, signature in _SIGNATURES.items()))
