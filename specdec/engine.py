@@ -18,7 +18,7 @@ from specdec.build import EngineDescription, build_runtime, max_batched_tokens
 from specdec.config import EngineConfig
 from specdec.errors import EngineError, RequestError
 from specdec.grammars import GrammarCompiler, Vocabulary
-from specdec.models.progress import ProgressCallback
+from specdec.models.progress import ModelProgress, ProgressCallback
 from specdec.output_types import schema_of
 from specdec.proposers.base import NoProposer, Proposal, Proposer
 from specdec.proposers.draft_model import DraftModelProposer
@@ -35,6 +35,8 @@ from specdec.verifier import CoupledVerifier
 
 Prompt: TypeAlias = str | AbstractSequence[int] | AbstractSequence[Mapping[str, object]]
 """Text, token ids, or chat messages."""
+
+_PREPARING = "Preparing grammars (takes longer the first time)"
 
 _SEED_BITS = 53
 """A drawn seed is returned, so that its answer can be repeated: it must survive a client whose numbers are doubles."""
@@ -54,9 +56,12 @@ class Engine:
         self.max_model_len: int = self._runtime.description.max_model_len
         self.model_name: str = config.model
         tokenizer = self.tokenizer
+        report = progress or (lambda _: None)
+        report(ModelProgress(stage="preparing", description=_PREPARING, total=1))
         self._compiler = GrammarCompiler(
             Vocabulary(tokenizer.token_bytes(), tokenizer.eos_token_ids, size=self._runtime.model_config.vocab_size)
         )
+        report(ModelProgress(stage="preparing", description=_PREPARING, completed=1, total=1))
         self._eos_token_ids = frozenset(tokenizer.eos_token_ids)
         self._seeds = random.Random(config.seed)  # noqa: S311, sampling noise, not secrets
         self._request_ids: set[str] = set()

@@ -12,16 +12,16 @@ import msgspec
 class ModelProgress(msgspec.Struct, frozen=True, kw_only=True):
     """One moment; the stages come in this order, and any of them may be absent."""
 
-    stage: Literal["waiting", "downloading", "converting", "done", "loading"]
+    stage: Literal["waiting", "downloading", "converting", "done", "loading", "preparing"]
     description: str
     """One line for people."""
     completed: int = 0
-    """Bytes downloaded or loaded, or tensors converted, so far."""
+    """Bytes downloaded or loaded, tensors converted, or steps of preparation done, so far."""
     total: int | None = None
 
     @property
     def is_in_bytes(self) -> bool:
-        return self.stage != "converting"
+        return self.stage not in {"converting", "preparing"}
 
 
 ProgressCallback = Callable[[ModelProgress], None]
