@@ -17,8 +17,11 @@ from specdec.grammars.formats import format_language, format_outer
 from specdec.grammars.masks import shared_position
 from specdec.grammars.patterns import pattern_language
 
-_MAX_COMPLETION_BYTES = 80
-_SHORT_VALUES = [b"null", b"true", b"0", b"0.5", b'""', b"[]", b'[""]', b"[0]", b"[0,0]", b"{}", b'{"a":0}']
+_MAX_COMPLETION_BYTES = 160
+# Values, and the start of a key that patterns ask for.
+_SHORT_VALUES = [
+    b"null", b"true", b"0", b"0.5", b'""', b"[]", b'[""]', b"[0]", b"[0,0]", b"{}", b'{"a":0}', b'{"a":"x"}', b'"q":',
+]  # fmt: skip
 _CLOSERS = [b'"', b"}", b"]"]
 _ALPHABET = [
     bytes([byte])
@@ -48,11 +51,11 @@ def completion(grammar: Grammar, state: GrammarState, hints: Sequence[bytes] = (
         if text is not None:
             return text
     rng = random.Random(0)
-    for _ in range(200):
+    for _ in range(2000):
         text = _random_completion(grammar, state, [_CLOSERS, hints, words], _depth(state) + 4, rng)
         if text is not None:
             return text
-    return _search(grammar, state, words, _depth(state) + 8, 4000, shortest_first=True)
+    return _search(grammar, state, words, _depth(state) + 8, 40_000, shortest_first=True)
 
 
 def _random_completion(
