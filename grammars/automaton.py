@@ -67,8 +67,10 @@ Config = tuple[Position, Stack | None]
 class Automaton:
     """The transitions of one grammar. Its caches change no result."""
 
-    def __init__(self, rules: list[Rule], lexicon: Lexicon) -> None:
+    def __init__(self, rules: list[Rule], lexicon: Lexicon, *, canonical: bool = False) -> None:
+        """With `canonical` every number has one spelling, and not only those of remembered items."""
         self._rules = rules
+        self._canonical = canonical
         self._lexicon = lexicon
         self._value_rules: BoundedCache[tuple[Goals, bool], ValueRules] = BoundedCache(512)
         self._keys: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
@@ -81,7 +83,7 @@ class Automaton:
 
     def value_rules(self, goals: Goals, stack: Stack | None) -> ValueRules:
         """The rules of the goals, where the stack is around them: remembered items have one spelling."""
-        canonical = stack is not None and stack.is_remembered
+        canonical = self._canonical or (stack is not None and stack.is_remembered)
         rules = self._value_rules.get((goals, canonical))
         if rules is None:
             rules = ValueRules(goals, self._rules, self._lexicon, canonical=canonical)

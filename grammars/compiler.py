@@ -83,7 +83,12 @@ class GrammarCompiler:
             document = SchemaDocument(text, self.limits, options.documents)
             lowering = Lowering(document, self.limits, options)
             rules = compile_rules(lowering, self._lexicon)
-            grammar = Grammar(rules, lowering.report, self._runtime)
+            grammar = Grammar(
+                rules,
+                lowering.report,
+                self._runtime,
+                canonical_numbers=document.dialect.floats_are_no_integers,
+            )
         finally:
             with self._lock:
                 self.compile_seconds += time.perf_counter() - begin

@@ -64,6 +64,7 @@ class Goals:
         self._limits = lowering.limits
         self._stopwatch = lowering.stopwatch
         self._lexicon = lexicon
+        self._canonical = lowering.dialect.floats_are_no_integers
         self._spellings: dict[str, bytes | None] = {}
         self._node_sets = NodeSets(lowering.nodes, lowering.limits)
         self._goals: list[Goal] = [lowering.root]
@@ -139,7 +140,7 @@ class Goals:
             if all(self._spell(key) is not None for key, declared in shape.properties if declared.is_required)
         )
         numbers = values.numbers
-        if self._listed(numbers) is None and self._lexicon.numerals(numbers).is_empty():
+        if self._listed(numbers) is None and self._lexicon.numerals(numbers, canonical=self._canonical).is_empty():
             numbers = NumberSet.NOTHING
         return msgspec.structs.replace(values, numbers=numbers, strings=StringSet(terms, literals), objects=objects)
 

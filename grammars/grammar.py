@@ -54,11 +54,13 @@ class Runtime:
 class Grammar:
     """Compiled by GrammarCompiler. Its methods are called from one thread at a time (the engine's)."""
 
-    def __init__(self, rules: list[Rule], report: EnforcementReport, runtime: Runtime) -> None:
+    def __init__(
+        self, rules: list[Rule], report: EnforcementReport, runtime: Runtime, *, canonical_numbers: bool = False
+    ) -> None:
         self.report = report
         self._runtime = runtime
         self._eos = frozenset(runtime.vocabulary.eos_token_ids)
-        self._automaton = Automaton(rules, runtime.lexicon)
+        self._automaton = Automaton(rules, runtime.lexicon, canonical=canonical_numbers)
         self._states: WeakValueDictionary[Config, GrammarState] = WeakValueDictionary()
         self.initial_state: GrammarState = self._intern(self._automaton.start)
         self._terminated = self._intern((Terminated(), None))

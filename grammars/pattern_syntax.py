@@ -46,7 +46,6 @@ class Look(msgspec.Struct, frozen=True, cache_hash=True):
 
 Node = Characters | Concatenation | Alternation | Repetition | Look
 
-EMPTY = Concatenation(())
 ANY = Characters(EVERY_CODE_POINT)
 ANY_STRING = Repetition(ANY, 0, None)
 START = Look(ANY, is_ahead=False, is_negative=True)

@@ -62,9 +62,9 @@ class Dialect(msgspec.Struct, frozen=True):
         return self.draft <= 7
 
     @property
-    def whole_floats_are_integers(self) -> bool:
-        """From draft 6 on, 1.0 is an integer."""
-        return self.draft > 4
+    def floats_are_no_integers(self) -> bool:
+        """Up to draft 4, 1.0 is no integer though 1 is: a whole number must then be spelt without a fraction."""
+        return self.draft <= 4
 
     def knows(self, keyword: str) -> bool:
         """Whether the keyword constrains anything in this dialect."""

@@ -89,11 +89,6 @@ class ObjectShape(msgspec.Struct, frozen=True, cache_hash=True):
         """The goal of a key, were it not declared."""
         return next((goal for language, goal in self.classes if key in language), self.additional)
 
-    def goal_of(self, key: str) -> Goal | None:
-        """The goal of a key."""
-        declared = dict(self.properties).get(key)
-        return self.undeclared_goal(key) if declared is None else declared.goal
-
     def rest(self) -> Language:
         """The keys of no class."""
         return ~union_of(language for language, _ in self.classes)

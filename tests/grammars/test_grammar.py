@@ -345,3 +345,17 @@ def test_official_suite_has_no_invalid_instance_accepted() -> None:
                 text = json.dumps(case["data"], ensure_ascii=False, separators=(",", ":")).encode()
                 assert case["valid"] or not accepts(grammar, text), (path.name, group["description"], case)
     assert num_compiled > 330, (num_compiled, num_refused)
+
+
+def test_in_draft_4_a_whole_number_has_no_fraction_since_it_would_be_no_integer() -> None:
+    schema = {
+        "$schema": "http://json-schema.org/draft-04/schema#",
+        "anyOf": [{"type": "integer"}, {"type": "number", "not": {"type": "integer"}, "minimum": 10}],
+    }
+    grammar = _compile(schema)
+    assert accepts(grammar, b"1")
+    assert accepts(grammar, b"10.5")
+    # The validator takes 1.0 for no integer, and it is below 10.
+    assert not accepts(grammar, b"1.0")
+    assert not accepts(grammar, b"12.0")
+    assert accepts(_compile({**schema, "$schema": "http://json-schema.org/draft-07/schema#"}), b"1.0")
