@@ -87,7 +87,7 @@ class GrammarCompiler:
                 rules,
                 lowering.report,
                 self._runtime,
-                canonical_numbers=document.dialect.floats_are_no_integers,
+                canonical_numbers=document.has_canonical_numbers,
             )
         finally:
             with self._lock:

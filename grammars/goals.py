@@ -64,7 +64,7 @@ class Goals:
         self._limits = lowering.limits
         self._stopwatch = lowering.stopwatch
         self._lexicon = lexicon
-        self._canonical = lowering.dialect.floats_are_no_integers
+        self._canonical = lowering.has_canonical_numbers
         self._spellings: dict[str, bytes | None] = {}
         self._node_sets = NodeSets(lowering.nodes, lowering.limits)
         self._goals: list[Goal] = [lowering.root]

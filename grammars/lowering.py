@@ -89,6 +89,7 @@ class Lowering:
         self.limits = limits
         self.options = options
         self.dialect = document.dialect
+        self.has_canonical_numbers = document.has_canonical_numbers
         self.nodes: list[Node] = []
         self._document = document
         self._pending: list[tuple[str, Callable[[], Node]]] = []

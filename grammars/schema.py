@@ -7,6 +7,7 @@ or later recurses: depth is a limit, not a stack overflow.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -179,6 +180,17 @@ class SchemaDocument:
         # The metaschemas themselves say the same in every draft that can read them.
         own = document.get("$id", document.get("id"))
         return _DRAFTS.get(known[1]) != self.dialect.draft and not (isinstance(own, str) and _SCHEMA_URI.fullmatch(own))
+
+    @functools.cached_property
+    def has_canonical_numbers(self) -> bool:
+        """Whether a whole number must have no fraction: where 1.0 is no integer, and some place asks for integers."""
+        return self.dialect.floats_are_no_integers and any(
+            holder.get("type") == "integer"
+            or (isinstance(holder.get("type"), list) and "integer" in holder["type"])
+            or "json-schema.org" in str(holder.get("$ref"))
+            for document in (self.root, *self._others.values())
+            for holder in _objects(document)
+        )
 
     def scope(self, place: Place) -> Hashable:
         """What, beside the subschema itself, its dynamic references depend on."""
