@@ -1,0 +1,82 @@
+"""Constraints: what a caller may ask of an output, as values that cross process and thread boundaries."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from specdec.grammars.options import DEFAULT_OPTIONS, SchemaOptions
+
+
+class JsonSchema(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """An instance of a JSON Schema."""
+
+    schema: str
+    """JSON text."""
+    options: SchemaOptions = DEFAULT_OPTIONS
+
+
+class Regex(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """A text that a pattern matches as a whole, in the dialects of `pattern` (ECMA-262 and Python `re` agree)."""
+
+    pattern: str
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """One of these texts."""
+
+    choices: tuple[str, ...]
+
+
+class Function(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A function that a model may call."""
+
+    name: str
+    parameters: str = '{"type":"object"}'
+    """JSON text of the schema of its arguments, which are an object."""
+
+
+class ToolCallFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a model family writes a call: begin, a JSON object that holds name and arguments, end."""
+
+    begin: str = "<tool_call>\n"
+    end: str = "\n</tool_call>"
+    separator: str = "\n"
+    """Between parallel calls."""
+    name_key: str = "name"
+    arguments_key: str = "arguments"
+
+
+HERMES = ToolCallFormat()
+"""The format of Hermes and Qwen models, which most templates without one of their own follow."""
+
+
+class ToolCalls(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """One call of one of the functions; with `parallel` one or more."""
+
+    functions: tuple[Function, ...]
+    parallel: bool = False
+    format: ToolCallFormat = HERMES
+    options: SchemaOptions = DEFAULT_OPTIONS
+    """How the schemas of the arguments are read."""
+
+
+class AfterMarker(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """Free text up to the first occurrence of a marker, the marker, then what satisfies `then`.
+
+    For reasoning models (`</think>`). With `optional` the free text may also be the whole answer.
+    """
+
+    marker: str
+    then: JsonSchema | Regex | Choice
+    optional: bool = False
+
+
+class TextOrToolCalls(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """Free text that may end in calls: what follows the first occurrence of the format's `begin` is enforced."""
+
+    calls: ToolCalls
+
+
+Constraint: TypeAlias = JsonSchema | Regex | Choice | ToolCalls | AfterMarker | TextOrToolCalls
