@@ -24,6 +24,10 @@ _UNIQUE = (
     "inside an array of unique items every number has one spelling, and an object has at most one key that is not "
     "declared"
 )
+_UNIQUE_ORDER = (
+    "inside an array of unique items keys come in schema order, though property_order is any: declared ones, keys that "
+    "are only required, all others"
+)
 
 
 def lower_items(lowering: Lowering, place: Place, positive: bool) -> ValueSet:
@@ -93,6 +97,8 @@ def lower_unique_items(lowering: Lowering, place: Place, positive: bool) -> Valu
         return ALL_VALUES if positive else NO_VALUES
     if positive:
         lowering.restrict(_UNIQUE, place.pointer)
+        if lowering.options.property_order == "any":
+            lowering.restrict(_UNIQUE_ORDER, place.pointer)
         return only_arrays(ArrayShape(is_unique=True))
     # No value is known to violate it: a sound approximation from within.
     lowering.restrict("no array repeats an item in order to violate uniqueItems", place.pointer)

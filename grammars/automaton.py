@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from weakref import WeakValueDictionary
 
+from specdec.grammars.any_order import KeyRule
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import ArrayFrame, ArrayRun, Frame, Goals, KeyClass, ObjectFrame
 from specdec.grammars.lexemes import BODY, CLOSED
@@ -37,7 +38,7 @@ from specdec.grammars.positions import (
     String,
     Value,
 )
-from specdec.grammars.rules import ObjectRule, Rule
+from specdec.grammars.rules import Rule
 from specdec.grammars.text_automaton import TextAutomaton
 from specdec.grammars.texts import TextSet
 from specdec.grammars.value_rules import KeyClasses, ValueRules
@@ -74,7 +75,7 @@ class Automaton:
         self._lexicon = lexicon
         self._value_rules: BoundedCache[tuple[Goals, bool], ValueRules] = BoundedCache(512)
         self._keys: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
-        self._key_classes: BoundedCache[tuple[ObjectRule, ...], KeyClasses] = BoundedCache(256)
+        self._key_classes: BoundedCache[tuple[KeyRule, ...], KeyClasses] = BoundedCache(256)
         self._candidates: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
         self._dead_keys: BoundedCache[ObjectFrame, list[bytes]] = BoundedCache(256)
         self._stacks: WeakValueDictionary[tuple[Frame, Stack | None], Stack] = WeakValueDictionary()
@@ -330,7 +331,9 @@ class Automaton:
             return String(position.goals, start, 0, b"" if rules.strings else None), stack, begin + 1
         if byte == ord("{"):
             is_remembered = stack is not None and stack.is_remembered
-            frame = ObjectFrame(rules.objects, has_one_free_key=is_remembered)
+            # Where texts are compared, a value has one of them.
+            objects = rules.ordered_objects if is_remembered else rules.objects
+            frame = ObjectFrame(objects, has_one_free_key=is_remembered)
             return (ObjectStart(frame), stack, begin + 1) if rules.objects else None
         if byte == ord("["):
             return (ArrayStart(_array_frame(rules.arrays)), stack, begin + 1) if rules.arrays else None

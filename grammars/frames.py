@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from specdec.grammars.rules import ArrayRule, ObjectRule
+from specdec.grammars.any_order import KeyRule
+from specdec.grammars.rules import ArrayRule
 
 Goals = tuple[int, ...]
 """Numbers of rules, ascending: the goals of one value position, at least one of which its value must meet."""
@@ -31,9 +32,10 @@ class ObjectRun(NamedTuple):
     """One alternative of an open object."""
 
     goal: int
-    rule: ObjectRule
-    position: int = 0
-    """Declared keys before it have occurred or no longer can."""
+    rule: KeyRule
+    declared: int = 0
+    """Which declared keys have occurred: in schema order all those before this position, or no longer can; in any order
+    those of this bit set."""
     child: int = NO_CHILD
     num_keys: int = 0
     pending: int = 0
@@ -41,7 +43,7 @@ class ObjectRun(NamedTuple):
 
     @property
     def progress(self) -> tuple[int, int, int]:
-        return self.position, self.num_keys, self.pending
+        return self.declared, self.num_keys, self.pending
 
 
 class ArrayRun(NamedTuple):
@@ -86,7 +88,7 @@ class ObjectFrame(msgspec.Struct, frozen=True, cache_hash=True):
     def takes_free_keys(self) -> bool:
         return not self._is_full and any(run.rule.takes_free_keys(*run.progress) for run in self.runs)
 
-    def rules(self) -> tuple[ObjectRule, ...]:
+    def rules(self) -> tuple[KeyRule, ...]:
         """The distinct rules of the runs."""
         return tuple(dict.fromkeys(run.rule for run in self.runs))
 
@@ -120,8 +122,8 @@ class ObjectFrame(msgspec.Struct, frozen=True, cache_hash=True):
                 ]
                 is_free = is_free or bool(after)
             runs += [
-                ObjectRun(run.goal, rule, position, child, num_keys, pending)
-                for position, num_keys, pending, child in after
+                ObjectRun(run.goal, rule, occurred, child, num_keys, pending)
+                for occurred, num_keys, pending, child in after
             ]
         if not runs:
             return None

@@ -22,6 +22,7 @@ from decimal import Decimal
 
 import msgspec
 
+from specdec.grammars.any_order import AnyOrderRule
 from specdec.grammars.decimals import numeral
 from specdec.grammars.errors import LimitExceededError, UnsatisfiableSchemaError
 from specdec.grammars.languages import Language
@@ -33,7 +34,7 @@ from specdec.grammars.rules import ArrayRule, Choices, Count, FreeKeys, ObjectRu
 from specdec.grammars.spelling import spell_string
 from specdec.grammars.strings import StringSet, StringTerm
 from specdec.grammars.unique import check_unique, rules_below
-from specdec.grammars.values import ArrayShape, Goal, ObjectShape, Property, ValueSet
+from specdec.grammars.values import ANY_OBJECT, ANYTHING, ArrayShape, Goal, ObjectShape, Property, ValueSet
 
 MAX_LISTED_NUMBERS = 64
 """Up to so many numbers are spelt one by one, more of them by an automaton."""
@@ -50,16 +51,26 @@ def compile_rules(lowering: Lowering, lexicon: Lexicon) -> list[Rule]:
 
     UnsatisfiableSchemaError where the root has no instance.
     """
-    goals = Goals(lowering, lexicon)
+    goals = Goals(lowering, lexicon, is_closed=lowering.options.additional_properties == "closed")
     if 0 not in goals.satisfiable:
-        raise UnsatisfiableSchemaError("no value satisfies the schema", pointer=goals.contradiction())
+        raise UnsatisfiableSchemaError(_reason(goals, lowering, lexicon), pointer=goals.contradiction())
     return goals.rules()
+
+
+def _reason(goals: Goals, lowering: Lowering, lexicon: Lexicon) -> str:
+    """Why nothing satisfies the root."""
+    if goals.is_closed and 0 in Goals(lowering, lexicon).satisfiable:
+        return 'no value satisfies the schema without keys that it does not describe (additional_properties: "closed")'
+    return "no value satisfies the schema"
 
 
 class Goals:
     """Every goal reachable from the root; goal number i has value set `value_sets[i]`."""
 
-    def __init__(self, lowering: Lowering, lexicon: Lexicon) -> None:
+    def __init__(self, lowering: Lowering, lexicon: Lexicon, *, is_closed: bool = False) -> None:
+        """With `is_closed` objects that declare keys have no others whose values are not constrained."""
+        self.is_closed = is_closed
+        self._has_any_order = lowering.options.property_order == "any"
         self._nodes = lowering.nodes
         self._limits = lowering.limits
         self._stopwatch = lowering.stopwatch
@@ -73,7 +84,8 @@ class Goals:
         # Exploring a goal appends its children.
         for goal in self._goals:
             lowering.stopwatch.check(self._pointer(goal))
-            self.value_sets.append(self._spellable(self._node_sets.value_set(goal)))
+            values = self._node_sets.value_set(goal)
+            self.value_sets.append(self._spellable(_closed(values) if is_closed else values))
             for shape in shapes(self.value_sets[-1]):
                 for child in _children(shape):
                     self._number(child)
@@ -237,21 +249,23 @@ class Goals:
         literals = [b"null"] if values.null else []
         literals += [b"true" if value else b"false" for value in sorted(values.booleans)]
         literals += listed or ()
+        objects = tuple(
+            self._object_rule(shape, self.satisfiable)
+            for shape in values.objects
+            if self._is_possible(shape, self.satisfiable)
+        )
         return Rule(
             literals=tuple(literals),
             numbers=values.numbers if listed is None else None,
             strings=tuple(self._required_spelling(text) for text in values.strings.literals),
             terms=values.strings.terms,
-            objects=tuple(
-                self._object_rule(shape, self.satisfiable)
-                for shape in values.objects
-                if self._is_possible(shape, self.satisfiable)
-            ),
+            objects=objects,
             arrays=tuple(
                 self._array_rule(shape, self.satisfiable)
                 for shape in values.arrays
                 if self._is_possible(shape, self.satisfiable)
             ),
+            any_order=tuple(AnyOrderRule(one) for one in objects) if self._has_any_order else (),
         )
 
     def _required_spelling(self, text: str) -> bytes:
@@ -303,6 +317,24 @@ class Goals:
 def _spelling(value: int | Decimal) -> str:
     """The numeral that the automaton of canonical numerals has for the value, or else Python's."""
     return numeral(value) or json.dumps(float(value) if isinstance(value, Decimal) else value)
+
+
+def _closed(values: ValueSet) -> ValueSet:
+    """Without keys that nothing is said of, in objects of which some key is declared.
+
+    Only for what is generated: a set that is closed may not be complemented any more.
+    """
+    if all(shape is ANY_OBJECT for shape in values.objects):
+        return values
+    return msgspec.structs.replace(values, objects=tuple(dict.fromkeys(map(_closed_shape, values.objects))))
+
+
+def _closed_shape(shape: ObjectShape) -> ObjectShape:
+    if not any(one.is_declared and one.goal is not None for _, one in shape.properties):
+        return shape
+    # Keys that no class has left are as good as keys of a class that must not occur.
+    classes = tuple((language, None if goal == ANYTHING else goal) for language, goal in shape.classes)
+    return msgspec.structs.replace(shape, classes=classes, additional=shape.additional or None)
 
 
 def _split(shape: ObjectShape) -> list[tuple[Language, Goal | None]]:

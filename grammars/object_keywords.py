@@ -34,7 +34,7 @@ def lower_properties(lowering: Lowering, place: Place, positive: bool) -> ValueS
             keyword="properties",
             pointer=pointer,
         )
-    if declared and positive:
+    if declared and positive and lowering.options.property_order == "schema":
         lowering.restrict(_KEY_ORDER, pointer)
     goals = {key: lowering.child_goal(place, "properties", key, positive=positive) for key in declared}
     if positive:

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from specdec.grammars.languages import Language
 from specdec.grammars.numbers import NumberSet
 from specdec.grammars.strings import StringTerm
+
+if TYPE_CHECKING:
+    from specdec.grammars.any_order import AnyOrderRule
 
 Choice = tuple[int, int]
 Choices = tuple[Choice, ...]
@@ -305,7 +309,10 @@ class Rule:
     """Single strings, with the closing quote."""
     terms: tuple[StringTerm, ...]
     objects: tuple[ObjectRule, ...]
+    """In schema order, which is how keys come wherever texts are compared."""
     arrays: tuple[ArrayRule, ...]
+    any_order: tuple[AnyOrderRule, ...] = ()
+    """Of each object where its keys may come in every order, else none."""
 
 
 def _next(flags: tuple[bool, ...]) -> tuple[int, ...]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from specdec.grammars.any_order import KeyRule
 from specdec.grammars.frames import NO_CHILD, ArrayRun, Goals, KeyClass, ObjectRun
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.numerals import NumeralAutomaton
-from specdec.grammars.rules import ObjectRule, Rule
+from specdec.grammars.rules import Rule
 from specdec.grammars.strings import StringTerm
 from specdec.grammars.text_automaton import TextAutomaton
 from specdec.grammars.texts import TextSet
@@ -45,11 +48,8 @@ class ValueRules:
             ]
         bounds = [bound for low, high, _ in self.lengths for bound in (low, high + 1) if bound < UNBOUNDED]
         self.length_saturation = max(bounds, default=0)
-        self.objects = tuple(
-            ObjectRun(goal, shape, 0, NO_CHILD, 0, shape.all_witnesses)
-            for goal, rule in members
-            for shape in rule.objects
-        )
+        self.ordered_objects = _object_runs((goal, rule.objects) for goal, rule in members)
+        self.objects = _object_runs((goal, rule.any_order or rule.objects) for goal, rule in members)
         self.arrays = tuple(
             ArrayRun(goal, shape, NO_CHILD, shape.none_counted) for goal, rule in members for shape in rule.arrays
         )
@@ -95,7 +95,7 @@ class ValueRules:
 class KeyClasses:
     """The classes of free keys of several rules, as one automaton."""
 
-    def __init__(self, rules: tuple[ObjectRule, ...], lexicon: Lexicon) -> None:
+    def __init__(self, rules: tuple[KeyRule, ...], lexicon: Lexicon) -> None:
         members = [
             (StringTerm() if free.language is None else StringTerm(free.language), (rule_index, number))
             for rule_index, rule in enumerate(rules)
@@ -125,3 +125,7 @@ class KeyClasses:
             if left is None or left > sum(key.startswith(text) and key in term.language for key in seen):
                 return False
         return True
+
+
+def _object_runs(members: Iterable[tuple[int, Iterable[KeyRule]]]) -> tuple[ObjectRun, ...]:
+    return tuple(ObjectRun(goal, rule, 0, NO_CHILD, 0, rule.all_witnesses) for goal, rules in members for rule in rules)
