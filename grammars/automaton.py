@@ -75,7 +75,7 @@ class Automaton:
         self._lexicon = lexicon
         self._value_rules: BoundedCache[tuple[Goals, bool], ValueRules] = BoundedCache(512)
         self._keys: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
-        self._key_classes: BoundedCache[tuple[KeyRule, ...], KeyClasses] = BoundedCache(256)
+        self._key_classes: BoundedCache[tuple[tuple[KeyRule, ...], frozenset[KeyClass]], KeyClasses] = BoundedCache(256)
         self._candidates: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
         self._dead_keys: BoundedCache[ObjectFrame, list[bytes]] = BoundedCache(256)
         self._stacks: WeakValueDictionary[tuple[Frame, Stack | None], Stack] = WeakValueDictionary()
@@ -108,14 +108,15 @@ class Automaton:
         return keys
 
     def key_classes(self, frame: ObjectFrame) -> KeyClasses | None:
-        """The classes of the frame's free keys; None where all free keys are alike."""
-        if not frame.has_classes():
+        """The classes that a free key of the frame may have; None where all free keys are alike."""
+        classes = frame.open_classes()
+        if classes is None:
             return None
-        rules = frame.rules()
-        found = self._key_classes.get(rules)
+        known = frame.rules(), classes
+        found = self._key_classes.get(known)
         if found is None:
-            found = KeyClasses(rules, self._lexicon)
-            self._key_classes.put(rules, found)
+            found = KeyClasses(*known, self._lexicon)
+            self._key_classes.put(known, found)
         return found
 
     def dead_keys(self, frame: ObjectFrame, classes: KeyClasses) -> list[bytes]:

@@ -92,9 +92,18 @@ class ObjectFrame(msgspec.Struct, frozen=True, cache_hash=True):
         """The distinct rules of the runs."""
         return tuple(dict.fromkeys(run.rule for run in self.runs))
 
-    def has_classes(self) -> bool:
-        """Whether what a free key is depends on its text."""
-        return any(free.language is not None for run in self.runs for free in run.rule.free)
+    def open_classes(self) -> frozenset[KeyClass] | None:
+        """The classes of free keys that some run can go on with; None where all of those are alike."""
+        if self._is_full or all(free.language is None for run in self.runs for free in run.rule.free):
+            return None
+        index_of = {rule: index for index, rule in enumerate(self.rules())}
+        found = [
+            (free, (index_of[run.rule], number))
+            for run in self.runs
+            for number, free in enumerate(run.rule.free)
+            if run.rule.after_free(*run.progress, number)
+        ]
+        return None if all(free.language is None for free, _ in found) else frozenset(one for _, one in found)
 
     def after_key(self, key: bytes, classes: frozenset[KeyClass] | None = None) -> ObjectFrame | None:
         """The frame waiting for the value of a key (spelt, with its closing quote).

@@ -29,6 +29,10 @@ _ROOT_RESTRICTIONS = (
     "one escape spelling for each character, and no character that the vocabulary cannot spell byte by byte",
     "no key twice in one object",
 )
+_CLOSED = (
+    'additional_properties is "closed": an object that declares keys has no others but those whose values some keyword '
+    "constrains"
+)
 _MISSING = frozenset({"$recursiveAnchor"})
 """Keywords of JSON Schema that change what references mean and are read by the resolver, not here."""
 
@@ -98,6 +102,8 @@ class Lowering:
         self._enforced: set[str] = set()
         self._annotations: set[str] = set()
         self._restrictions = dict.fromkeys(Restriction(reason=reason, pointer="") for reason in _ROOT_RESTRICTIONS)
+        if options.additional_properties == "closed":
+            self.restrict(_CLOSED, "")
         self.root = self.goal(start or document.start, positive=positive)
         # Lowering a node appends to what is pending; ids are positions in it.
         for pointer, lower in self._pending:

@@ -93,13 +93,14 @@ class ValueRules:
 
 
 class KeyClasses:
-    """The classes of free keys of several rules, as one automaton."""
+    """Classes of free keys of several rules, as one automaton."""
 
-    def __init__(self, rules: tuple[KeyRule, ...], lexicon: Lexicon) -> None:
+    def __init__(self, rules: tuple[KeyRule, ...], classes: frozenset[KeyClass], lexicon: Lexicon) -> None:
         members = [
             (StringTerm() if free.language is None else StringTerm(free.language), (rule_index, number))
             for rule_index, rule in enumerate(rules)
             for number, free in enumerate(rule.free)
+            if (rule_index, number) in classes
         ]
         terms, self.automaton = lexicon.largest_texts(list(dict.fromkeys(term for term, _ in members)))
         self._classes = [frozenset(one for term, one in members if term == own) for own in terms]

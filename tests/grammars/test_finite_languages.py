@@ -7,13 +7,14 @@ import json
 import random
 from typing import Any
 
-from checks import allowed_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from vocabularies import merged_vocabulary, small_vocabulary
+from written_out import compare_masks, orders
 
-from specdec.grammars import GrammarCompiler, GrammarState, UnsatisfiableSchemaError, Vocabulary
+from specdec.grammars import SchemaOptions, Vocabulary
+from specdec.grammars.options import DEFAULT_OPTIONS
 
 SCALARS = [None, True, False, 0, 12, -1, 0.5, "", "a", "ab", "é", 'q"', "\n"]
 
@@ -113,41 +114,20 @@ def _member(rng: random.Random) -> dict[str, Any]:
     )
 
 
-def _texts(schema: dict[str, Any]) -> set[bytes]:
+def _texts(schema: dict[str, Any], options: SchemaOptions) -> set[bytes]:
     validator = Draft202012Validator(schema)
     return {
-        json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode()
         for value in INSTANCES
         if validator.is_valid(value)
+        for ordered in (orders(value) if options.property_order == "any" else [value])
     }
 
 
-def _compare(seed: int, vocabulary: Vocabulary) -> None:
+def _compare(seed: int, vocabulary: Vocabulary, options: SchemaOptions = DEFAULT_OPTIONS) -> None:
     rng = random.Random(seed)
     schema = _finite_schema(rng, 2)
-    texts = _texts(schema)
-    compiler = GrammarCompiler(vocabulary)
-    try:
-        grammar = compiler.compile_json_schema(schema)
-    except UnsatisfiableSchemaError:
-        assert not texts
-        return
-    prefixes = {text[:length] for text in texts for length in range(len(text) + 1)}
-    tokens = [(id_, data) for id_ in range(vocabulary.size) if (data := vocabulary.token_bytes(id_)) is not None]
-    pending: list[tuple[GrammarState, bytes]] = [(grammar.initial_state, b"")]
-    visited = {b""}
-    for state, text in pending:
-        expected = {id_ for id_, data in tokens if text + data in prefixes}
-        if text in texts:
-            expected |= set(vocabulary.eos_token_ids)
-        assert set(allowed_ids(compiler, grammar, state)) == expected, (schema, text)
-        followers = [(id_, text + data) for id_, data in tokens if text + data in prefixes]
-        for id_, longer in rng.sample(followers, min(len(followers), 12)):
-            if longer not in visited and len(visited) < 150:
-                visited.add(longer)
-                after = grammar.advance(state, id_)
-                assert after is not None
-                pending.append((after, longer))
+    compare_masks(schema, _texts(schema, options), vocabulary, options, rng)
 
 
 @settings(max_examples=40, deadline=None)
@@ -160,3 +140,9 @@ def test_masks_are_exactly_the_prefixes_of_the_written_out_language(seed: int) -
 @given(seed=st.integers(0, 2**32))
 def test_masks_of_merged_tokens_are_exactly_the_prefixes(seed: int) -> None:
     _compare(seed, merged_vocabulary())
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_masks_in_any_order_are_exactly_the_prefixes_of_every_order(seed: int) -> None:
+    _compare(seed, small_vocabulary(), SchemaOptions(property_order="any"))

@@ -12,9 +12,17 @@ from all_keywords import STRINGS, random_value
 from schemas import mutated, num_renderings, renderings
 
 from specdec.evals.judge import Judge
-from specdec.grammars import Grammar, GrammarCompiler, GrammarState, UnsatisfiableSchemaError, Vocabulary
+from specdec.grammars import (
+    Grammar,
+    GrammarCompiler,
+    GrammarState,
+    SchemaOptions,
+    UnsatisfiableSchemaError,
+    Vocabulary,
+)
 from specdec.grammars.formats import format_language, format_outer
 from specdec.grammars.masks import shared_position
+from specdec.grammars.options import DEFAULT_OPTIONS
 from specdec.grammars.patterns import pattern_language
 
 _MAX_COMPLETION_BYTES = 160
@@ -174,6 +182,7 @@ def check_against_judge(
     num_walks: int = 3,
     num_instances: int = 12,
     num_checked: int = 0,
+    options: SchemaOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Closed walks are instances; a value is an instance iff some rendering of it is accepted.
 
@@ -181,7 +190,7 @@ def check_against_judge(
     """
     judge = Judge(schema)
     try:
-        grammar = compiler.compile_json_schema(schema)
+        grammar = compiler.compile_json_schema(schema, options)
     except UnsatisfiableSchemaError:
         for _ in range(num_instances):
             value = random_value(rng)
