@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from specdec.grammars.rules import UNLIMITED, Choices, FreeKeys, ObjectRule
 
-_MAX_KNOWN = 100_000
+_MAX_KNOWN = 10_000
 
 Claims = frozenset[int]
 """The bit sets of witnesses that one key can be."""

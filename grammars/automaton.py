@@ -76,6 +76,7 @@ class Automaton:
         self._value_rules: BoundedCache[tuple[Goals, bool], ValueRules] = BoundedCache(512)
         self._keys: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
         self._key_classes: BoundedCache[tuple[tuple[KeyRule, ...], frozenset[KeyClass]], KeyClasses] = BoundedCache(256)
+        self._classes_of_frame: BoundedCache[ObjectFrame, KeyClasses] = BoundedCache(256)
         self._candidates: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
         self._dead_keys: BoundedCache[ObjectFrame, list[bytes]] = BoundedCache(256)
         self._stacks: WeakValueDictionary[tuple[Frame, Stack | None], Stack] = WeakValueDictionary()
@@ -109,6 +110,9 @@ class Automaton:
 
     def key_classes(self, frame: ObjectFrame) -> KeyClasses | None:
         """The classes that a free key of the frame may have; None where all free keys are alike."""
+        found = self._classes_of_frame.get(frame)
+        if found is not None:
+            return found
         classes = frame.open_classes()
         if classes is None:
             return None
@@ -117,6 +121,7 @@ class Automaton:
         if found is None:
             found = KeyClasses(*known, self._lexicon)
             self._key_classes.put(known, found)
+        self._classes_of_frame.put(frame, found)
         return found
 
     def dead_keys(self, frame: ObjectFrame, classes: KeyClasses) -> list[bytes]:
