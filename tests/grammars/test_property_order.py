@@ -80,7 +80,8 @@ def test_an_order_is_accepted_exactly_where_some_order_is_in_schema_order(seed: 
     except (*_REFUSED, UnsatisfiableSchemaError):
         return
     walks = [json.loads(random_walk(vocabulary, compiler, free, rng, schema=schema)) for _ in range(2)]
-    for value in [*walks, *nearby_values(rng, walks, 8)]:
+    few = [value for value in walks if schemas.num_renderings(value) <= 200]
+    for value in [*few, *nearby_values(rng, few, 8)]:
         texts = [_dumps(one) for one in orders(value)]
         accepted = [accepts(free, text) for text in texts]
         is_ordered = any(accepts(ordered, text) for text in texts)
