@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import jsonschema
@@ -30,8 +30,6 @@ from specdec.evals.normalisation import normalised
 
 # Schemas and instances are whatever JSON holds.
 Json = Any
-# What the referencing package calls a SchemaRegistry: documents by URI.
-Registry = referencing.Registry[Any]
 _Result = TypeVar("_Result")
 
 _KNOWN_DIALECT = re.compile(r"https?://json-schema\.org/(draft-0[3467]|draft/20(?:19-09|20-12))/(?:hyper-)?schema#?")
@@ -79,7 +77,7 @@ class Judge:
     def __init__(self, schema: Json, *, assert_formats: bool = True, registry: Registry | None = None) -> None:
         self._schema = schema
         self._assert_formats = assert_formats
-        self._registry = referencing.Registry() if registry is None else registry
+        self._registry = documents_registry({}) if registry is None else registry
         self._built: Validator | None = None
 
     def violation(self, text: str) -> str | None:
@@ -113,13 +111,41 @@ class Judge:
         return None if fault is None else f"{fault.json_path}: {fault.message}"
 
 
-def documents_registry(documents: Mapping[str, Json]) -> Registry:
-    """The documents that references may lead to, each of the dialect it names, else of 2020-12."""
+class Registry:
+    """The documents that references may lead to, as they are read from a schema that names its dialect or none.
+
+    From one that names none, a document that names none either is normalised like the schema itself.
+    """
+
+    def __init__(self, documents: Mapping[str, Json]) -> None:
+        self._documents = dict(documents)
+        self._from_named = _resources(self._documents)
+
+    def documents(self, dialect: str | None) -> referencing.Registry[Any]:
+        """What the referencing package calls a SchemaRegistry, for a schema of the dialect."""
+        return self._from_unnamed if dialect is None else self._from_named
+
+    @cached_property
+    def _from_unnamed(self) -> referencing.Registry[Any]:
+        return _resources(
+            {
+                uri: normalised(document) if dialect_of(document) is None else document
+                for uri, document in self._documents.items()
+            }
+        )
+
+
+def _resources(documents: Mapping[str, Json]) -> referencing.Registry[Any]:
+    """Each document of the dialect it names, else of 2020-12."""
     resources = (
         (uri, referencing.Resource.from_contents(document, default_specification=DRAFT202012))
         for uri, document in documents.items()
     )
     return referencing.Registry().with_resources(resources).crawl()
+
+
+def documents_registry(documents: Mapping[str, Json]) -> Registry:
+    return Registry(documents)
 
 
 def dialect_of(schema: Json) -> str | None:
@@ -150,7 +176,7 @@ def _build(schema: Json, *, assert_formats: bool, registry: Registry) -> Validat
     checker = jsonschema.Draft202012Validator.FORMAT_CHECKER if assert_formats else None
     # Any: the stubs do not know the registry.
     make: Any = _validator_class(dialect or "draft/2020-12")
-    validator: Validator = make(schema, registry=registry, format_checker=checker)
+    validator: Validator = make(schema, registry=registry.documents(dialect), format_checker=checker)
     return validator
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from specdec.grammars.errors import LimitExceededError
 from specdec.grammars.limits import Limits
 from specdec.grammars.lowering import Alternative, Node
+from specdec.grammars.stopwatch import Stopwatch
 from specdec.grammars.values import ALL_VALUES, ArrayShape, Goal, ObjectShape, ValueSet
 
 Shape = ObjectShape | ArrayShape
@@ -18,20 +19,22 @@ _SHALLOW = 3
 class NodeSets:
     """The value sets of nodes, each worked out once, after those it depends on; limits bound the work."""
 
-    def __init__(self, nodes: Sequence[Node], limits: Limits) -> None:
+    def __init__(self, nodes: Sequence[Node], limits: Limits, stopwatch: Stopwatch) -> None:
         self._nodes = nodes
         self._limits = limits
+        self._stopwatch = stopwatch
         self._sets: dict[int, ValueSet] = {}
         self._contradictions: dict[tuple[Goal, int], bool] = {}
         self._num_steps = 0
 
     def value_set(self, goal: Goal) -> ValueSet:
         """The intersection of the goal's nodes, each worked out after those it depends on."""
-        pending = sorted(goal - self._sets.keys(), reverse=True)
+        # Not a difference of sets: with the keys of a dict that would look at all of them every time.
+        pending = sorted((node for node in goal if node not in self._sets), reverse=True)
         while pending:
             node = pending[-1]
             # Lowering has refused disjunctions that lead back to themselves, so this ends.
-            needed = self._nodes[node].alternatives - self._sets.keys()
+            needed = [other for other in self._nodes[node].alternatives if other not in self._sets]
             if needed:
                 pending.extend(sorted(needed, reverse=True))
                 continue
@@ -86,7 +89,9 @@ class NodeSets:
     def _intersect(self, a: ValueSet, b: ValueSet, pointer: str) -> ValueSet:
         if a is ALL_VALUES or b is ALL_VALUES:
             return a.intersect(b)
+        self._stopwatch.check(pointer)
         self._check_alternatives(len(a.objects) * len(b.objects), len(a.arrays) * len(b.arrays), pointer)
+        check_key_classes(_most_classes(a) * _most_classes(b), self._limits, pointer)
         self._count_steps([a] * max(len(b.objects), len(b.arrays)), pointer)
         self._count_steps([b] * max(len(a.objects), len(a.arrays)), pointer)
         return a.intersect(b)
@@ -106,6 +111,21 @@ class NodeSets:
             raise LimitExceededError(
                 f"combining subschemas takes more than {self._limits.max_steps} steps (max_steps)", pointer=pointer
             )
+
+
+def check_key_classes(num_classes: int, limits: Limits, pointer: str) -> None:
+    """Raise LimitExceededError where the keys of one object fall into too many classes."""
+    if num_classes > limits.max_key_classes:
+        raise LimitExceededError(
+            f"{num_classes} classes of keys once patternProperties that may match the same key are told apart; the "
+            f"limit is {limits.max_key_classes} (max_key_classes)",
+            keyword="patternProperties",
+            pointer=pointer,
+        )
+
+
+def _most_classes(values: ValueSet) -> int:
+    return max((len(shape.classes) + 1 for shape in values.objects), default=1)
 
 
 def shapes(values: ValueSet) -> tuple[Shape, ...]:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from specdec.grammars.errors import InvalidSchemaError, LimitExceededError
 from specdec.grammars.languages import Language
 from specdec.grammars.lowering import Lowering, unsupported
+from specdec.grammars.node_sets import check_key_classes
 from specdec.grammars.requirements import require_count, require_list, require_object
-from specdec.grammars.scalar_keywords import pattern_of
+from specdec.grammars.scalar_keywords import narrow_pattern, pattern_of
 from specdec.grammars.schema import Place, child_pointer, type_name
 from specdec.grammars.values import (
     ALL_VALUES,
@@ -50,12 +51,15 @@ def lower_pattern_properties(lowering: Lowering, place: Place, positive: bool) -
     values = ALL_VALUES
     violations: list[ObjectShape] = []
     for source in sources:
-        inner, outer = pattern_of(source, place, "patternProperties")
+        inner, outer = languages = pattern_of(source, place, "patternProperties")
+        narrow_pattern(lowering, languages, child_pointer(pointer, source))
         if positive:
             # A key that may match must satisfy the schema.
             schema = lowering.child(place, "patternProperties", source)
             goal = None if schema.schema is False else lowering.goal(schema)
             values = values.intersect(only_objects(ObjectShape(classes=((outer, goal),))))
+            check_key_classes(len(values.objects[0].classes), lowering.limits, pointer)
+            lowering.stopwatch.check(pointer)
         elif not inner.is_empty:
             goal = lowering.child_goal(place, "patternProperties", source, positive=False)
             violations.append(ObjectShape(witnesses=(Witness(inner, goal),)))
