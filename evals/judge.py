@@ -18,13 +18,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, TypeVar
 
 import jsonschema
 import referencing
 from jsonschema.protocols import Validator
-from referencing.jsonschema import DRAFT202012
+from referencing.jsonschema import DRAFT3, DRAFT4, DRAFT6, DRAFT7, DRAFT201909, DRAFT202012
 
 from specdec.evals.normalisation import normalised
 
@@ -40,6 +40,14 @@ _DIALECTS: dict[str, type[Validator]] = {
     "draft-07": jsonschema.Draft7Validator,
     "draft/2019-09": jsonschema.Draft201909Validator,
     "draft/2020-12": jsonschema.Draft202012Validator,
+}
+_SPECIFICATIONS = {
+    "draft-03": DRAFT3,
+    "draft-04": DRAFT4,
+    "draft-06": DRAFT6,
+    "draft-07": DRAFT7,
+    "draft/2019-09": DRAFT201909,
+    "draft/2020-12": DRAFT202012,
 }
 _DEEPEST = 10_000
 _DEEP_STACK_BYTES = 512 * 2**20
@@ -112,39 +120,35 @@ class Judge:
 
 
 class Registry:
-    """The documents that references may lead to, as they are read from a schema that names its dialect or none.
+    """The documents that references may lead to.
 
-    From one that names none, a document that names none either is normalised like the schema itself.
+    One that names no dialect is read in that of the schema, and is normalised like it where neither names one.
     """
 
     def __init__(self, documents: Mapping[str, Json]) -> None:
         self._documents = dict(documents)
-        self._from_named = _resources(self._documents)
+        self._of_dialect: dict[str | None, referencing.Registry[Any]] = {}
 
     def documents(self, dialect: str | None) -> referencing.Registry[Any]:
         """What the referencing package calls a SchemaRegistry, for a schema of the dialect."""
-        return self._from_unnamed if dialect is None else self._from_named
-
-    @cached_property
-    def _from_unnamed(self) -> referencing.Registry[Any]:
-        return _resources(
-            {
-                uri: normalised(document) if dialect_of(document) is None else document
+        if dialect not in self._of_dialect:
+            specification = _SPECIFICATIONS[dialect or "draft/2020-12"]
+            resources = [
+                (
+                    uri,
+                    referencing.Resource.from_contents(
+                        normalised(document) if dialect is None and dialect_of(document) is None else document,
+                        default_specification=specification,
+                    ),
+                )
                 for uri, document in self._documents.items()
-            }
-        )
-
-
-def _resources(documents: Mapping[str, Json]) -> referencing.Registry[Any]:
-    """Each document of the dialect it names, else of 2020-12."""
-    resources = (
-        (uri, referencing.Resource.from_contents(document, default_specification=DRAFT202012))
-        for uri, document in documents.items()
-    )
-    return referencing.Registry().with_resources(resources).crawl()
+            ]
+            self._of_dialect[dialect] = referencing.Registry().with_resources(resources).crawl()
+        return self._of_dialect[dialect]
 
 
 def documents_registry(documents: Mapping[str, Json]) -> Registry:
+    """A few documents by URI, for any number of schemas."""
     return Registry(documents)
 
 

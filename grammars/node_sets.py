@@ -12,6 +12,8 @@ from specdec.grammars.values import ALL_VALUES, ArrayShape, Goal, ObjectShape, V
 
 Shape = ObjectShape | ArrayShape
 
+_MAX_COMPARED = 4
+"""Object alternatives of either side that are compared pair by pair before they are intersected."""
 _SHALLOW = 3
 """How deep a conjunction is looked into for a contradiction before its parts are kept apart."""
 
@@ -57,10 +59,34 @@ class NodeSets:
     def _alternative(self, branch: Alternative, pointer: str) -> ValueSet:
         """The branch without what its exclusions take away, where that overlaps at all."""
         values = self._conjunction(branch.goal)
+        self._stopwatch.check(pointer)
         for negation, other in branch.exclusions:
-            if not self._contradicts(self._intersect(values, self._conjunction(other), pointer), _SHALLOW):
+            excluded = self._conjunction(other)
+            if self._differ_by_keys(values, excluded):
+                continue
+            if not self._contradicts(self._intersect(values, excluded, pointer), _SHALLOW):
                 values = self._intersect(values, self._conjunction(negation), pointer)
         return values
+
+    def _differ_by_keys(self, a: ValueSet, b: ValueSet) -> bool:
+        """Whether all of the objects have a key by which they differ, seen without intersecting them as a whole.
+
+        It is how the branches of most large oneOf differ, and there are as many pairs as the square of them.
+        """
+        if any(one.has_scalar() or one.arrays or len(one.objects) > _MAX_COMPARED for one in (a, b)):
+            return False
+        return all(self._shapes_differ(mine, its) for mine in a.objects for its in b.objects)
+
+    def _shapes_differ(self, a: ObjectShape, b: ObjectShape) -> bool:
+        its_properties = dict(b.properties)
+        self._num_steps += len(a.properties)
+        for key, mine in a.properties:
+            its = its_properties.get(key)
+            if its is None or mine.goal is None or its.goal is None or not (mine.is_required or its.is_required):
+                continue
+            if self._goal_contradicts(mine.goal | its.goal, _SHALLOW - 1):
+                return True
+        return False
 
     def _contradicts(self, values: ValueSet, depth: int) -> bool:
         """Whether a set is seen to be empty without looking deeper than some properties down."""
@@ -74,9 +100,12 @@ class NodeSets:
     def _goal_contradicts(self, goal: Goal, depth: int) -> bool:
         known = self._contradictions.get((goal, depth))
         if known is None:
-            if any(node not in self._sets for node in goal):
-                # Its nodes are worked out later, or are being worked out: nothing is known yet.
-                return False
+            for node in goal:
+                if node not in self._sets:
+                    if self._nodes[node].disjunctions:
+                        # It is worked out later, or is being worked out: nothing is known yet.
+                        return False
+                    self._sets[node] = self._nodes[node].local
             known = self._contradictions[goal, depth] = self._contradicts(self._conjunction(goal), depth)
         return known
 

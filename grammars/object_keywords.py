@@ -51,8 +51,9 @@ def lower_pattern_properties(lowering: Lowering, place: Place, positive: bool) -
     values = ALL_VALUES
     violations: list[ObjectShape] = []
     for source in sources:
-        inner, outer = languages = pattern_of(source, place, "patternProperties")
-        narrow_pattern(lowering, languages, child_pointer(pointer, source))
+        inner, outer = pattern_of(source, place, "patternProperties")
+        # The keys that must satisfy the schema are those that may match; those that surely do are what violates it.
+        narrow_pattern(lowering, source, child_pointer(pointer, source), positive=not positive)
         if positive:
             # A key that may match must satisfy the schema.
             schema = lowering.child(place, "patternProperties", source)
@@ -71,6 +72,9 @@ def lower_additional_properties(lowering: Lowering, place: Place, positive: bool
     declared = require_object(schema.get("properties", {}), child_pointer(place.pointer, "properties"))
     patterns = require_object(schema.get("patternProperties", {}), child_pointer(place.pointer, "patternProperties"))
     languages = [pattern_of(source, place, "patternProperties") for source in patterns]
+    for source in patterns:
+        pattern_pointer = child_pointer(child_pointer(place.pointer, "patternProperties"), source)
+        narrow_pattern(lowering, source, pattern_pointer, positive=positive)
     if positive:
         additional = (
             None if schema["additionalProperties"] is False else lowering.child_goal(place, "additionalProperties")

@@ -14,7 +14,7 @@ from specdec.grammars.formats import FORMATS, format_language, format_outer, num
 from specdec.grammars.languages import NOTHING, Language
 from specdec.grammars.lowering import Lowering, unsupported
 from specdec.grammars.numbers import NumberSet
-from specdec.grammars.patterns import PatternLanguages, pattern_language
+from specdec.grammars.patterns import PatternLanguages, pattern_language, standard_language
 from specdec.grammars.requirements import is_number, require_count, require_list
 from specdec.grammars.schema import Json, Place, child_pointer, type_name
 from specdec.grammars.strings import StringSet, bounded
@@ -162,15 +162,16 @@ def pattern_of(source: Json, place: Place, keyword: str) -> PatternLanguages:
         raise
 
 
-def narrow_pattern(lowering: Lowering, languages: PatternLanguages, pointer: str) -> None:
-    """Note in the report where the two readings of a pattern differ."""
-    if languages.inner != languages.outer:
+def narrow_pattern(lowering: Lowering, source: str, pointer: str, *, positive: bool) -> None:
+    """Note in the report where the other reading of a pattern takes strings from ECMA-262's."""
+    languages = _pattern(source)
+    if (languages.inner if positive else languages.outer) != standard_language(source):
         lowering.approximate(_TWO_READINGS, pointer)
 
 
 def lower_pattern(lowering: Lowering, place: Place, positive: bool) -> ValueSet:
-    inner, outer = languages = pattern_of(place.schema["pattern"], place, "pattern")
-    narrow_pattern(lowering, languages, child_pointer(place.pointer, "pattern"))
+    inner, outer = pattern_of(place.schema["pattern"], place, "pattern")
+    narrow_pattern(lowering, place.schema["pattern"], child_pointer(place.pointer, "pattern"), positive=positive)
     return _strings(_strings_of(inner), _strings_of(outer), positive)
 
 
