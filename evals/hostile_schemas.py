@@ -196,6 +196,20 @@ _SCHEMAS: dict[str, Callable[[], Json]] = {
         "type": "object",
         "patternProperties": {f"a.*{chr(97 + n % 26)}{n}": {"minimum": n} for n in range(200)},
     },
+    "anyOf of 12 objects with a large pattern each at one key": lambda: {
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": {
+                    "v": {"type": "string", "pattern": f"^[ab{letter}]*{letter}[ab{letter}]{{9}}$"},
+                    letter: {},
+                },
+                "required": ["v"],
+                "additionalProperties": False,
+            }
+            for letter in "cdefghijklmn"
+        ]
+    },
     # Combinations.
     "anyOf shared 2^16 times": lambda: _shared("anyOf", 16, {"type": "integer"}),
     "oneOf shared 2^16 times": lambda: _shared("oneOf", 16, {"type": "object", "required": ["a"]}),
@@ -304,6 +318,7 @@ _SCHEMAS: dict[str, Callable[[], Json]] = {
     "a constant of 1 MB": lambda: {"const": "x" * 2**20},
     "an enum of two strings of 1 MB": lambda: {"enum": ["é" * 2**19, "é" * (2**19 - 1) + "a"]},
     "20,000 definitions, 50 reached": lambda: _definitions(20_000, 50),
+    "5,000 definitions, all reached": lambda: _definitions(5_000, 5_000),
     "20,000 definitions, all reached": lambda: _definitions(20_000, 20_000),
     # Characters.
     "NUL and lone surrogates": lambda: {
@@ -328,6 +343,7 @@ _LIMITS = {
     "a constant of 1 MB": _LARGE,
     "an enum of two strings of 1 MB": _LARGE,
     "20,000 definitions, 50 reached": _LARGE,
+    "5,000 definitions, all reached": _LARGE_AND_WIDE,
     "20,000 definitions, all reached": _LARGE_AND_WIDE,
     "a key repeated 20,000 times": _LARGE,
     "20,000 keys, the last one repeated": _LARGE,

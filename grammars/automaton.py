@@ -14,10 +14,12 @@ Soundness is the same induction downwards: a goal is reported as met only by a t
 
 from __future__ import annotations
 
+import itertools
 import json
 from weakref import WeakValueDictionary
 
 from specdec.grammars.bounded_cache import BoundedCache
+from specdec.grammars.combinations import known_combinations
 from specdec.grammars.frames import ArrayFrame, ArrayRun, Frame, Goals, KeyClass, ObjectFrame
 from specdec.grammars.lexemes import BODY, CLOSED
 from specdec.grammars.lexicon import Lexicon
@@ -38,6 +40,7 @@ from specdec.grammars.positions import (
     Value,
 )
 from specdec.grammars.rules import ArrayRule, ObjectRule, Rule
+from specdec.grammars.stopwatch import Stopwatch
 from specdec.grammars.text_automaton import TextAutomaton
 from specdec.grammars.texts import TextSet
 from specdec.grammars.unique import can_be_remembered
@@ -45,6 +48,10 @@ from specdec.grammars.value_rules import KeyClasses, ValueRules
 from specdec.grammars.walk import DEAD
 
 _LIKELY_FIRST = bytes(dict.fromkeys(b'a1",]}0:{[' + bytes(range(256))))
+
+
+_MAX_PREPARED = 200
+"""Combinations of goals; the cache holds more."""
 
 
 class Stack:
@@ -91,6 +98,13 @@ class Automaton:
             rules = ValueRules(goals, self._rules, self._lexicon, canonical=canonical)
             self._value_rules.put((goals, canonical), rules)
         return rules
+
+    def prepare(self, stopwatch: Stopwatch) -> None:
+        """Work out ahead what positions of several goals need, until half of the time to compile is over."""
+        for goals in itertools.islice(known_combinations(self._rules), _MAX_PREPARED):
+            if stopwatch.is_half_over():
+                return
+            self.value_rules(goals, None)
 
     def special_keys(self, frame: ObjectFrame) -> TextSet:
         """The keys of `ObjectFrame.special_keys`."""

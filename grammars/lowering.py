@@ -106,8 +106,10 @@ class Lowering:
         self._restrictions = dict.fromkeys(Restriction(reason=reason, pointer="") for reason in _ROOT_RESTRICTIONS)
         self.root = self.goal(start or document.start, positive=positive)
         # Lowering a node appends to what is pending; ids are positions in it.
-        for pointer, lower in self._pending:
+        for number, (pointer, lower) in enumerate(self._pending):
             self.stopwatch.check(pointer)
+            # What has been lowered is let go of: a large schema has the garbage collector look at it again and again.
+            self._pending[number] = pointer, _lowered
             self.nodes.append(lower())
         self._refuse_cycles()
 
@@ -338,6 +340,10 @@ class Lowering:
                 if following & is_open:
                     raise _cycle(self.nodes[min(following & is_open)].pointer)
                 path.extend(following - is_done)
+
+
+def _lowered() -> Node:
+    raise AssertionError("a node is lowered once")
 
 
 def _cycle(pointer: str) -> InvalidSchemaError:
