@@ -12,7 +12,7 @@ from checks import accepts, check_against_judge
 from vocabularies import small_vocabulary
 
 from specdec.evals.judge import Judge
-from specdec.grammars import GrammarCompiler
+from specdec.grammars import GrammarCompiler, UnsupportedSchemaError
 
 _ITEMS = [{}, {"type": "integer"}, {"enum": [1, 2]}, {"enum": ["a", "ab", "b"]}, {"type": "string", "maxLength": 1}]
 
@@ -97,3 +97,30 @@ def test_every_short_array_is_accepted_where_it_is_an_instance(seed: int) -> Non
         for value in itertools.product([1, 12, "a", "ab"], repeat=length):
             text = _text(value)
             assert accepts(grammar, text) is (judge.violation(text.decode()) is None), value
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_unique_items_by_position_are_exactly_the_instances_or_refused(seed: int) -> None:
+    rng = random.Random(seed)
+    values = [1, 2, 12, "a", "ab"]
+    schema: dict[str, Any] = {
+        "type": "array",
+        "uniqueItems": True,
+        "prefixItems": [{"enum": rng.sample(values, rng.randint(2, 4))} for _ in range(rng.randint(1, 2))],
+        "items": {"enum": rng.sample(values, rng.randint(2, 4))} if rng.random() < 0.7 else False,
+    }
+    schema["minItems"] = rng.randint(0, 2) if schema["items"] else rng.randint(0, len(schema["prefixItems"]))
+    vocabulary = small_vocabulary()
+    grammar = GrammarCompiler(vocabulary).compile_json_schema(schema)
+    judge = Judge(schema)
+    for length in range(5):
+        for value in itertools.product(values, repeat=length):
+            text = _text(value)
+            assert accepts(grammar, text) is (judge.violation(text.decode()) is None), value
+    check_against_judge(vocabulary, GrammarCompiler(vocabulary), schema, rng, num_walks=4, num_checked=20)
+
+
+def test_unique_items_with_fewer_values_than_must_differ_are_refused() -> None:
+    schema = {"uniqueItems": True, "minItems": 2, "prefixItems": [{"const": 1}, {"enum": [1, 2]}], "type": "array"}
+    with pytest.raises(UnsupportedSchemaError, match="uniqueItems"):
+        GrammarCompiler(small_vocabulary()).compile_json_schema(schema)
