@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -291,6 +292,28 @@ def schema(
     except MissingPeerError as error:
         raise typer.BadParameter(str(error), param_hint="--peer") from error
     _end(result, terminal, save=save)
+
+
+@app.command()
+def hostile(
+    name: Annotated[
+        str | None,
+        typer.Option(help="Only the schemas with this text in their name.", show_default="all", rich_help_panel=_WORK),
+    ] = None,
+    json: Json = False,
+    save: Save = False,
+) -> None:
+    """Is every hostile schema answered in bounded time and memory, with a grammar or a named error?
+
+    Exploding patterns and combinations, nesting, counts, sizes. Each is compiled in a process of its own and, where it
+    compiles, walked by 50 random tokens and then closed. At most 6 s of processor time and 1 GiB. Linux only.
+    """
+    if sys.platform != "linux":
+        raise typer.BadParameter("memory is limited and measured by the means of Linux", param_hint="hostile")
+    from specdec.evals.hostile import run_hostile  # noqa: PLC0415
+
+    terminal = _terminal(json=json)
+    _end(run_hostile(name=name, terminal=terminal), terminal, save=save)
 
 
 def _terminal(*, json: bool) -> Terminal:

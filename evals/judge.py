@@ -24,14 +24,12 @@ from typing import Any, TypeVar
 import jsonschema
 import referencing
 from jsonschema.protocols import Validator
-from referencing.jsonschema import DRAFT202012
+from referencing.jsonschema import DRAFT3, DRAFT4, DRAFT6, DRAFT7, DRAFT201909, DRAFT202012
 
 from specdec.evals.normalisation import normalised
 
 # Schemas and instances are whatever JSON holds.
 Json = Any
-# What the referencing package calls a SchemaRegistry: documents by URI.
-Registry = referencing.Registry[Any]
 _Result = TypeVar("_Result")
 
 _KNOWN_DIALECT = re.compile(r"https?://json-schema\.org/(draft-0[3467]|draft/20(?:19-09|20-12))/(?:hyper-)?schema#?")
@@ -42,6 +40,14 @@ _DIALECTS: dict[str, type[Validator]] = {
     "draft-07": jsonschema.Draft7Validator,
     "draft/2019-09": jsonschema.Draft201909Validator,
     "draft/2020-12": jsonschema.Draft202012Validator,
+}
+_SPECIFICATIONS = {
+    "draft-03": DRAFT3,
+    "draft-04": DRAFT4,
+    "draft-06": DRAFT6,
+    "draft-07": DRAFT7,
+    "draft/2019-09": DRAFT201909,
+    "draft/2020-12": DRAFT202012,
 }
 _DEEPEST = 10_000
 _DEEP_STACK_BYTES = 512 * 2**20
@@ -79,7 +85,7 @@ class Judge:
     def __init__(self, schema: Json, *, assert_formats: bool = True, registry: Registry | None = None) -> None:
         self._schema = schema
         self._assert_formats = assert_formats
-        self._registry = referencing.Registry() if registry is None else registry
+        self._registry = documents_registry({}) if registry is None else registry
         self._built: Validator | None = None
 
     def violation(self, text: str) -> str | None:
@@ -113,13 +119,37 @@ class Judge:
         return None if fault is None else f"{fault.json_path}: {fault.message}"
 
 
+class Registry:
+    """The documents that references may lead to.
+
+    One that names no dialect is read in that of the schema, and is normalised like it where neither names one.
+    """
+
+    def __init__(self, documents: Mapping[str, Json]) -> None:
+        self._documents = dict(documents)
+        self._of_dialect: dict[str | None, referencing.Registry[Any]] = {}
+
+    def documents(self, dialect: str | None) -> referencing.Registry[Any]:
+        """What the referencing package calls a SchemaRegistry, for a schema of the dialect."""
+        if dialect not in self._of_dialect:
+            specification = _SPECIFICATIONS[dialect or "draft/2020-12"]
+            resources = [
+                (
+                    uri,
+                    referencing.Resource.from_contents(
+                        normalised(document) if dialect is None and dialect_of(document) is None else document,
+                        default_specification=specification,
+                    ),
+                )
+                for uri, document in self._documents.items()
+            ]
+            self._of_dialect[dialect] = referencing.Registry().with_resources(resources).crawl()
+        return self._of_dialect[dialect]
+
+
 def documents_registry(documents: Mapping[str, Json]) -> Registry:
-    """The documents that references may lead to, each of the dialect it names, else of 2020-12."""
-    resources = (
-        (uri, referencing.Resource.from_contents(document, default_specification=DRAFT202012))
-        for uri, document in documents.items()
-    )
-    return referencing.Registry().with_resources(resources).crawl()
+    """A few documents by URI, for any number of schemas."""
+    return Registry(documents)
 
 
 def dialect_of(schema: Json) -> str | None:
@@ -150,7 +180,7 @@ def _build(schema: Json, *, assert_formats: bool, registry: Registry) -> Validat
     checker = jsonschema.Draft202012Validator.FORMAT_CHECKER if assert_formats else None
     # Any: the stubs do not know the registry.
     make: Any = _validator_class(dialect or "draft/2020-12")
-    validator: Validator = make(schema, registry=registry, format_checker=checker)
+    validator: Validator = make(schema, registry=registry.documents(dialect), format_checker=checker)
     return validator
 
 

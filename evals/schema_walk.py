@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -21,10 +22,22 @@ def closed_walk(compiler: GrammarCompiler, grammar: Grammar, rng: random.Random)
 
     RuntimeError where a mask and `advance` disagree, or a mask is empty.
     """
+    text = bytearray()
+    for token in walk(compiler, grammar, rng, num_free=rng.randrange(_MAX_FREE_TOKENS)):
+        if token is None:
+            return bytes(text)
+        text += token
+    return None
+
+
+def walk(compiler: GrammarCompiler, grammar: Grammar, rng: random.Random, *, num_free: int) -> Iterator[bytes | None]:
+    """The tokens of a walk, the first ones mostly free and the others chosen to close it; None is end-of-sequence.
+
+    It ends there, or after 3,000 tokens. RuntimeError where a mask and `advance` disagree, or a mask is empty.
+    """
     state = grammar.initial_state
     text = bytearray()
     place = _Place()
-    num_free = rng.randrange(_MAX_FREE_TOKENS)
     for position in range(_MAX_TOKENS):
         allowed = _allowed_ids(compiler, grammar, state)
         if not allowed:
@@ -32,7 +45,8 @@ def closed_walk(compiler: GrammarCompiler, grammar: Grammar, rng: random.Random)
         is_free = position < num_free and rng.random() < 0.85
         token_id = rng.choice(allowed) if is_free else _closing_id(compiler, allowed, place, rng)
         if token_id == EOS_TOKEN_ID:
-            return bytes(text)
+            yield None
+            return
         successor = grammar.advance(state, token_id)
         if successor is None:
             raise RuntimeError(f"token {token_id} is allowed after {bytes(text)!r} but does not advance")
@@ -40,7 +54,7 @@ def closed_walk(compiler: GrammarCompiler, grammar: Grammar, rng: random.Random)
         token = compiler.vocabulary.token_bytes(token_id) or b""
         text += token
         place.move(token)
-    return None
+        yield token
 
 
 class _Place:

@@ -53,6 +53,10 @@ class AnyOrderRule:
                 of_kind = self._required_by_claims if is_required else self._optional_by_claims
                 of_kind[claims] = of_kind.get(claims, 0) | 1 << index
 
+    @property
+    def required(self) -> tuple[bool, ...]:
+        return self.ordered.required
+
     def may_close(self, occurred: int, num_keys: int = 0, pending: int = 0) -> bool:
         return not self._required & ~occurred and not pending and num_keys >= self.ordered.min_properties
 

@@ -85,8 +85,10 @@ def _not(lowering: Lowering, place: Place, positive: bool) -> list[Alternatives]
 
 
 def _if(lowering: Lowering, place: Place, positive: bool) -> list[Alternatives]:
-    if positive and not {"then", "else"} & place.schema.keys():
-        return []
+    if not {"then", "else"} & place.schema.keys():
+        # It decides nothing, but a validator looks at it all the same.
+        lowering.refuse_cycles_in(lowering.child(place, "if"))
+        return [] if positive else [()]
     cases = []
     # The condition's keys come first in the text, so it is lowered first.
     conditions = [lowering.child_goal(place, "if", positive=holds) for holds in (True, False)]

@@ -22,7 +22,8 @@ from specdec.grammars.values import (
 
 _UNIQUE = (
     "inside an array of unique items every number has one spelling, and an object has at most one key that is not "
-    "declared"
+    "declared; beside an alternative without uniqueItems whose items hold arrays of unique items or objects with "
+    "counted undeclared keys, only that alternative is generated"
 )
 _UNIQUE_ORDER = (
     "inside an array of unique items keys come in schema order, though property_order is any: declared ones, keys that "
@@ -101,7 +102,7 @@ def lower_unique_items(lowering: Lowering, place: Place, positive: bool) -> Valu
             lowering.restrict(_UNIQUE_ORDER, place.pointer)
         return only_arrays(ArrayShape(is_unique=True))
     # No value is known to violate it: a sound approximation from within.
-    lowering.restrict("no array repeats an item in order to violate uniqueItems", place.pointer)
+    lowering.approximate("no array repeats an item in order to violate uniqueItems", place.pointer)
     return NO_VALUES
 
 

@@ -14,11 +14,13 @@ Soundness is the same induction downwards: a goal is reported as met only by a t
 
 from __future__ import annotations
 
+import itertools
 import json
 from weakref import WeakValueDictionary
 
 from specdec.grammars.any_order import KeyRule
 from specdec.grammars.bounded_cache import BoundedCache
+from specdec.grammars.combinations import known_combinations
 from specdec.grammars.frames import ArrayFrame, ArrayRun, Frame, Goals, KeyClass, ObjectFrame
 from specdec.grammars.lexemes import BODY, CLOSED
 from specdec.grammars.lexicon import Lexicon
@@ -38,13 +40,19 @@ from specdec.grammars.positions import (
     String,
     Value,
 )
-from specdec.grammars.rules import Rule
+from specdec.grammars.rules import ArrayRule, Rule
+from specdec.grammars.stopwatch import Stopwatch
 from specdec.grammars.text_automaton import TextAutomaton
 from specdec.grammars.texts import TextSet
+from specdec.grammars.unique import can_be_remembered
 from specdec.grammars.value_rules import KeyClasses, ValueRules
 from specdec.grammars.walk import DEAD
 
 _LIKELY_FIRST = bytes(dict.fromkeys(b'a1",]}0:{[' + bytes(range(256))))
+
+
+_MAX_PREPARED = 200
+"""Combinations of goals; the cache holds more."""
 
 
 class Stack:
@@ -79,6 +87,7 @@ class Automaton:
         self._classes_of_frame: BoundedCache[ObjectFrame, KeyClasses] = BoundedCache(256)
         self._candidates: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
         self._dead_keys: BoundedCache[ObjectFrame, list[bytes]] = BoundedCache(256)
+        self._can_be_remembered: dict[ArrayRule, bool] = {}
         self._stacks: WeakValueDictionary[tuple[Frame, Stack | None], Stack] = WeakValueDictionary()
 
     start: Config = (Value((0,)), None)
@@ -91,6 +100,13 @@ class Automaton:
             rules = ValueRules(goals, self._rules, self._lexicon, canonical=canonical)
             self._value_rules.put((goals, canonical), rules)
         return rules
+
+    def prepare(self, stopwatch: Stopwatch) -> None:
+        """Work out ahead what positions of several goals need, until half of the time to compile is over."""
+        for goals in itertools.islice(known_combinations(self._rules), _MAX_PREPARED):
+            if stopwatch.is_half_over():
+                return
+            self.value_rules(goals, None)
 
     def special_keys(self, frame: ObjectFrame) -> TextSet:
         """The keys of `ObjectFrame.special_keys`."""
@@ -342,8 +358,23 @@ class Automaton:
             frame = ObjectFrame(objects, has_one_free_key=is_remembered)
             return (ObjectStart(frame), stack, begin + 1) if rules.objects else None
         if byte == ord("["):
-            return (ArrayStart(_array_frame(rules.arrays)), stack, begin + 1) if rules.arrays else None
+            return (ArrayStart(self._array_frame(rules.arrays)), stack, begin + 1) if rules.arrays else None
         return self._feed_literal(literal_start(position, rules), stack, data, begin)
+
+    def _array_frame(self, runs: tuple[ArrayRun, ...]) -> ArrayFrame:
+        """A new array, whose items are remembered as long as some alternative forbids repetition.
+
+        The others go on past a repetition. Those whose items cannot be held in a remembered array are kept alone.
+        """
+        free = tuple(run for run in runs if not run.rule.is_unique)
+        if len(free) == len(runs):
+            return ArrayFrame(runs)
+        for run in free:
+            if run.rule not in self._can_be_remembered:
+                self._can_be_remembered[run.rule] = can_be_remembered(run.rule, self._rules, self._lexicon)
+        if all(self._can_be_remembered[run.rule] for run in free):
+            return ArrayFrame(runs, seen=frozenset())
+        return ArrayFrame(free)
 
     def _feed_literal(
         self, position: Literal, stack: Stack | None, data: bytes, begin: int
@@ -488,12 +519,6 @@ def literal_start(position: Value, rules: ValueRules) -> Literal:
         b"" if rules.literals else None,
         DEAD if rules.numbers is None else NumeralAutomaton.START,
     )
-
-
-def _array_frame(runs: tuple[ArrayRun, ...]) -> ArrayFrame:
-    """A new array. Where only some alternatives forbid repetition, those that do not are enough."""
-    free = tuple(run for run in runs if not run.rule.is_unique)
-    return ArrayFrame(free) if free else ArrayFrame(runs, seen=frozenset())
 
 
 def _scan_text(text: bytes | None, texts: TextSet, data: bytes, begin: int) -> tuple[bytes | None, int]:

@@ -89,6 +89,7 @@ class GrammarCompiler:
                 self._runtime,
                 canonical_numbers=document.has_canonical_numbers,
             )
+            grammar.prepare(lowering.stopwatch)
         finally:
             with self._lock:
                 self.compile_seconds += time.perf_counter() - begin

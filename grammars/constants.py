@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from specdec.grammars.errors import LimitExceededError
 from specdec.grammars.languages import Language
 from specdec.grammars.lowering import Lowering
 from specdec.grammars.numbers import NumberSet
@@ -47,6 +48,15 @@ def constants(lowering: Lowering, pointer: str, values: list[Json], positive: bo
         return ValueSet.union([found, *containers])
     for one in containers:
         found = found.intersect(one)
+        num_alternatives = max(len(found.objects), len(found.arrays))
+        if num_alternatives > lowering.limits.max_alternatives:
+            raise LimitExceededError(
+                f"to equal none of {len(containers)} objects and arrays, a value has more than {num_alternatives - 1} "
+                f"alternatives; the limit is {lowering.limits.max_alternatives} (max_alternatives)",
+                keyword="enum",
+                pointer=pointer,
+            )
+        lowering.stopwatch.check(pointer)
     return found
 
 

@@ -160,7 +160,7 @@ class ArrayFrame(msgspec.Struct, frozen=True, cache_hash=True):
     runs: tuple[ArrayRun, ...]
     num_items: int = 0
     seen: frozenset[bytes] | None = None
-    """Texts of the items so far where no item may occur twice, else None."""
+    """Texts of the items so far where some run takes no item twice, else None."""
     text: bytes = b""
     """Of the present item, where items are remembered."""
 
@@ -180,14 +180,21 @@ class ArrayFrame(msgspec.Struct, frozen=True, cache_hash=True):
         if not runs:
             return None
         saturation = max(run.rule.saturation for run in runs)
-        return ArrayFrame(runs, min(self.num_items + 1, saturation), self.seen)
+        return self._with(runs, min(self.num_items + 1, saturation), self.seen)
+
+    def _with(self, runs: tuple[ArrayRun, ...], num_items: int, seen: frozenset[bytes] | None) -> ArrayFrame:
+        """Forget the items once no run minds a repetition."""
+        return ArrayFrame(runs, num_items, seen if any(run.rule.is_unique for run in runs) else None)
 
     def after_value(self, met: frozenset[int]) -> ArrayFrame | None:
-        """The frame once the pending item has met these goals; None where the item occurred before."""
+        """The frame once the pending item has met these goals; None where it occurred before, and every run minds."""
         runs = tuple(dict.fromkeys(run._replace(child=NO_CHILD) for run in self.runs if run.child in met))
         if self.seen is None:
             return ArrayFrame(runs, self.num_items)
-        return None if self.text in self.seen else ArrayFrame(runs, self.num_items, self.seen | {self.text})
+        if self.text in self.seen:
+            runs = tuple(run for run in runs if not run.rule.is_unique)
+            return ArrayFrame(runs, self.num_items) if runs else None
+        return self._with(runs, self.num_items, self.seen | {self.text})
 
     def with_text(self, data: bytes) -> ArrayFrame:
         """The frame after more bytes of the present item."""

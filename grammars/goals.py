@@ -61,6 +61,8 @@ def _reason(goals: Goals, lowering: Lowering, lexicon: Lexicon) -> str:
     """Why nothing satisfies the root."""
     if goals.is_closed and 0 in Goals(lowering, lexicon).satisfiable:
         return 'no value satisfies the schema without keys that it does not describe (additional_properties: "closed")'
+    if not (lowering.is_exact and goals.is_exact):
+        return "no value that can be generated satisfies the schema; values that cannot be may do"
     return "no value satisfies the schema"
 
 
@@ -77,10 +79,12 @@ class Goals:
         self._lexicon = lexicon
         self._canonical = lowering.has_canonical_numbers
         self._spellings: dict[str, bytes | None] = {}
-        self._node_sets = NodeSets(lowering.nodes, lowering.limits)
+        self._node_sets = NodeSets(lowering.nodes, lowering.limits, lowering.stopwatch)
         self._goals: list[Goal] = [lowering.root]
         self._numbers: dict[Goal, int] = {lowering.root: 0}
         self.value_sets: list[ValueSet] = []
+        self.is_exact = True
+        """Whether all that the sets hold can be spelt, but for other spellings of the same values."""
         # Exploring a goal appends its children.
         for goal in self._goals:
             lowering.stopwatch.check(self._pointer(goal))
@@ -151,8 +155,11 @@ class Goals:
             for shape in values.objects
             if all(self._spell(key) is not None for key, declared in shape.properties if declared.is_required)
         )
+        lost = len(literals) < len(values.strings.literals) or len(terms) < len(values.strings.terms)
+        self.is_exact = self.is_exact and not lost and len(objects) == len(values.objects)
         numbers = values.numbers
         if self._listed(numbers) is None and self._lexicon.numerals(numbers, canonical=self._canonical).is_empty():
+            self.is_exact = self.is_exact and numbers.is_empty()
             numbers = NumberSet.NOTHING
         return msgspec.structs.replace(values, numbers=numbers, strings=StringSet(terms, literals), objects=objects)
 
@@ -178,6 +185,7 @@ class Goals:
         for language, goal in _split(shape):
             spelt = (language & self._lexicon.texts) - taken
             if goal is None or spelt.is_empty:
+                self.is_exact = self.is_exact and (goal is None or (language - taken).is_empty)
                 continue
             words = spelt.words(MAX_LISTED_KEYS) if spelt.num_words is not None else None
             if spelt.num_words is not None and words is None and shape.min_properties > MAX_LISTED_KEYS:

@@ -13,6 +13,7 @@ from specdec.grammars.masks import MaskWalker, StringBodies, shared_position
 from specdec.grammars.positions import Done, Literal, Position, Terminated
 from specdec.grammars.report import EnforcementReport
 from specdec.grammars.rules import Rule
+from specdec.grammars.stopwatch import Stopwatch
 from specdec.grammars.vocabulary import Vocabulary
 
 
@@ -64,6 +65,10 @@ class Grammar:
         self._states: WeakValueDictionary[Config, GrammarState] = WeakValueDictionary()
         self.initial_state: GrammarState = self._intern(self._automaton.start)
         self._terminated = self._intern((Terminated(), None))
+
+    def prepare(self, stopwatch: Stopwatch) -> None:
+        """Do ahead of the first walk what can be known without a text."""
+        self._automaton.prepare(stopwatch)
 
     def advance(self, state: GrammarState, token_id: int) -> GrammarState | None:
         """The state after the token; None where it is not allowed.

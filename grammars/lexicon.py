@@ -17,6 +17,8 @@ from specdec.grammars.strings import StringTerm, bounded
 from specdec.grammars.text_automaton import TextAutomaton, build_text_automaton, spelling_of
 
 _Part = TypeVar("_Part")
+_MAX_FAILED = 3
+"""Alternatives that are found not to fit beside others before no more are tried: each try takes up to a second."""
 _Built = TypeVar("_Built")
 
 
@@ -86,10 +88,14 @@ def _largest(
         # Fewer alternatives are a sound restriction, and each can be completed without the others.
         kept = parts[:1]
         built = build(kept)
+        num_failed = 0
         for part in parts[1:]:
             try:
                 built = build((*kept, part))
             except LimitExceededError:
+                num_failed += 1
+                if num_failed == _MAX_FAILED:
+                    break
                 continue
             kept = (*kept, part)
         return kept, built

@@ -24,6 +24,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Distinct conjunctions of subschemas that some position must satisfy."""
     max_alternatives: int = 1024
     """Object or array alternatives of one goal after anyOf is multiplied out."""
+    max_key_classes: int = 512
+    """Classes of the keys of one object, told apart by the patternProperties that match them."""
     max_compile_seconds: float = 5.0
     """Processor time of one compilation."""
     max_one_of_negated: int = 64

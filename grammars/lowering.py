@@ -12,6 +12,7 @@ a queue, so nothing recurses.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
@@ -35,6 +36,9 @@ _CLOSED = (
 )
 _MISSING = frozenset({"$recursiveAnchor"})
 """Keywords of JSON Schema that change what references mean and are read by the resolver, not here."""
+
+
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 
 
 class Alternative(NamedTuple):
@@ -98,6 +102,8 @@ class Lowering:
         self._document = document
         self._pending: list[tuple[str, Callable[[], Node]]] = []
         self._id_of_key: dict[Hashable, int] = {}
+        self.is_exact = True
+        """Whether every set so far holds all the values that the schema says, however they are spelt."""
         self._references: set[str] = set()
         self._enforced: set[str] = set()
         self._annotations: set[str] = set()
@@ -106,8 +112,10 @@ class Lowering:
             self.restrict(_CLOSED, "")
         self.root = self.goal(start or document.start, positive=positive)
         # Lowering a node appends to what is pending; ids are positions in it.
-        for pointer, lower in self._pending:
+        for number, (pointer, lower) in enumerate(self._pending):
             self.stopwatch.check(pointer)
+            # What has been lowered is let go of: a large schema has the garbage collector look at it again and again.
+            self._pending[number] = pointer, _lowered
             self.nodes.append(lower())
         self._refuse_cycles()
 
@@ -171,6 +179,47 @@ class Lowering:
             )
         return self._document.resolve(place.schema[keyword], place, keyword)
 
+    def refuse_cycles_in(self, place: Place) -> None:
+        """InvalidSchemaError where a subschema that is not lowered leads back to itself, as `_refuse_cycles` has it."""
+        is_open, is_done = set[Hashable](), set[Hashable]()
+        path = [place]
+        while path:
+            self.stopwatch.check(place.pointer)
+            current = path[-1]
+            key = (id(current.schema), self._document.scope(current))
+            if key in is_open or key in is_done:
+                path.pop()
+                is_open.discard(key)
+                is_done.add(key)
+                continue
+            is_open.add(key)
+            for child in self._applied(current):
+                child_key = (id(child.schema), self._document.scope(child))
+                if child_key in is_open:
+                    raise _cycle(child.pointer)
+                if child_key not in is_done:
+                    path.append(child)
+
+    def _applied(self, place: Place) -> list[Place]:
+        """The subschemas that a schema applies to the value itself, references included."""
+        schema = place.schema
+        if not isinstance(schema, dict):
+            return []
+        found = [self.resolve(place, keyword) for keyword in _REFERENCES if self.reads(keyword, place)]
+        if "$ref" in schema and self.dialect.ref_hides_siblings:
+            return found
+        for keyword in ("allOf", "anyOf", "oneOf"):
+            if isinstance(schema.get(keyword), list):
+                found += [self.child(place, keyword, index) for index in range(len(schema[keyword]))]
+        for keyword in ("not", "if", "then", "else"):
+            if self.reads(keyword, place):
+                found.append(self.child(place, keyword))
+        for keyword in ("dependentSchemas", "dependencies"):
+            if self.reads(keyword, place) and isinstance(schema[keyword], dict):
+                members = [key for key, value in schema[keyword].items() if isinstance(value, dict)]
+                found += [self.child(place, keyword, key) for key in members]
+        return found
+
     def enforce(self, keyword: str) -> None:
         self._enforced.add(keyword)
 
@@ -181,11 +230,18 @@ class Lowering:
         """Note in the report that fewer texts are generated than the schema allows."""
         self._restrictions[Restriction(reason=reason, pointer=pointer)] = None
 
+    def approximate(self, reason: str | None, pointer: str) -> None:
+        """Note that some set is smaller than what the schema says; a reason says so in the report as well."""
+        self.is_exact = False
+        if reason is not None:
+            self.restrict(reason, pointer)
+
     def local(self, place: Place, *, positive: bool) -> list[ValueSet]:
         """The sets of the keywords that concern one type of value each."""
         from specdec.grammars.keywords import LOWERINGS  # noqa: PLC0415, they build on each other
 
-        return [lower(self, place, positive) for keyword, lower in LOWERINGS.items() if self.reads(keyword, place)]
+        present = [keyword for keyword in LOWERINGS if keyword in place.schema]
+        return [LOWERINGS[keyword](self, place, positive) for keyword in present if self.reads(keyword, place)]
 
     def reads(self, keyword: str, place: Place) -> bool:
         """Whether the keyword stands there and has a say; of strings, those about objects and arrays have none."""
@@ -210,15 +266,13 @@ class Lowering:
         )
         self._enforced |= inner._enforced
         self._annotations |= inner._annotations
-        return NodeSets(inner.nodes, self.limits).value_set(inner.root).strings
+        self._restrictions |= inner._restrictions
+        self.is_exact = self.is_exact and inner.is_exact
+        return NodeSets(inner.nodes, self.limits, self.stopwatch).value_set(inner.root).strings
 
     def _hides_siblings(self, schema: dict[str, Json]) -> bool:
-        from specdec.grammars.applicators import APPLICATORS, UNEVALUATED  # noqa: PLC0415
-        from specdec.grammars.keywords import LOWERINGS  # noqa: PLC0415
-
-        known = LOWERINGS.keys() | APPLICATORS.keys() | UNEVALUATED | _MISSING
         return self.dialect.ref_hides_siblings or all(
-            key == "$ref" or key not in known or not self.dialect.knows(key) for key in schema
+            key == "$ref" or key not in _known_keywords() or not self.dialect.knows(key) for key in schema
         )
 
     def _node(self, key: Hashable, pointer: str, lower: Callable[[], Node]) -> Goal:
@@ -240,6 +294,7 @@ class Lowering:
     def _lower_schema(self, place: Place, *, positive: bool) -> Node:
         from specdec.grammars.applicators import APPLICATORS, UNEVALUATED  # noqa: PLC0415
         from specdec.grammars.keywords import LOWERINGS  # noqa: PLC0415
+        from specdec.grammars.scalar_keywords import asserts_format  # noqa: PLC0415
         from specdec.grammars.unevaluated import lower_unevaluated  # noqa: PLC0415
 
         schema, pointer = place.schema, place.pointer
@@ -248,7 +303,7 @@ class Lowering:
                 f"a subschema of another draft, {schema['$schema']}, cannot be enforced", place, "$schema"
             )
         for keyword in schema:
-            if not self.dialect.knows(keyword):
+            if not self.dialect.knows(keyword) or (keyword == "format" and not asserts_format(self, schema["format"])):
                 self.annotate(keyword)
             elif keyword in LOWERINGS or keyword in APPLICATORS or keyword in UNEVALUATED:
                 self.enforce(keyword)
@@ -289,12 +344,26 @@ class Lowering:
                 is_open.add(node)
                 following = self.nodes[node].alternatives
                 if following & is_open:
-                    raise InvalidSchemaError(
-                        "$ref and anyOf lead back here without entering a property or an item",
-                        keyword="$ref",
-                        pointer=self.nodes[min(following & is_open)].pointer,
-                    )
+                    raise _cycle(self.nodes[min(following & is_open)].pointer)
                 path.extend(following - is_done)
+
+
+def _lowered() -> Node:
+    raise AssertionError("a node is lowered once")
+
+
+def _cycle(pointer: str) -> InvalidSchemaError:
+    return InvalidSchemaError(
+        "$ref and anyOf lead back here without entering a property or an item", keyword="$ref", pointer=pointer
+    )
+
+
+@functools.cache
+def _known_keywords() -> frozenset[str]:
+    from specdec.grammars.applicators import APPLICATORS, UNEVALUATED  # noqa: PLC0415, they build on each other
+    from specdec.grammars.keywords import LOWERINGS  # noqa: PLC0415
+
+    return frozenset(LOWERINGS.keys() | APPLICATORS.keys() | UNEVALUATED | _MISSING)
 
 
 def unsupported(message: str, place: Place, keyword: str) -> UnsupportedSchemaError:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from specdec.grammars.errors import InvalidSchemaError, LimitExceededError
 from specdec.grammars.languages import Language
 from specdec.grammars.lowering import Lowering, unsupported
+from specdec.grammars.node_sets import check_key_classes
 from specdec.grammars.requirements import require_count, require_list, require_object
-from specdec.grammars.scalar_keywords import pattern_of
+from specdec.grammars.scalar_keywords import narrow_pattern, pattern_of
 from specdec.grammars.schema import Place, child_pointer, type_name
 from specdec.grammars.values import (
     ALL_VALUES,
@@ -51,11 +52,15 @@ def lower_pattern_properties(lowering: Lowering, place: Place, positive: bool) -
     violations: list[ObjectShape] = []
     for source in sources:
         inner, outer = pattern_of(source, place, "patternProperties")
+        # The keys that must satisfy the schema are those that may match; those that surely do are what violates it.
+        narrow_pattern(lowering, source, child_pointer(pointer, source), positive=not positive)
         if positive:
             # A key that may match must satisfy the schema.
             schema = lowering.child(place, "patternProperties", source)
             goal = None if schema.schema is False else lowering.goal(schema)
             values = values.intersect(only_objects(ObjectShape(classes=((outer, goal),))))
+            check_key_classes(len(values.objects[0].classes), lowering.limits, pointer)
+            lowering.stopwatch.check(pointer)
         elif not inner.is_empty:
             goal = lowering.child_goal(place, "patternProperties", source, positive=False)
             violations.append(ObjectShape(witnesses=(Witness(inner, goal),)))
@@ -67,6 +72,9 @@ def lower_additional_properties(lowering: Lowering, place: Place, positive: bool
     declared = require_object(schema.get("properties", {}), child_pointer(place.pointer, "properties"))
     patterns = require_object(schema.get("patternProperties", {}), child_pointer(place.pointer, "patternProperties"))
     languages = [pattern_of(source, place, "patternProperties") for source in patterns]
+    for source in patterns:
+        pattern_pointer = child_pointer(child_pointer(place.pointer, "patternProperties"), source)
+        narrow_pattern(lowering, source, pattern_pointer, positive=positive)
     if positive:
         additional = (
             None if schema["additionalProperties"] is False else lowering.child_goal(place, "additionalProperties")

@@ -6,6 +6,7 @@ decides.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 from specdec.grammars.errors import GrammarError
@@ -22,6 +23,12 @@ class PatternLanguages(NamedTuple):
     outer: Language
 
 
+@functools.lru_cache(maxsize=1024)
+def standard_language(source: str) -> Language:
+    """The strings in which ECMA-262 alone finds a match; errors as of `pattern_language`, but for their place."""
+    return search_language(read_pattern(source))
+
+
 def pattern_language(source: str, *, pointer: str = "") -> PatternLanguages:
     """The strings somewhere in which the pattern matches.
 
@@ -31,7 +38,7 @@ def pattern_language(source: str, *, pointer: str = "") -> PatternLanguages:
     try:
         tree = read_pattern(source)
         python_tree = read_python_pattern(source)
-        ecma = search_language(tree)
+        ecma = standard_language(source)
         if python_tree is None or python_tree == tree:
             return PatternLanguages(ecma, ecma)
         python = search_language(python_tree)

@@ -9,11 +9,12 @@ import msgspec
 
 from specdec.grammars.constants import constants
 from specdec.grammars.errors import InvalidSchemaError, LimitExceededError, UnsupportedSchemaError
+from specdec.grammars.format_restrictions import FORMAT_RESTRICTIONS
 from specdec.grammars.formats import FORMATS, format_language, format_outer, number_format
 from specdec.grammars.languages import NOTHING, Language
 from specdec.grammars.lowering import Lowering, unsupported
 from specdec.grammars.numbers import NumberSet
-from specdec.grammars.patterns import PatternLanguages, pattern_language
+from specdec.grammars.patterns import PatternLanguages, pattern_language, standard_language
 from specdec.grammars.requirements import is_number, require_count, require_list
 from specdec.grammars.schema import Json, Place, child_pointer, type_name
 from specdec.grammars.strings import StringSet, bounded
@@ -26,6 +27,10 @@ from specdec.grammars.values import (
 _DIGITS = (
     "integers have no fraction or exponent and at most 18 digits; other numbers at most 15 significant digits, and an "
     "exponent only where every number is allowed"
+)
+
+_TWO_READINGS = (
+    "strings on which ECMA-262 and Python's re differ are generated neither as matching the pattern nor as violating it"
 )
 
 _TYPES = {
@@ -157,30 +162,49 @@ def pattern_of(source: Json, place: Place, keyword: str) -> PatternLanguages:
         raise
 
 
-def lower_pattern(_lowering: Lowering, place: Place, positive: bool) -> ValueSet:
+def narrow_pattern(lowering: Lowering, source: str, pointer: str, *, positive: bool) -> None:
+    """Note in the report where the other reading of a pattern takes strings from ECMA-262's."""
+    languages = _pattern(source)
+    if (languages.inner if positive else languages.outer) != standard_language(source):
+        lowering.approximate(_TWO_READINGS, pointer)
+
+
+def lower_pattern(lowering: Lowering, place: Place, positive: bool) -> ValueSet:
     inner, outer = pattern_of(place.schema["pattern"], place, "pattern")
+    narrow_pattern(lowering, place.schema["pattern"], child_pointer(place.pointer, "pattern"), positive=positive)
     return _strings(_strings_of(inner), _strings_of(outer), positive)
+
+
+def asserts_format(lowering: Lowering, name: Json) -> bool:
+    """Whether the options make the format constrain anything."""
+    if lowering.options.format == "annotation" or not isinstance(name, str):
+        return False
+    return name in FORMATS or lowering.options.unknown_format == "refuse"
 
 
 def lower_format(lowering: Lowering, place: Place, positive: bool) -> ValueSet:
     name = place.schema["format"]
-    nothing_said = ALL_VALUES if positive else NO_VALUES
-    if lowering.options.format == "annotation" or not isinstance(name, str):
-        return nothing_said
+    if not asserts_format(lowering, name):
+        return ALL_VALUES if positive else NO_VALUES
     if name not in FORMATS:
-        if lowering.options.unknown_format == "annotation":
-            return nothing_said
         raise unsupported(f"the format {name!r} is not known, so it cannot be enforced", place, "format")
+    pointer = child_pointer(place.pointer, "format")
     numbers = number_format(name)
     if numbers is not None:
         members = NumberSet.INTEGERS if numbers.integers_only else NumberSet.EVERYTHING
         if numbers.minimum is not None and numbers.maximum is not None:
             members &= NumberSet.at_least(numbers.minimum) & NumberSet.at_most(numbers.maximum)
         # The validators do not know these formats: what violates them is not certain to be refused.
-        return _numbers(members, positive) if positive else NO_VALUES
+        if positive:
+            return _numbers(members, positive)
+        lowering.approximate(f"nothing is generated in order to violate the format {name}", pointer)
+        return NO_VALUES
     inner, outer = format_language(name), format_outer(name)
     assert inner is not None, "a format is of strings or of numbers"
     assert outer is not None, "a format of strings has both languages"
+    if inner != outer:
+        narrowing = FORMAT_RESTRICTIONS.get(name)
+        lowering.approximate(None if narrowing is None else f"{name}: {narrowing}", pointer)
     return _strings(_strings_of(inner), _strings_of(outer), positive)
 
 

@@ -11,6 +11,8 @@ import functools
 import json
 import math
 import re
+import sys
+from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, cast
 from urllib.parse import unquote
@@ -46,6 +48,8 @@ _LISTS_OF_SUBSCHEMAS = frozenset({"allOf", "anyOf", "oneOf", "prefixItems", "ite
 _NAMED_SUBSCHEMAS = frozenset({
     "$defs", "definitions", "dependentSchemas", "dependencies", "patternProperties", "properties",
 })  # fmt: skip
+_DEEPEST_PARSED = 800
+"""Nesting that Python's JSON parser takes below any usual stack of calls."""
 _ABSENT_BASE = "urn:specdec:schema"
 _DYNAMIC = ("$dynamicRef", "$recursiveRef")
 
@@ -271,7 +275,7 @@ def _parse(text: str, limits: Limits) -> Json:
     def unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
         keys = dict(pairs)
         if len(keys) < len(pairs):
-            repeated = next(key for index, (key, _) in enumerate(pairs) if any(key == k for k, _ in pairs[:index]))
+            repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
             raise InvalidSchemaError(f"the schema repeats the key {repeated!r} in one object")
         return keys
 
@@ -288,6 +292,11 @@ def _parse(text: str, limits: Limits) -> Json:
     try:
         root = json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant, parse_float=finite)
     except RecursionError:
+        if limits.max_depth >= _DEEPEST_PARSED:
+            too_deep = (
+                f"the schema is nested deeper than its parser goes, which is {_DEEPEST_PARSED} to "
+                f"{sys.getrecursionlimit()} levels whatever max_depth is"
+            )
         raise LimitExceededError(too_deep) from None
     except ValueError as error:
         raise InvalidSchemaError(f"the schema is not JSON: {error}") from None

@@ -14,6 +14,10 @@ class Stopwatch:
         self._max_seconds = max_seconds
         self._begin = time.thread_time()
 
+    def is_half_over(self) -> bool:
+        """Whether what can be left for later should be."""
+        return time.thread_time() - self._begin > self._max_seconds / 2
+
     def check(self, pointer: str = "") -> None:
         """Raise LimitExceededError once the time is up."""
         if time.thread_time() - self._begin > self._max_seconds:

@@ -22,8 +22,8 @@ from specdec.grammars.applicators import (
 from specdec.grammars.errors import LimitExceededError
 from specdec.grammars.languages import EVERYTHING, NOTHING, Language
 from specdec.grammars.lowering import Alternative, Lowering, Node
-from specdec.grammars.scalar_keywords import pattern_of
-from specdec.grammars.schema import Place
+from specdec.grammars.scalar_keywords import narrow_pattern, pattern_of
+from specdec.grammars.schema import Place, child_pointer
 from specdec.grammars.values import (
     ALL_VALUES,
     ANYTHING,
@@ -286,6 +286,8 @@ def _own(lowering: Lowering, place: Place, *, positive: bool) -> Cell:
     keys: Language = NOTHING
     for source in schema.get("patternProperties", {}):
         inner, outer = pattern_of(source, place, "patternProperties")
+        pattern_pointer = child_pointer(child_pointer(place.pointer, "patternProperties"), source)
+        narrow_pattern(lowering, source, pattern_pointer, positive=positive)
         keys |= inner if positive else outer
     if "additionalProperties" in schema:
         keys = EVERYTHING

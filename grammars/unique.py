@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from specdec.grammars.errors import UnsupportedSchemaError
+from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.rules import ArrayRule, Choices, ObjectRule, Rule
 
 _MAX_COMPARED = 200
@@ -34,16 +35,31 @@ def check_unique(array: ArrayRule, rules: Sequence[Rule], pointer: str) -> None:
         return
     counter = _Counter(rules)
     positions = [array.choices(index) for index in range(min(array.min_items, len(array.prefix) + 1))]
-    fewest = min((counter.choices(choices) for choices in (*positions, array.items) if choices), default=0)
+    # An array that has as many values for each of its first items as it must have items never runs out of them.
+    fewest = min((counter.choices(choices) for choices in positions), default=0)
     for number, count in enumerate(array.counts):
         if count.minimum > 1:
             claimed = tuple(choice for choice in array.items if choice[0] >> number & 1)
             fewest = min(fewest, counter.choices(claimed))
-    if array.prefix or array.counts:
+    if array.counts:
+        fewest = min([fewest, *(counter.choices(choices) for choices in (*array.prefix, array.items) if choices)])
         if fewest < _MANY:
-            raise refuse("over few values, with items that differ by position or contains, cannot be enforced yet")
+            raise refuse("over few values, with contains, cannot be enforced yet")
     elif fewest < array.min_items:
-        raise refuse(f"and minItems {array.min_items} ask for more values than the {fewest} that items allows")
+        raise refuse(f"and minItems {array.min_items} ask for more values than the {fewest} of some item")
+
+
+def can_be_remembered(array: ArrayRule, rules: Sequence[Rule], lexicon: Lexicon) -> bool:
+    """Whether the items of an array that may repeat them live under the rules for items that are remembered.
+
+    Those are one spelling for each number, one undeclared key for each object, and no remembered array inside another.
+    """
+    for rule in rules_below(array, rules):
+        if any(inner.is_unique for inner in rule.arrays) or any(one.free and not one.is_plain for one in rule.objects):
+            return False
+        if rule.numbers is not None and lexicon.numerals(rule.numbers, canonical=True).is_empty():
+            return False
+    return True
 
 
 def _has_two_orders(objects: Sequence[ObjectRule]) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from specdec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from specdec.grammars import Limits
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -67,6 +70,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     exact: bool = False
     """Row-invariant arithmetic: a row's logits do not depend on the rows beside it (docs/design/001)."""
     speculative: SpeculativeConfig | None = None
+    grammar_limits: Limits | None = None
+    """How large a schema may be, and what compiling it may take; None is Limits()."""
 
     def __post_init__(self) -> None:
         for name, low, high in (

@@ -17,7 +17,7 @@ from specdec.block_pool import BlockPool
 from specdec.build import EngineDescription, build_runtime, max_batched_tokens
 from specdec.config import EngineConfig
 from specdec.errors import EngineError, RequestError
-from specdec.grammars import GrammarCompiler, Vocabulary
+from specdec.grammars import GrammarCompiler, Limits, Vocabulary
 from specdec.models.progress import ModelProgress, ProgressCallback
 from specdec.output_types import schema_of
 from specdec.proposers.base import NoProposer, Proposal, Proposer
@@ -59,7 +59,8 @@ class Engine:
         report = progress or (lambda _: None)
         report(ModelProgress(stage="preparing", description=_PREPARING, total=1))
         self._compiler = GrammarCompiler(
-            Vocabulary(tokenizer.token_bytes(), tokenizer.eos_token_ids, size=self._runtime.model_config.vocab_size)
+            Vocabulary(tokenizer.token_bytes(), tokenizer.eos_token_ids, size=self._runtime.model_config.vocab_size),
+            limits=config.grammar_limits or Limits(),
         )
         report(ModelProgress(stage="preparing", description=_PREPARING, completed=1, total=1))
         self._eos_token_ids = frozenset(tokenizer.eos_token_ids)

@@ -22,9 +22,12 @@ from typer.testing import CliRunner
 
 from specdec.cli import app
 from specdec.cli.engine_flags import EngineFlags, parse_size, takes_engine_flags
+from specdec.cli.serve import request_limits
 from specdec.config import EngineConfig, SpeculativeConfig
 from specdec.errors import ConfigError, ModelError
+from specdec.grammars import Limits
 from specdec.models.progress import ModelProgress, progress_bars
+from specdec.server import RequestLimits
 
 SPECDEC = [sys.executable, "-P", "-W", "error", str(Path(sys.executable).with_name("specdec"))]
 COMMANDS = ["serve", "run", "pull", "version"]
@@ -81,8 +84,25 @@ def test_flags_have_the_names_that_vllm_users_know():
     assert config_of("--gpu-memory-utilization", "0.5").gpu_memory_utilization == 0.5
 
 
+@pytest.mark.parametrize("name", Limits.__struct_fields__)
+def test_every_limit_of_the_compiler_can_be_set(name):
+    limits = config_of("--grammar-limit", f"{name}=123", "--grammar-limit", "max_compile_seconds=2.5").grammar_limits
+    expected = {name: 123, "max_compile_seconds": 2.5}
+    assert limits == Limits(**expected)
+
+
+def test_a_server_takes_bodies_that_hold_the_schemas_it_was_told_to_take():
+    assert request_limits(EngineConfig()) == RequestLimits()
+    limits = request_limits(config_of("--grammar-limit", "max_schema_bytes=8000000"))
+    assert limits.max_schema_bytes == 8_000_000
+    assert limits.max_body_bytes > 2 * limits.max_schema_bytes
+
+
 def test_every_field_of_the_configuration_has_its_flag():
-    spread_over = {"speculative": {"spec", "draft", "num_speculative_tokens", "speculative_config"}}
+    spread_over = {
+        "speculative": {"spec", "draft", "num_speculative_tokens", "speculative_config"},
+        "grammar_limits": {"grammar_limit"},
+    }
     expected = set().union(*(spread_over.get(name, {name}) for name in EngineConfig.__struct_fields__))
     assert set(EngineFlags.__dataclass_fields__) == expected
 
@@ -128,6 +148,10 @@ def test_the_short_forms_of_speculation_mean_the_long_one(arguments, speculative
         (["--max-num-seqs", "0"], "--max-num-seqs: max_num_seqs is 0"),
         (["--max-model-len", "1"], "--max-model-len: max_model_len is 1"),
         (["--gpu-memory-utilization", "2"], "--gpu-memory-utilization: gpu_memory_utilization is 2"),
+        (["--grammar-limit", "max_deph=9"], "--grammar-limit: max_deph=9 cannot be read: Object contains unknown"),
+        (["--grammar-limit", "max_depth"], "--grammar-limit: max_depth cannot be read"),
+        (["--grammar-limit", "max_depth=many"], "--grammar-limit: max_depth=many cannot be read"),
+        (["--grammar-limit", "max_depth=0"], "--grammar-limit: max_depth is 0; it must be positive"),
         (["--dtype", "int4"], "'int4' is not one of"),
         (["--max-modle-len", "5"], "--max-model-len"),
     ],

@@ -7,13 +7,16 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Annotated, Final, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Final, Literal, get_type_hints
 
 import msgspec
 import typer
 
 from specdec.config import EngineConfig, SpeculativeConfig
 from specdec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from specdec.grammars import Limits
 
 _DEFAULTS: Final = EngineConfig()
 _NUM_SPECULATIVE_TOKENS: Final = SpeculativeConfig(method="ngram").num_speculative_tokens
@@ -143,6 +146,15 @@ class EngineFlags:
             rich_help_panel="Scheduling & memory",
         ),
     ] = _DEFAULTS.enable_prefix_caching
+    grammar_limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="A limit of what a schema may be or take, as max_schema_bytes=8000000; may be given several times.",
+            show_default="those of docs/json-schema.md",
+            rich_help_panel="Schemas",
+        ),
+    ] = None
 
     def config(self) -> EngineConfig:
         """The engine's configuration. Raises ConfigError naming the flag, also where two contradict each other."""
@@ -164,6 +176,7 @@ class EngineFlags:
             enable_prefix_caching=self.enable_prefix_caching,
             exact=self.exact,
             speculative=self._speculative(),
+            grammar_limits=self._grammar_limits(),
         )
 
     def notes(self) -> dict[str, str]:
@@ -171,6 +184,26 @@ class EngineFlags:
         if self.gpu_memory_utilization is None:
             return {}
         return {"cpu": "--gpu-memory-utilization has no effect on a CPU; --kv-cache-memory sizes its KV cache"}
+
+    def _grammar_limits(self) -> Limits | None:
+        if not self.grammar_limit:
+            return None
+        # Not before it is needed: it loads the compiler.
+        from specdec.grammars import Limits
+
+        given = {name: value for name, _, value in (one.partition("=") for one in self.grammar_limit)}
+        try:
+            limits = msgspec.convert(given, Limits, strict=False)
+        except msgspec.ValidationError as error:
+            raise ConfigError(
+                f"{', '.join(self.grammar_limit)} cannot be read: {error}; the names are "
+                f"{', '.join(Limits.__struct_fields__)}",
+                flag="--grammar-limit",
+            ) from None
+        for name, value in given.items():
+            if not getattr(limits, name) > 0:
+                raise ConfigError(f"{name} is {value}; it must be positive", flag="--grammar-limit")
+        return limits
 
     def _refuse_two_sizes(self) -> None:
         given = [

@@ -6,10 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from specdec.cli.console import say
 from specdec.config import EngineConfig
 from specdec.models.progress import progress_bars
-from specdec.server import ServerConfig, ServerInfo, serve
+from specdec.server import RequestLimits, ServerConfig, ServerInfo, serve
 
 if TYPE_CHECKING:
     from specdec.build import EngineDescription
@@ -33,7 +35,11 @@ def serve_until_stopped(
 ) -> int:
     """Serve until Ctrl-C or SIGTERM; the exit code. `notes` are printed for the device that was chosen."""
     server_config = ServerConfig(
-        host=host, port=port, api_keys=tuple(api_keys), served_model_names=tuple(served_model_names)
+        host=host,
+        port=port,
+        api_keys=tuple(api_keys),
+        served_model_names=tuple(served_model_names),
+        limits=request_limits(engine_config),
     )
     with progress_bars() as progress:
 
@@ -44,6 +50,17 @@ def serve_until_stopped(
                 say(f"note: {note}", style="yellow")
 
         return serve(engine_config, server_config, on_ready=ready, progress=progress)
+
+
+def request_limits(engine_config: EngineConfig) -> RequestLimits:
+    """Those of the server, with room for the schemas that the engine was told to take."""
+    limits = RequestLimits()
+    if engine_config.grammar_limits is None:
+        return limits
+    max_schema_bytes = engine_config.grammar_limits.max_schema_bytes
+    # In a body the schema may be written with escapes and whitespace, and there is a prompt beside it.
+    max_body_bytes = max(limits.max_body_bytes, 2 * max_schema_bytes + limits.max_body_bytes // 2)
+    return msgspec.structs.replace(limits, max_schema_bytes=max_schema_bytes, max_body_bytes=max_body_bytes)
 
 
 def banner(info: ServerInfo, *, guarded: bool) -> list[str]:

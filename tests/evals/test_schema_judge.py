@@ -145,3 +145,40 @@ def test_deep_instances_are_judged_and_deeper_ones_are_refused():
     assert "nested" in Judge(schema).violation("[" * 20_000 + "]" * 20_000)
     assert "nested" in Judge({"$ref": "#"}).violation("1")
     assert sys.getrecursionlimit() == limit
+
+
+def test_documents_without_a_dialect_are_normalised_where_the_schema_names_none_either():
+    registry = documents_registry(
+        {
+            "http://localhost:1234/bare": {"items": [{"type": "null"}], "dependencies": {"a": ["b"]}},
+            "http://localhost:1234/named": {
+                "$schema": "https://json-schema.org/draft/2020-12/schema",
+                "dependencies": {"a": ["b"]},
+            },
+        }
+    )
+    bare, named = {"$ref": "http://localhost:1234/bare"}, {"$ref": "http://localhost:1234/named"}
+    assert not is_valid(bare, '{"a":1}', registry=registry)
+    assert not is_valid(bare, "[1]", registry=registry)
+    assert is_valid(named, '{"a":1}', registry=registry)
+    dependent = {"http://localhost:1234/dependent": {"dependencies": {"a": ["b"]}}}
+    of_2020 = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$ref": "http://localhost:1234/dependent"}
+    assert is_valid(of_2020, '{"a":1}', registry=documents_registry(dependent))
+
+
+def test_the_compiler_reads_documents_as_the_judge_does():
+    from specdec.evals.schema_engine import CompileOptions, SpecdecEngine
+
+    documents = {"http://localhost:1234/bare": {"items": [{"type": "null"}], "dependencies": {"a": ["b"]}}}
+    bare = {"$ref": "http://localhost:1234/bare"}
+    engine = SpecdecEngine(documents)
+    options = CompileOptions(format="assert", with_documents=True)
+    for schema in (
+        bare,
+        {"$schema": DRAFT7, **bare},
+        {"$schema": "https://json-schema.org/draft/2019-09/schema", **bare},
+    ):
+        compiled = engine.compile(json.dumps(schema), options)
+        for text in ('{"a":1}', '{"b":1}', "[null]", "[1]", "{}"):
+            is_accepted = compiled.refusal(text.encode()) is None
+            assert is_accepted == is_valid(schema, text, registry=documents_registry(documents)), (schema, text)

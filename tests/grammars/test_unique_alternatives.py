@@ -1,0 +1,126 @@
+"""Arrays of which some alternatives forbid repetition: each is generated as far as it goes by itself."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from typing import Any
+
+import pytest
+from checks import accepts, check_against_judge
+from vocabularies import small_vocabulary
+
+from specdec.evals.judge import Judge
+from specdec.grammars import GrammarCompiler, UnsupportedSchemaError
+
+_ITEMS = [{}, {"type": "integer"}, {"enum": [1, 2]}, {"enum": ["a", "ab", "b"]}, {"type": "string", "maxLength": 1}]
+
+
+def _text(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def test_both_alternatives_are_kept() -> None:
+    grammar = GrammarCompiler(small_vocabulary()).compile_json_schema(
+        {"type": "array", "items": {"enum": [1, 2, 3]}, "anyOf": [{"uniqueItems": True}, {"maxItems": 2}]}
+    )
+    for length in range(5):
+        for value in itertools.product([1, 2, 3], repeat=length):
+            is_instance = len(set(value)) == len(value) or len(value) <= 2
+            assert accepts(grammar, _text(value)) is is_instance, value
+
+
+def test_an_item_of_the_other_alternative_ends_the_unique_one() -> None:
+    schema = {
+        "type": "array",
+        "anyOf": [
+            {"uniqueItems": True, "items": {"type": "integer"}},
+            {"items": {"type": ["string", "integer"]}, "maxItems": 2},
+        ],
+    }
+    grammar = GrammarCompiler(small_vocabulary()).compile_json_schema(schema)
+    for value in ([1, 2, 3], ["a", "a"], [1, "a"], [1, 1], []):
+        assert accepts(grammar, _text(value)), value
+    for value in ([1, 2, 1], ["a", "a", "a"], [1, "a", 2], [1, 1, 2]):
+        assert not accepts(grammar, _text(value)), value
+
+
+def test_alternatives_that_cannot_be_remembered_are_kept_alone() -> None:
+    schema = {
+        "type": "array",
+        "anyOf": [
+            {"uniqueItems": True, "items": {"type": "integer"}},
+            {"items": {"type": "object", "minProperties": 2}, "maxItems": 1},
+        ],
+    }
+    grammar = GrammarCompiler(small_vocabulary()).compile_json_schema(schema)
+    assert accepts(grammar, b'[{"a":1,"b":2}]')
+    assert not accepts(grammar, b"[1,1]")
+    assert any("only that alternative" in one.reason for one in grammar.report.restrictions)
+
+
+def test_closed_walks_validate_and_instances_are_accepted() -> None:
+    vocabulary = small_vocabulary()
+    for seed in range(60):
+        rng = random.Random(seed)
+        branches = []
+        for is_unique in (True, False):
+            branch: dict[str, Any] = {"items": rng.choice(_ITEMS)}
+            if is_unique:
+                branch["uniqueItems"] = True
+            if rng.random() < 0.6:
+                branch["maxItems"] = rng.randint(1, 3)
+            if rng.random() < 0.3:
+                branch["minItems"] = rng.randint(1, branch.get("maxItems", 2))
+                branch["minItems"] = min(branch["minItems"], 2)
+            branches.append(branch)
+        rng.shuffle(branches)
+        schema = {"type": "array", "anyOf": branches}
+        check_against_judge(vocabulary, GrammarCompiler(vocabulary), schema, rng, num_walks=3, num_checked=12)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_short_array_is_accepted_where_it_is_an_instance(seed: int) -> None:
+    rng = random.Random(seed)
+    schema = {
+        "type": "array",
+        "anyOf": [
+            {"uniqueItems": True, "items": {"enum": [1, 12, "a"]}, "maxItems": rng.choice([2, 3])},
+            {"items": {"enum": rng.sample([1, 12, "a", "ab"], 2)}, "minItems": 1},
+            {"items": {"enum": [1, 12]}, "maxItems": 2},
+        ],
+    }
+    grammar = GrammarCompiler(small_vocabulary()).compile_json_schema(schema)
+    judge = Judge(schema)
+    for length in range(5):
+        for value in itertools.product([1, 12, "a", "ab"], repeat=length):
+            text = _text(value)
+            assert accepts(grammar, text) is (judge.violation(text.decode()) is None), value
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_unique_items_by_position_are_exactly_the_instances_or_refused(seed: int) -> None:
+    rng = random.Random(seed)
+    values = [1, 2, 12, "a", "ab"]
+    schema: dict[str, Any] = {
+        "type": "array",
+        "uniqueItems": True,
+        "prefixItems": [{"enum": rng.sample(values, rng.randint(2, 4))} for _ in range(rng.randint(1, 2))],
+        "items": {"enum": rng.sample(values, rng.randint(2, 4))} if rng.random() < 0.7 else False,
+    }
+    schema["minItems"] = rng.randint(0, 2) if schema["items"] else rng.randint(0, len(schema["prefixItems"]))
+    vocabulary = small_vocabulary()
+    grammar = GrammarCompiler(vocabulary).compile_json_schema(schema)
+    judge = Judge(schema)
+    for length in range(5):
+        for value in itertools.product(values, repeat=length):
+            text = _text(value)
+            assert accepts(grammar, text) is (judge.violation(text.decode()) is None), value
+    check_against_judge(vocabulary, GrammarCompiler(vocabulary), schema, rng, num_walks=4, num_checked=20)
+
+
+def test_unique_items_with_fewer_values_than_must_differ_are_refused() -> None:
+    schema = {"uniqueItems": True, "minItems": 2, "prefixItems": [{"const": 1}, {"enum": [1, 2]}], "type": "array"}
+    with pytest.raises(UnsupportedSchemaError, match="uniqueItems"):
+        GrammarCompiler(small_vocabulary()).compile_json_schema(schema)
