@@ -52,8 +52,15 @@ class MaskMeasurement:
             else:
                 self.times[number, i, text.rendering] = text
 
+    def all_times(self) -> dict[str, object]:
+        """Percentiles over all texts that it took, and over all compiles."""
+        return self._figures(self.times, self.compile_ms)
+
     def times_of(self, keys: Collection[TextKey]) -> dict[str, object]:
-        """Percentiles over these texts, which it took."""
+        """Percentiles over these texts, which it took, and over the compiles of their schemas."""
+        return self._figures(keys, sorted({number for number, _, _ in keys}))
+
+    def _figures(self, keys: Collection[TextKey], cases: Collection[int]) -> dict[str, object]:
         chosen = [self.times[key] for key in keys]
         whole = [text.whole for text in chosen if text.whole is not None]
         warm = [text.warm for text in chosen if text.warm is not None]
@@ -64,7 +71,6 @@ class MaskMeasurement:
         }
         if len(cold) == len(whole):
             mask_us["cold"] = Percentiles.of_nanoseconds(cold)
-        cases = sorted({number for number, _, _ in keys})
         return {
             "mask_us": mask_us,
             "advance_us": Percentiles.of_nanoseconds(each.advance for each in whole),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from specdec.evals.mask_engine import MaskEngine
 from specdec.evals.schema_engine import CompileOptions, RefusedSchemaError
 from specdec.evals.schema_peers import import_peer
-from specdec.evals.vocabularies import EvalVocabulary
+from specdec.evals.vocabularies import EvalVocabulary, Splitter, load_vocabulary
 
 MaskPeerName = Literal["llguidance", "xgrammar"]
 
@@ -25,7 +25,10 @@ MaskPeerName = Literal["llguidance", "xgrammar"]
 def load_mask_peer(name: MaskPeerName, vocabulary: EvalVocabulary) -> MaskEngine:
     """Raises MissingPeerError."""
     module = import_peer(name)
-    return LlguidanceMasks(module, vocabulary) if name == "llguidance" else XgrammarMasks(module, vocabulary)
+    if name == "xgrammar":
+        return XgrammarMasks(module, vocabulary)
+    _, splitter = load_vocabulary(vocabulary.name)
+    return LlguidanceMasks(module, vocabulary, splitter)
 
 
 def _refused(error: Exception | str) -> RefusedSchemaError:
@@ -33,10 +36,11 @@ def _refused(error: Exception | str) -> RefusedSchemaError:
     return RefusedSchemaError(message[:80] or type(error).__name__, message=message)
 
 
-class _ByteTokenizer:
-    """What llguidance asks of a tokenizer. It splits texts for forced tokens only, which are not asked for here."""
+class _Tokenizer:
+    """What llguidance asks of a tokenizer. It splits what is forced: its mask there is the one token of the split."""
 
-    def __init__(self, vocabulary: EvalVocabulary) -> None:
+    def __init__(self, vocabulary: EvalVocabulary, splitter: Splitter) -> None:
+        self._splitter = splitter
         self.eos_token_id = vocabulary.eos_token_ids[0]
         self.bos_token_id = None
         self.tokens = [token or b"" for token in vocabulary.token_bytes]
@@ -44,19 +48,18 @@ class _ByteTokenizer:
         self.special_token_ids = [token_id for token_id, token in enumerate(self.tokens) if not token]
         for token_id in self.special_token_ids:
             self.tokens[token_id] = b"<special %d>" % token_id
-        self._id_of_byte = {token[0]: token_id for token_id, token in enumerate(self.tokens) if len(token) == 1}
 
     def __call__(self, text: bytes) -> list[int]:
-        return [self._id_of_byte[byte] for byte in text if byte in self._id_of_byte]
+        return self._splitter.token_ids(text)
 
 
 class LlguidanceMasks:
-    def __init__(self, module: Any, vocabulary: EvalVocabulary) -> None:
+    def __init__(self, module: Any, vocabulary: EvalVocabulary, splitter: Splitter) -> None:
         self._module = module
         self._numpy: Any = importlib.import_module("llguidance.numpy")
         self._num_tokens = vocabulary.size
         self._tokenizer: Any = module.LLTokenizer(
-            module.TokenizerWrapper(_ByteTokenizer(vocabulary)),
+            module.TokenizerWrapper(_Tokenizer(vocabulary, splitter)),
             n_vocab=vocabulary.size,
             eos_token=list(vocabulary.eos_token_ids),
             slices=module.LLTokenizer.json_slices(),

@@ -61,7 +61,7 @@ def run_masks(
     own = measurements["specdec"]
     common = _common(measurements)
     figures: dict[str, object] = {
-        **own.times_of(own.times),
+        **own.all_times(),
         **_table_figures(own),
         "overhead_us": overhead_us,
         **own.counts(),
@@ -72,7 +72,7 @@ def run_masks(
         figures["peers"] = {
             engine: {
                 "version": metadata.version(engine),
-                **measurement.times_of(measurement.times),
+                **measurement.all_times(),
                 **measurement.counts(),
             }
             for engine, measurement in measurements.items()
@@ -168,7 +168,7 @@ def _show(
             continue
         rows: list[tuple[str, ...]] = []
         for engine, measurement in measurements.items():
-            times = measurement.times_of(measurement.times if keys is None else keys)
+            times = measurement.all_times() if keys is None else measurement.times_of(keys)
             masks = times["mask_us"]
             assert isinstance(masks, dict)
             rows += [_row(f"{engine}, mask, {name}", value) for name, value in masks.items()]
@@ -179,7 +179,7 @@ def _show(
         ("engine", *_COLUMNS, "refused", "faults"),
         (
             (
-                *_row(engine, measurement.times_of(measurement.times)["compile_ms"]),
+                *_row(engine, measurement.all_times()["compile_ms"]),
                 str(measurement.refusals.total()),
                 str(len(measurement.faults) + len(measurement.disagreements)),
             )

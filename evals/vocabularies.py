@@ -25,6 +25,7 @@ class EvalVocabulary(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker needs to set up an engine."""
 
     name: str
+    """What it was loaded by."""
     token_bytes: tuple[bytes | None, ...]
     """By id; None for special tokens and ids without a token."""
     eos_token_ids: tuple[int, ...]
