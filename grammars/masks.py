@@ -73,8 +73,9 @@ class StringBodies:
     def _walk(self, nodes: Nodes, state: int, low: int, high: int, words: Words) -> Nodes:
         v = self._vocabulary
         return v.kernels.walk_string(
-            nodes, state, low, high, self.table, v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, words
-        )
+            nodes, state, low, high, self.table, v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, words,
+            v.max_token_bytes + 1,
+        )  # fmt: skip
 
 
 class MaskWalker:
@@ -232,7 +233,7 @@ class MaskWalker:
         closed, states, lengths = v.kernels.walk_terms(
             nodes, state, length, automaton.is_counted, automaton.table, automaton.is_boundary, automaton.shortest,
             automaton.longest, automaton.lows, automaton.highs,
-            v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, self.words,
+            v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, self.words, v.max_token_bytes + 1,
         )  # fmt: skip
         return list(zip(closed.tolist(), states.tolist(), lengths.tolist(), strict=True))
 
@@ -357,6 +358,7 @@ class MaskWalker:
         ended, indices = v.kernels.walk_texts(
             nodes, np.frombuffer(bytearray(prefix), np.uint8), text_bytes, text_skips, text_starts,
             v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, mark_inside, self.words,
+            v.max_token_bytes + 1,
         )  # fmt: skip
         return [(node, texts.texts[index]) for node, index in zip(ended.tolist(), indices.tolist(), strict=True)]
 

@@ -7,7 +7,8 @@ that end at n itself are starts[n] .. starts[n + 1].
 
 Every function here is plain Python, which is its specification; `load_kernels` compiles them with numba,
 with explicit signatures and without the GIL, once per process (cached on disk where a folder can be written).
-Words of a mask: bit (id & 31) of word (id >> 5).
+Words of a mask: bit (id & 31) of word (id >> 5). `max_depth` is more than the longest token has bytes: arrays that grow
+inside a loop make numba count references at each node, which made these walks seven times slower.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ def walk_string(
     starts: Nodes,
     token_ids: Nodes,
     words: Words,
+    max_depth: int,
 ) -> Nodes:
     """Mark the tokens that stay inside a string body; return the nodes just after its closing quote.
 
@@ -121,9 +123,9 @@ def walk_string(
         capacity += skips[nodes[k]] - nodes[k]
     closed = np.empty(capacity, np.int32)
     num_closed = 0
-    state_at = np.empty(256, np.int16)
-    length_at = np.empty(256, np.int32)
-    end_at = np.empty(256, np.int32)
+    state_at = np.empty(max_depth, np.int16)
+    length_at = np.empty(max_depth, np.int32)
+    end_at = np.empty(max_depth, np.int32)
     for k in range(len(nodes)):
         level = 0
         state_at[0] = entry
@@ -151,10 +153,6 @@ def walk_string(
                 words[token_ids[i] >> 5] |= np.uint32(1) << np.uint32(token_ids[i] & 31)
             if skips[node] > node + 1:
                 level += 1
-                if level == len(state_at):
-                    state_at = np.append(state_at, np.empty(level, np.int16))
-                    length_at = np.append(length_at, np.empty(level, np.int32))
-                    end_at = np.append(end_at, np.empty(level, np.int32))
                 state_at[level] = target
                 length_at[level] = length
                 end_at[level] = skips[node]
@@ -178,6 +176,7 @@ def walk_terms(
     starts: Nodes,
     token_ids: Nodes,
     words: Words,
+    max_depth: int,
 ) -> tuple[Nodes, Nodes, Nodes]:
     """Mark the tokens that stay inside a body of lexicon.TextAutomaton; return the nodes just after its closing quote.
 
@@ -190,9 +189,9 @@ def walk_terms(
     states = np.empty(capacity, np.int32)
     lengths = np.empty(capacity, np.int32)
     num_closed = 0
-    state_at = np.empty(256, np.int16)
-    length_at = np.empty(256, np.int32)
-    end_at = np.empty(256, np.int32)
+    state_at = np.empty(max_depth, np.int16)
+    length_at = np.empty(max_depth, np.int32)
+    end_at = np.empty(max_depth, np.int32)
     for k in range(len(nodes)):
         level = 0
         state_at[0] = entry
@@ -233,10 +232,6 @@ def walk_terms(
                 words[token_ids[i] >> 5] |= np.uint32(1) << np.uint32(token_ids[i] & 31)
             if skips[node] > node + 1:
                 level += 1
-                if level == len(state_at):
-                    state_at = np.append(state_at, np.empty(level, np.int16))
-                    length_at = np.append(length_at, np.empty(level, np.int32))
-                    end_at = np.append(end_at, np.empty(level, np.int32))
                 state_at[level] = target
                 length_at[level] = reached
                 end_at[level] = skips[node]
@@ -306,6 +301,7 @@ def walk_texts(
     token_ids: Nodes,
     mark_inside: bool,
     words: Words,
+    max_depth: int,
 ) -> tuple[Nodes, Nodes]:
     """Follow a trie of texts beyond `prefix`; return the nodes where a text ends, and which text.
 
@@ -314,6 +310,8 @@ def walk_texts(
     capacity = 0
     for k in range(len(nodes)):
         capacity += skips[nodes[k]] - nodes[k]
+    # Below one node each text ends once at most.
+    capacity = min(capacity, len(nodes) * (len(text_starts) - 1))
     ended = np.empty(capacity, np.int32)
     texts = np.empty(capacity, np.int32)
     num_ended = 0
@@ -326,8 +324,8 @@ def walk_texts(
         if child >= end:
             return ended[:0].copy(), texts[:0].copy()
         top = child
-    text_at = np.empty(256, np.int32)
-    end_at = np.empty(256, np.int32)
+    text_at = np.empty(max_depth, np.int32)
+    end_at = np.empty(max_depth, np.int32)
     for k in range(len(nodes)):
         level = 0
         text_at[0] = top
@@ -353,9 +351,6 @@ def walk_texts(
                     words[token_ids[i] >> 5] |= np.uint32(1) << np.uint32(token_ids[i] & 31)
             if skips[node] > node + 1:
                 level += 1
-                if level == len(text_at):
-                    text_at = np.append(text_at, np.empty(level, np.int32))
-                    end_at = np.append(end_at, np.empty(level, np.int32))
                 text_at[level] = target
                 end_at[level] = skips[node]
             node += 1
@@ -380,17 +375,17 @@ _SIGNATURES: dict[Callable[..., Any], str] = {
     mark_nodes: "void(i4[::1], i4[::1], i4[::1], u4[::1])",
     step_nodes: "i4[::1](i4[::1], i8, u1[::1], i4[::1])",
     inner_nodes: "i4[::1](i4[::1], i4[::1])",
-    walk_string: "i4[::1](i4[::1], i8, i8, i8, i2[:, ::1], u1[::1], i4[::1], i4[::1], i4[::1], u4[::1])",
+    walk_string: "i4[::1](i4[::1], i8, i8, i8, i2[:, ::1], u1[::1], i4[::1], i4[::1], i4[::1], u4[::1], i8)",
     walk_terms: (
         "Tuple((i4[::1], i4[::1], i4[::1]))(i4[::1], i8, i8, b1, i2[:, ::1], u1[::1], i4[:, ::1], i4[:, ::1], i4[::1],"
-        " i4[::1], u1[::1], i4[::1], i4[::1], i4[::1], u4[::1])"
+        " i4[::1], u1[::1], i4[::1], i4[::1], i4[::1], u4[::1], i8)"
     ),
     walk_number: (
         "Tuple((i4[::1], i4[::1]))(i4[::1], i8, i2[:, ::1], u1[::1], u1[::1], i4[::1], i4[::1], i4[::1], u4[::1])"
     ),
     walk_texts: (
         "Tuple((i4[::1], i4[::1]))(i4[::1], u1[::1], u1[::1], i4[::1], i4[::1], u1[::1], i4[::1], i4[::1], i4[::1],"
-        " b1, u4[::1])"
+        " b1, u4[::1], i8)"
     ),
 }
 
