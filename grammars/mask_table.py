@@ -10,7 +10,6 @@ of a row id across steps compare `stamps[row]`, which changes when the row's con
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 
 import numpy as np
@@ -28,14 +27,17 @@ class MaskTable:
 
     def __init__(self, vocabulary: Vocabulary, *, max_bytes: int) -> None:
         self.max_rows = max(_MIN_ROWS, max_bytes // (4 * vocabulary.num_words))
-        self.rows: NDArray[np.uint32] = np.zeros((64, vocabulary.num_words), np.uint32)
-        """uint32 [capacity, ceil(V / 32)]; replaced by a larger array as it grows, so read it at each step."""
+        self.rows: NDArray[np.uint32] = np.zeros((self.max_rows, vocabulary.num_words), np.uint32)
+        """uint32 [max_rows, ceil(V / 32)]. Rows not used yet are zero pages that no memory stands behind: growing by
+        copies would stop a step for tens of milliseconds."""
         self.num_rows = 0
         self.num_overwritten = 0
         """How often a row id was given new content; a mirror of the table is stale where it changed."""
         self.stamps: list[int] = []
-        self._row_of_digest: dict[bytes, int] = {}
-        self._digests: list[bytes] = []
+        self._hash_words = vocabulary.kernels.hash_words
+        self._weights = np.random.default_rng(0).integers(0, 2**64, vocabulary.num_words, np.uint64)
+        self._row_of_hash: dict[int, int] = {}
+        self._hashes: list[int] = []
         self._by_age: OrderedDict[int, None] = OrderedDict()
         self.eos_words = np.zeros(vocabulary.num_words, np.uint32)
         for token_id in vocabulary.eos_token_ids:
@@ -45,28 +47,29 @@ class MaskTable:
 
     def intern(self, words: NDArray[np.uint32]) -> int:
         """The row with this content: an equal one, a new one, or the oldest one overwritten."""
-        digest = hashlib.blake2b(words.data, digest_size=16).digest()
-        row = self._row_of_digest.get(digest)
+        content = words.tobytes()
+        key = self._hash_words(words, self._weights)
+        row = self._row_of_hash.get(key)
+        # Another content with the same hash: the next key is free or has one of the two.
+        while row is not None and self.rows[row].tobytes() != content:
+            key += 1
+            row = self._row_of_hash.get(key)
         if row is not None:
             self.touch(row)
             return row
         if self.num_rows < self.max_rows:
             row = self.num_rows
             self.num_rows += 1
-            if row == len(self.rows):
-                grown = np.zeros((min(2 * row, self.max_rows), self.rows.shape[1]), np.uint32)
-                grown[:row] = self.rows
-                self.rows = grown
             self.stamps.append(row)
-            self._digests.append(digest)
+            self._hashes.append(key)
         else:
             row, _ = self._by_age.popitem(last=False)
-            del self._row_of_digest[self._digests[row]]
+            del self._row_of_hash[self._hashes[row]]
             self.num_overwritten += 1
             self.stamps[row] = self.max_rows + self.num_overwritten
-            self._digests[row] = digest
+            self._hashes[row] = key
         self.rows[row] = words
-        self._row_of_digest[digest] = row
+        self._row_of_hash[key] = row
         self._by_age[row] = None
         return row
 

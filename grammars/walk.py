@@ -357,6 +357,14 @@ def walk_texts(
     return ended[:num_ended].copy(), texts[:num_ended].copy()
 
 
+def hash_words(words: Words, weights: NDArray[np.uint64]) -> int:
+    """A hash of the words: their sum, each times its weight, modulo 2**64."""
+    total = np.uint64(0)
+    for i in range(len(words)):
+        total += np.uint64(words[i]) * weights[i]
+    return total
+
+
 class Kernels(NamedTuple):
     """The functions above, compiled; they take the same arguments, by position."""
 
@@ -368,6 +376,7 @@ class Kernels(NamedTuple):
     walk_terms: Callable[..., tuple[Nodes, Nodes, Nodes]]
     walk_number: Callable[..., tuple[Nodes, Nodes]]
     walk_texts: Callable[..., tuple[Nodes, Nodes]]
+    hash_words: Callable[..., int]
 
 
 _SIGNATURES: dict[Callable[..., Any], str] = {
@@ -387,6 +396,7 @@ _SIGNATURES: dict[Callable[..., Any], str] = {
         "Tuple((i4[::1], i4[::1]))(i4[::1], u1[::1], u1[::1], i4[::1], i4[::1], u1[::1], i4[::1], i4[::1], i4[::1],"
         " b1, u4[::1], i8)"
     ),
+    hash_words: "u8(u4[::1], u8[::1])",
 }
 
 
