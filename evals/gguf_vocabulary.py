@@ -86,7 +86,7 @@ class _MergingSplitter:
         self._backend = tokenizers.Tokenizer(
             tokenizers.models.BPE(
                 vocab={token: token_id for token_id, token in enumerate(tokens)},
-                merges=[tuple(merge.split(" ", 1)) for merge in merges],
+                merges=[(left, right) for left, _, right in (merge.partition(" ") for merge in merges)],
             )
         )
         pieces = (

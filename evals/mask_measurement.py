@@ -85,6 +85,7 @@ class MaskMeasurement:
             "texts": self.num_texts,
             "accepted_texts": len(self.times),
             "refused_texts": self.num_refused_texts,
+            "second_renderings": sum(rendering > 0 for _, _, rendering in self.times),
             "faults": self.faults,
             "disagreements": self.disagreements,
         }

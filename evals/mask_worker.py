@@ -38,7 +38,7 @@ class TextTimes:
     rendering: int | None
     """Which rendering was accepted, the first one first; None where all are refused."""
     whole: WalkTimes | None = None
-    """The first pass."""
+    """The first pass. Where the second rendering was accepted, what the first shares with it is warm already."""
     warm: WalkTimes | None = None
     """The second, after the first pass over all texts of the schema."""
 
@@ -95,9 +95,7 @@ class MaskWorker:
             timed: SchemaTimes = self._ask(("walk", tuple(texts)), _WALK_SECONDS)
         except _LostWorkerError as error:
             return SchemaTimes(refusal=MaskRefusal(reason=str(error), is_fault=True))
-        return SchemaTimes(
-            compile_ms=compiled.compile_ms, refusal=timed.refusal, texts=timed.texts, table=timed.table
-        )
+        return SchemaTimes(compile_ms=compiled.compile_ms, refusal=timed.refusal, texts=timed.texts, table=timed.table)
 
     # Any: each request has a reply of its own type, named where it is made.
     def _ask(self, request: tuple[Any, ...], seconds: float) -> Any:
@@ -160,9 +158,7 @@ def _serve(
     """The worker's process."""
     try:
         engine: MaskEngine = (
-            SpecdecMasks(vocabulary, documents)
-            if engine_name == "specdec"
-            else load_mask_peer(engine_name, vocabulary)
+            SpecdecMasks(vocabulary, documents) if engine_name == "specdec" else load_mask_peer(engine_name, vocabulary)
         )
         _warm_up(engine, warm_up)
     except MissingPeerError as error:

@@ -65,7 +65,7 @@ def run_masks(
         **_table_figures(own),
         "overhead_us": overhead_us,
         **own.counts(),
-        "left_out_texts": dict(texts.left_out),
+        "left_out_texts": dict[str, int](texts.left_out),
         "slowest": list(own.slowest(texts.cases)),
     }
     if peers:

@@ -39,8 +39,8 @@ def load_tiktoken(path: Path) -> tuple[EvalVocabulary, Splitter]:
         raise VocabularyError(f"{path} lacks single bytes, as {missing[0]:#04x}; a tiktoken file has all 256")
     eos = 1 + max(ranks.values())
     token_bytes: list[bytes | None] = [None] * (eos + 1)
-    for piece, rank in ranks.items():
-        token_bytes[rank] = piece
+    for piece, place in ranks.items():
+        token_bytes[place] = piece
     vocabulary = EvalVocabulary(
         name=str(path),
         token_bytes=tuple(token_bytes),

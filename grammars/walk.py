@@ -357,7 +357,7 @@ def walk_texts(
     return ended[:num_ended].copy(), texts[:num_ended].copy()
 
 
-def hash_words(words: Words, weights: NDArray[np.uint64]) -> int:
+def hash_words(words: Words, weights: NDArray[np.uint64]) -> np.uint64:
     """A hash of the words: their sum, each times its weight, modulo 2**64."""
     total = np.uint64(0)
     for i in range(len(words)):
