@@ -78,10 +78,10 @@ def run_masks(
             for engine, measurement in measurements.items()
             if engine != "specdec"
         }
-        figures["common"] = {
-            "texts": len(common),
-            **{engine: measurement.times_of(common) for engine, measurement in measurements.items()},
-        }
+        of_common: dict[str, object] = {"texts": len(common)}
+        for engine, measurement in measurements.items():
+            of_common[engine] = measurement.times_of(common)
+        figures["common"] = of_common
     _show(measurements, common, overhead_us, terminal)
     return EvalResult(
         eval_name="masks",

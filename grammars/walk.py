@@ -239,6 +239,33 @@ def walk_terms(
     return closed[:num_closed].copy(), states[:num_closed].copy(), lengths[:num_closed].copy()
 
 
+def walk_ends(
+    entry: int,
+    table: Table,
+    paths: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    nodes: Nodes,
+) -> tuple[Nodes, Nodes]:
+    """Those nodes whose path, of the bytes paths[offsets[i]:offsets[i + 1]], leads where a body may be closed.
+
+    The second array holds the table's state there.
+    """
+    closed = np.empty(len(nodes), np.int32)
+    states = np.empty(len(nodes), np.int32)
+    num_closed = 0
+    for k in range(len(nodes)):
+        state = entry
+        for i in range(offsets[k], offsets[k + 1]):
+            state = table[state, paths[i]]
+            if state < 0:
+                break
+        if state >= 0 and table[state, 34] == 1:
+            closed[num_closed] = nodes[k]
+            states[num_closed] = state
+            num_closed += 1
+    return closed[:num_closed].copy(), states[:num_closed].copy()
+
+
 def walk_number(
     nodes: Nodes,
     entry: int,
@@ -374,6 +401,7 @@ class Kernels(NamedTuple):
     inner_nodes: Callable[..., Nodes]
     walk_string: Callable[..., Nodes]
     walk_terms: Callable[..., tuple[Nodes, Nodes, Nodes]]
+    walk_ends: Callable[..., tuple[Nodes, Nodes]]
     walk_number: Callable[..., tuple[Nodes, Nodes]]
     walk_texts: Callable[..., tuple[Nodes, Nodes]]
     hash_words: Callable[..., int]
@@ -389,6 +417,7 @@ _SIGNATURES: dict[Callable[..., Any], str] = {
         "Tuple((i4[::1], i4[::1], i4[::1]))(i4[::1], i8, i8, b1, i2[:, ::1], u1[::1], i4[:, ::1], i4[:, ::1], i4[::1],"
         " i4[::1], u1[::1], i4[::1], i4[::1], i4[::1], u4[::1], i8)"
     ),
+    walk_ends: "Tuple((i4[::1], i4[::1]))(i8, i2[:, ::1], u1[::1], i8[::1], i4[::1])",
     walk_number: (
         "Tuple((i4[::1], i4[::1]))(i4[::1], i8, i2[:, ::1], u1[::1], u1[::1], i4[::1], i4[::1], i4[::1], u4[::1])"
     ),
