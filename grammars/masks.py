@@ -168,8 +168,9 @@ class MaskWalker:
             if self._is_remembered(position, stack, nodes):
                 self._decide_singly(nodes)
                 continue
-            vocabulary.kernels.mark_nodes(nodes, vocabulary.trie_starts, vocabulary.token_ids, self.words)
-            inner = vocabulary.kernels.inner_nodes(nodes, vocabulary.trie_skips)
+            inner = vocabulary.kernels.enter_nodes(
+                nodes, vocabulary.trie_skips, vocabulary.trie_starts, vocabulary.token_ids, self.words
+            )
             if len(inner):
                 self._go_on(position, stack, inner)
 
@@ -178,7 +179,9 @@ class MaskWalker:
     @staticmethod
     def _is_remembered(position: Position, stack: Stack | None, nodes: Nodes) -> bool:
         """Whether a token has ended a remembered item, or begun one where others have been."""
-        if stack is None or not isinstance(stack.frame, ArrayFrame) or stack.frame.seen is None:
+        if stack is None or not stack.is_remembered:
+            return False
+        if not isinstance(stack.frame, ArrayFrame) or stack.frame.seen is None:
             return False
         return isinstance(position, Completed) or (isinstance(position, Value) and nodes is not _ROOT)
 

@@ -66,12 +66,18 @@ def build_trie(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> tuple[NDA
     return bytes_[:num_nodes].copy(), skips[:num_nodes].copy(), starts[: num_nodes + 1].copy()
 
 
-def mark_nodes(nodes: Nodes, starts: Nodes, token_ids: Nodes, words: Words) -> None:
-    """Set the bits of the tokens that end at the nodes."""
+def enter_nodes(nodes: Nodes, skips: Nodes, starts: Nodes, token_ids: Nodes, words: Words) -> Nodes:
+    """Set the bits of the tokens that end at the nodes; those of the nodes that have children."""
+    found = np.empty(len(nodes), np.int32)
+    num_found = 0
     for k in range(len(nodes)):
         node = nodes[k]
         for i in range(starts[node], starts[node + 1]):
             words[token_ids[i] >> 5] |= np.uint32(1) << np.uint32(token_ids[i] & 31)
+        if skips[node] > node + 1:
+            found[num_found] = node
+            num_found += 1
+    return found[:num_found].copy()
 
 
 def step_nodes(nodes: Nodes, byte: int, bytes_: NDArray[np.uint8], skips: Nodes) -> Nodes:
@@ -85,17 +91,6 @@ def step_nodes(nodes: Nodes, byte: int, bytes_: NDArray[np.uint8], skips: Nodes)
             child = skips[child]
         if child < end and bytes_[child] == byte:
             found[num_found] = child
-            num_found += 1
-    return found[:num_found].copy()
-
-
-def inner_nodes(nodes: Nodes, skips: Nodes) -> Nodes:
-    """Those of the nodes that have children."""
-    found = np.empty(len(nodes), np.int32)
-    num_found = 0
-    for k in range(len(nodes)):
-        if skips[nodes[k]] > nodes[k] + 1:
-            found[num_found] = nodes[k]
             num_found += 1
     return found[:num_found].copy()
 
@@ -396,9 +391,8 @@ class Kernels(NamedTuple):
     """The functions above, compiled; they take the same arguments, by position."""
 
     build_trie: Callable[..., tuple[NDArray[np.uint8], Nodes, Nodes]]
-    mark_nodes: Callable[..., None]
+    enter_nodes: Callable[..., Nodes]
     step_nodes: Callable[..., Nodes]
-    inner_nodes: Callable[..., Nodes]
     walk_string: Callable[..., Nodes]
     walk_terms: Callable[..., tuple[Nodes, Nodes, Nodes]]
     walk_ends: Callable[..., tuple[Nodes, Nodes]]
@@ -409,9 +403,8 @@ class Kernels(NamedTuple):
 
 _SIGNATURES: dict[Callable[..., Any], str] = {
     build_trie: "Tuple((u1[::1], i4[::1], i4[::1]))(u1[::1], i8[::1])",
-    mark_nodes: "void(i4[::1], i4[::1], i4[::1], u4[::1])",
+    enter_nodes: "i4[::1](i4[::1], i4[::1], i4[::1], i4[::1], u4[::1])",
     step_nodes: "i4[::1](i4[::1], i8, u1[::1], i4[::1])",
-    inner_nodes: "i4[::1](i4[::1], i4[::1])",
     walk_string: "i4[::1](i4[::1], i8, i8, i8, i2[:, ::1], u1[::1], i4[::1], i4[::1], i4[::1], u4[::1], i8)",
     walk_terms: (
         "Tuple((i4[::1], i4[::1], i4[::1]))(i4[::1], i8, i8, b1, i2[:, ::1], u1[::1], i4[:, ::1], i4[:, ::1], i4[::1],"
