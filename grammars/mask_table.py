@@ -10,6 +10,8 @@ of a row id across steps compare `stamps[row]`, which changes when the row's con
 
 from __future__ import annotations
 
+import mmap
+import sys
 from collections import OrderedDict
 
 import numpy as np
@@ -27,9 +29,9 @@ class MaskTable:
 
     def __init__(self, vocabulary: Vocabulary, *, max_bytes: int) -> None:
         self.max_rows = max(_MIN_ROWS, max_bytes // (4 * vocabulary.num_words))
-        self.rows: NDArray[np.uint32] = np.zeros((self.max_rows, vocabulary.num_words), np.uint32)
-        """uint32 [max_rows, ceil(V / 32)]. Rows not used yet are zero pages that no memory stands behind: growing by
-        copies would stop a step for tens of milliseconds."""
+        self.rows: NDArray[np.uint32] = _reserved(self.max_rows, vocabulary.num_words)
+        """uint32 [max_rows, ceil(V / 32)]. No memory stands behind rows that are not in use: growing by copies would
+        stop a step for tens of milliseconds."""
         self.num_rows = 0
         self.num_overwritten = 0
         """How often a row id was given new content; a mirror of the table is stale where it changed."""
@@ -81,3 +83,15 @@ class MaskTable:
     def allows(self, row: int, token_id: int) -> bool:
         """One bit of the row."""
         return bool(self.rows[row, token_id >> 5] >> np.uint32(token_id & 31) & np.uint32(1))
+
+
+def _reserved(num_rows: int, num_words: int) -> NDArray[np.uint32]:
+    """Zeros in pages that are taken one by one. numpy asks for huge ones, the first touch of which takes 4 ms."""
+    num_bytes = 4 * num_rows * num_words
+    if sys.platform == "win32":
+        memory = mmap.mmap(-1, num_bytes)
+    else:
+        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, np.uint32).reshape(num_rows, num_words)
