@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -314,6 +315,76 @@ def hostile(
 
     terminal = _terminal(json=json)
     _end(run_hostile(name=name, terminal=terminal), terminal, save=save)
+
+
+class MaskPeer(enum.Enum):
+    """An enumeration, because a list of literals is no option that typer understands."""
+
+    llguidance = "llguidance"
+    xgrammar = "xgrammar"
+
+
+@app.command()
+def masks(
+    suite: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH",
+            help="JSON lines of {name, schema, tests: [{valid, data}]}, plain or .xz, or a folder or file of the "
+            "official JSON Schema test suite.",
+            rich_help_panel=_WORK,
+        ),
+    ],
+    vocabulary: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH|MODEL",
+            help="A tokenizer.json, .gguf or .tiktoken file; or a catalog name, a folder or a Hugging Face id.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = DEFAULT_MODEL,
+    sample: Annotated[
+        int | None,
+        typer.Option(min=1, help="Schemas to draw.", show_default="all", rich_help_panel=_WORK),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample.", rich_help_panel=_WORK)] = 0,
+    peer: Annotated[
+        list[MaskPeer] | None,
+        typer.Option(
+            help="A library to time beside ours, in the same loop; may be given twice. Needs specdec-engine[peers].",
+            show_default=False,
+            rich_help_panel=_WORK,
+        ),
+    ] = None,
+    json: Json = False,
+    save: Save = False,
+) -> None:
+    """How long does it take from a state to a filled bitmask, over the valid instances of a suite?
+
+    A mask that disagrees with the tokens that are then taken fails it. Times are measurements.
+    """
+    from specdec.evals.masks import run_masks  # noqa: PLC0415
+    from specdec.evals.schema_peers import MissingPeerError  # noqa: PLC0415
+    from specdec.evals.schema_suite import SuiteError, load_suite  # noqa: PLC0415
+    from specdec.evals.vocabularies import VocabularyError, load_vocabulary  # noqa: PLC0415
+
+    terminal = _terminal(json=json)
+    try:
+        result = run_masks(
+            load_suite(suite),
+            *load_vocabulary(vocabulary),
+            sample=sample,
+            seed=seed,
+            peers=[each.value for each in peer or ()],
+            terminal=terminal,
+        )
+    except SuiteError as error:
+        raise typer.BadParameter(str(error), param_hint="--suite") from error
+    except VocabularyError as error:
+        raise typer.BadParameter(str(error), param_hint="--vocabulary") from error
+    except MissingPeerError as error:
+        raise typer.BadParameter(str(error), param_hint="--peer") from error
+    _end(result, terminal, save=save)
 
 
 def _terminal(*, json: bool) -> Terminal:

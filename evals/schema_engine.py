@@ -63,12 +63,12 @@ def refused_at(text: bytes, num_accepted: int) -> str:
 
 
 class SpecdecEngine:
-    """Our compiler over a vocabulary of single bytes and some words."""
+    """Our compiler, where nothing else is given over a vocabulary of single bytes and some words."""
 
-    def __init__(self, documents: Mapping[str, Json]) -> None:
+    def __init__(self, documents: Mapping[str, Json], vocabulary: Vocabulary | None = None) -> None:
         self._documents = dict(documents)
         tokens: list[bytes | None] = [bytes([byte]) for byte in range(256)]
-        self.vocabulary = Vocabulary([*tokens, None, *_WORDS], [EOS_TOKEN_ID])
+        self.vocabulary = vocabulary or Vocabulary([*tokens, None, *_WORDS], [EOS_TOKEN_ID])
         self.compiler = GrammarCompiler(self.vocabulary, max_cache_entries=1)
 
     def compile(self, schema_text: str, options: CompileOptions) -> SpecdecGrammar:

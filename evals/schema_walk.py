@@ -76,7 +76,6 @@ class _Place:
 
 def _allowed_ids(compiler: GrammarCompiler, grammar: Grammar, state: GrammarState) -> list[int]:
     row = grammar.mask_row(state)
-    # The table is looked up after the row: a row that is new may make the table grow into another array.
     words = np.asarray(compiler.mask_table.rows[row])
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")
     return [int(token_id) for token_id in np.flatnonzero(bits)]

@@ -12,13 +12,15 @@ class BoundedCache(Generic[K, V]):
     """At most max_entries values that can be worked out again.
 
     Two generations: what was not used while the younger one filled up is dropped with the older one. A hit costs
-    one dict lookup, which a strictly least-recently-used order would double.
+    one dict lookup, which a strictly least-recently-used order would double. A dropped generation is freed a few
+    entries at a time: freeing ten thousand at once takes milliseconds, which one call would wait for.
     """
 
-    __slots__ = ("_half", "_old", "_young")
+    __slots__ = ("_dropped", "_old", "_third", "_young")
 
     def __init__(self, max_entries: int) -> None:
-        self._half = max(1, max_entries // 2)
+        self._third = max(1, max_entries // 3)
+        self._dropped: dict[K, V] = {}
         self._young: dict[K, V] = {}
         self._old: dict[K, V] = {}
 
@@ -31,9 +33,10 @@ class BoundedCache(Generic[K, V]):
         return value
 
     def put(self, key: K, value: V) -> None:
-        if len(self._young) >= self._half:
-            self._old = self._young
-            self._young = {}
+        for _ in range(min(2, len(self._dropped))):
+            self._dropped.popitem()
+        if len(self._young) >= self._third:
+            self._dropped, self._old, self._young = self._old, self._young, {}
         self._young[key] = value
 
     def __len__(self) -> int:

@@ -64,6 +64,11 @@ class GrammarCompiler:
     def cache_entries(self) -> int:
         return len(self._grammars)
 
+    @property
+    def num_computed_masks(self) -> int:
+        """How many masks were computed, for any grammar, rather than found in a cache; only grows."""
+        return self._runtime.num_computed_masks
+
     # A schema is any JSON value that a caller parsed; its shape is what compiling checks.
     def compile_json_schema(
         self, schema: str | Mapping[str, Any] | bool, options: SchemaOptions = DEFAULT_OPTIONS

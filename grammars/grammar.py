@@ -50,6 +50,7 @@ class Runtime:
         self.steps: BoundedCache[tuple[GrammarState, int], GrammarState] = BoundedCache(32768)
         # From (grammar, position) and then frame by frame to (row, stamp), or DEEPER where one more frame matters.
         self.masks: BoundedCache[tuple[object, Position | Frame | None], tuple[int, int]] = BoundedCache(32768)
+        self.num_computed_masks = 0
 
 
 class Grammar:
@@ -154,6 +155,7 @@ class Grammar:
 
     def _walk(self, state: GrammarState, shared: Position) -> tuple[int, int]:
         runtime = self._runtime
+        runtime.num_computed_masks += 1
         walker = MaskWalker(runtime.vocabulary, runtime.bodies, self._automaton, (state.position, state.stack))
         if walker.may_end:
             walker.words |= runtime.mask_table.eos_words

@@ -9,6 +9,7 @@ import numpy as np
 
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.errors import LimitExceededError
+from specdec.grammars.free_depths import free_depths, load_kernels
 from specdec.grammars.languages import EVERYTHING, Language, from_automaton
 from specdec.grammars.lexemes import string_table
 from specdec.grammars.numbers import NumberSet
@@ -26,6 +27,8 @@ class Lexicon:
     """What the bytes that a vocabulary can spell make of numbers and strings."""
 
     def __init__(self, spellable: frozenset[int]) -> None:
+        # Compiled to machine code now, and not while a request waits.
+        load_kernels()
         self.spellable = spellable
         self.plain_table = string_table(spellable)
         """The automaton of all strings."""
@@ -75,6 +78,8 @@ class Lexicon:
         found = self._automata.get(terms)
         if found is None:
             found = build_text_automaton(terms, self.spellable)
+            if not found.is_counted:
+                found.free_depths = free_depths(found.table, self.plain_table, found.is_boundary)
             self._automata.put(terms, found)
         return found
 

@@ -10,7 +10,8 @@ of a row id across steps compare `stamps[row]`, which changes when the row's con
 
 from __future__ import annotations
 
-import hashlib
+import mmap
+import sys
 from collections import OrderedDict
 
 import numpy as np
@@ -28,14 +29,17 @@ class MaskTable:
 
     def __init__(self, vocabulary: Vocabulary, *, max_bytes: int) -> None:
         self.max_rows = max(_MIN_ROWS, max_bytes // (4 * vocabulary.num_words))
-        self.rows: NDArray[np.uint32] = np.zeros((64, vocabulary.num_words), np.uint32)
-        """uint32 [capacity, ceil(V / 32)]; replaced by a larger array as it grows, so read it at each step."""
+        self.rows: NDArray[np.uint32] = _reserved(self.max_rows, vocabulary.num_words)
+        """uint32 [max_rows, ceil(V / 32)]. No memory stands behind rows that are not in use: growing by copies would
+        stop a step for tens of milliseconds."""
         self.num_rows = 0
         self.num_overwritten = 0
         """How often a row id was given new content; a mirror of the table is stale where it changed."""
         self.stamps: list[int] = []
-        self._row_of_digest: dict[bytes, int] = {}
-        self._digests: list[bytes] = []
+        self._hash_words = vocabulary.kernels.hash_words
+        self._weights = np.random.default_rng(0).integers(0, 2**64, vocabulary.num_words, np.uint64)
+        self._row_of_hash: dict[int, int] = {}
+        self._hashes: list[int] = []
         self._by_age: OrderedDict[int, None] = OrderedDict()
         self.eos_words = np.zeros(vocabulary.num_words, np.uint32)
         for token_id in vocabulary.eos_token_ids:
@@ -45,28 +49,29 @@ class MaskTable:
 
     def intern(self, words: NDArray[np.uint32]) -> int:
         """The row with this content: an equal one, a new one, or the oldest one overwritten."""
-        digest = hashlib.blake2b(words.data, digest_size=16).digest()
-        row = self._row_of_digest.get(digest)
+        content = words.tobytes()
+        key = self._hash_words(words, self._weights)
+        row = self._row_of_hash.get(key)
+        # Another content with the same hash: the next key is free or has one of the two.
+        while row is not None and self.rows[row].tobytes() != content:
+            key += 1
+            row = self._row_of_hash.get(key)
         if row is not None:
             self.touch(row)
             return row
         if self.num_rows < self.max_rows:
             row = self.num_rows
             self.num_rows += 1
-            if row == len(self.rows):
-                grown = np.zeros((min(2 * row, self.max_rows), self.rows.shape[1]), np.uint32)
-                grown[:row] = self.rows
-                self.rows = grown
             self.stamps.append(row)
-            self._digests.append(digest)
+            self._hashes.append(key)
         else:
             row, _ = self._by_age.popitem(last=False)
-            del self._row_of_digest[self._digests[row]]
+            del self._row_of_hash[self._hashes[row]]
             self.num_overwritten += 1
             self.stamps[row] = self.max_rows + self.num_overwritten
-            self._digests[row] = digest
+            self._hashes[row] = key
         self.rows[row] = words
-        self._row_of_digest[digest] = row
+        self._row_of_hash[key] = row
         self._by_age[row] = None
         return row
 
@@ -78,3 +83,15 @@ class MaskTable:
     def allows(self, row: int, token_id: int) -> bool:
         """One bit of the row."""
         return bool(self.rows[row, token_id >> 5] >> np.uint32(token_id & 31) & np.uint32(1))
+
+
+def _reserved(num_rows: int, num_words: int) -> NDArray[np.uint32]:
+    """Zeros in pages that are taken one by one. numpy asks for huge ones, the first touch of which takes 4 ms."""
+    num_bytes = 4 * num_rows * num_words
+    if sys.platform == "win32":
+        memory = mmap.mmap(-1, num_bytes)
+    else:
+        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, np.uint32).reshape(num_rows, num_words)

@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from specdec.grammars.automaton import Automaton, Config, Stack, literal_start
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import ArrayFrame, ObjectFrame
+from specdec.grammars.lexemes import BODY, CLOSED
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.positions import (
     AfterKey,
@@ -44,6 +46,9 @@ from specdec.grammars.walk import DEAD, Nodes, Words
 FRESH = b'""'
 """A key unlike any other: no key is spelt with two bare quotes."""
 
+BodyEnd = tuple[int, int, int]
+"""The node after a closing quote, the automaton's state before the quote, the code points of the body."""
+
 _ROOT: Nodes = np.zeros(1, np.int32)
 
 
@@ -54,6 +59,10 @@ class StringBodies:
         self.table = lexicon.plain_table
         self._vocabulary = vocabulary
         self._from_root: BoundedCache[tuple[int, int, int], tuple[Words, Nodes]] = BoundedCache(1024)
+        self._terms_from_root: BoundedCache[tuple[TextAutomaton, int, int], tuple[Words, list[BodyEnd]]] = BoundedCache(
+            512
+        )
+        self._ends: tuple[NDArray[np.uint8], NDArray[np.int64], Nodes] | None = None
 
     def walk(self, nodes: Nodes, state: int, min_length: int, max_length: int, words: Words) -> Nodes:
         """Mark the tokens that stay inside; return the nodes after the closing quote (walk.walk_string)."""
@@ -73,8 +82,67 @@ class StringBodies:
     def _walk(self, nodes: Nodes, state: int, low: int, high: int, words: Words) -> Nodes:
         v = self._vocabulary
         return v.kernels.walk_string(
-            nodes, state, low, high, self.table, v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, words
-        )
+            nodes, state, low, high, self.table, v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, words,
+            v.max_token_bytes + 1,
+        )  # fmt: skip
+
+    def walk_terms(
+        self, automaton: TextAutomaton, nodes: Nodes, state: int, length: int, words: Words
+    ) -> list[BodyEnd]:
+        """Mark the tokens that stay inside a body of the automaton's terms; every end of a body below the nodes."""
+        if nodes is not _ROOT:
+            return self._walk_terms(automaton, nodes, state, length, words)
+        kept = self._terms_from_root.get((automaton, state, length))
+        if kept is None:
+            inside = np.zeros_like(words)
+            ends = self._walk_free(automaton, state, inside)
+            if ends is None:
+                ends = self._walk_terms(automaton, nodes, state, length, inside)
+            kept = inside, ends
+            self._terms_from_root.put((automaton, state, length), kept)
+        words |= kept[0]
+        return kept[1]
+
+    def _walk_terms(
+        self, automaton: TextAutomaton, nodes: Nodes, state: int, length: int, words: Words
+    ) -> list[BodyEnd]:
+        v = self._vocabulary
+        closed, states, lengths = v.kernels.walk_terms(
+            nodes, state, length, automaton.is_counted, automaton.table, automaton.is_boundary, automaton.shortest,
+            automaton.longest, automaton.lows, automaton.highs,
+            v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, words, v.max_token_bytes + 1,
+        )  # fmt: skip
+        return list(zip(closed.tolist(), states.tolist(), lengths.tolist(), strict=True))
+
+    def _walk_free(self, automaton: TextAutomaton, state: int, words: Words) -> list[BodyEnd] | None:
+        """`_walk_terms` from the root, where it differs from a plain body's in its ends alone (free_depths.py).
+
+        It takes microseconds, and a walk of all tokens a millisecond or more.
+        """
+        v = self._vocabulary
+        if automaton.free_depths is None or automaton.free_depths[state] < v.max_token_bytes:
+            return None
+        nodes = self.walk(_ROOT, BODY, 0, UNBOUNDED, words)
+        if self._ends is None:
+            self._ends = self._find_ends(nodes)
+        closed, states = v.kernels.walk_ends(state, automaton.table, *self._ends)
+        return [(node, before, 0) for node, before in zip(closed.tolist(), states.tolist(), strict=True)]
+
+    def _find_ends(self, nodes: Nodes) -> tuple[NDArray[np.uint8], NDArray[np.int64], Nodes]:
+        """The bytes of bodies that are closed inside a token, where each begins, and the nodes after the quote."""
+        v = self._vocabulary
+        steps = self.table.tolist()
+        paths: list[bytes] = []
+        for node in nodes.tolist():
+            token = v.token_bytes(int(v.token_ids[v.trie_starts[node]]))
+            assert token is not None, "only tokens with bytes are in the trie"
+            state, length = BODY, 0
+            while (state := steps[state][token[length]]) != CLOSED:
+                length += 1
+            paths.append(token[:length])
+        offsets = np.zeros(len(paths) + 1, np.int64)
+        np.cumsum([len(path) for path in paths], out=offsets[1:])
+        return np.frombuffer(bytearray().join(paths), np.uint8), offsets, nodes
 
 
 class MaskWalker:
@@ -100,8 +168,9 @@ class MaskWalker:
             if self._is_remembered(position, stack, nodes):
                 self._decide_singly(nodes)
                 continue
-            vocabulary.kernels.mark_nodes(nodes, vocabulary.trie_starts, vocabulary.token_ids, self.words)
-            inner = vocabulary.kernels.inner_nodes(nodes, vocabulary.trie_skips)
+            inner = vocabulary.kernels.enter_nodes(
+                nodes, vocabulary.trie_skips, vocabulary.trie_starts, vocabulary.token_ids, self.words
+            )
             if len(inner):
                 self._go_on(position, stack, inner)
 
@@ -110,7 +179,9 @@ class MaskWalker:
     @staticmethod
     def _is_remembered(position: Position, stack: Stack | None, nodes: Nodes) -> bool:
         """Whether a token has ended a remembered item, or begun one where others have been."""
-        if stack is None or not isinstance(stack.frame, ArrayFrame) or stack.frame.seen is None:
+        if stack is None or not stack.is_remembered:
+            return False
+        if not isinstance(stack.frame, ArrayFrame) or stack.frame.seen is None:
             return False
         return isinstance(position, Completed) or (isinstance(position, Value) and nodes is not _ROOT)
 
@@ -215,7 +286,9 @@ class MaskWalker:
         met_at: dict[int, frozenset[int]] = {}
         if position.state != DEAD:
             met_by: dict[tuple[int, int], frozenset[int]] = {}
-            for node, state, length in self._walk_terms(automaton, nodes, position.state, position.length):
+            for node, state, length in self._bodies.walk_terms(
+                automaton, nodes, position.state, position.length, self.words
+            ):
                 if (state, length) not in met_by:
                     met_by[state, length] = rules.met_by_body(state, length)
                 if met_by[state, length]:
@@ -223,18 +296,6 @@ class MaskWalker:
         if position.text is not None:
             self._add_texts(rules.strings, position.text, nodes, met_at)
         self._complete(met_at, stack)
-
-    def _walk_terms(
-        self, automaton: TextAutomaton, nodes: Nodes, state: int, length: int
-    ) -> list[tuple[int, int, int]]:
-        """(node, state before the quote, code points) of every end of a body below the nodes."""
-        v = self._vocabulary
-        closed, states, lengths = v.kernels.walk_terms(
-            nodes, state, length, automaton.is_counted, automaton.table, automaton.is_boundary, automaton.shortest,
-            automaton.longest, automaton.lows, automaton.highs,
-            v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, self.words,
-        )  # fmt: skip
-        return list(zip(closed.tolist(), states.tolist(), lengths.tolist(), strict=True))
 
     def _walk_body(self, nodes: Nodes, position: String, low: int, high: int) -> Nodes:
         min_length = max(0, low - position.length)
@@ -270,7 +331,7 @@ class MaskWalker:
             ended = self._walk_texts(special, position.text, nodes, mark_inside=not is_free)
             for node, text in ended:
                 self._after_key(frame.after_key(text), stack, np.array([node], np.int32))
-            if is_free:
+            if is_free and ended:
                 closed = np.setdiff1d(closed, np.array([node for node, _ in ended], np.int32), assume_unique=True)
         if is_free and len(closed):
             self._after_key(frame.after_key(FRESH), stack, closed)
@@ -281,7 +342,7 @@ class MaskWalker:
         closed: list[tuple[int, int, int]] = []
         is_free = frame.takes_free_keys() and position.state != DEAD
         if is_free:
-            closed = self._walk_terms(classes.automaton, nodes, position.state, 0)
+            closed = self._bodies.walk_terms(classes.automaton, nodes, position.state, 0, self.words)
             if FRESH in frame.seen:
                 self._decide_singly(np.array([node for node, _, _ in closed], np.int32))
                 return
@@ -357,6 +418,7 @@ class MaskWalker:
         ended, indices = v.kernels.walk_texts(
             nodes, np.frombuffer(bytearray(prefix), np.uint8), text_bytes, text_skips, text_starts,
             v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, mark_inside, self.words,
+            v.max_token_bytes + 1,
         )  # fmt: skip
         return [(node, texts.texts[index]) for node, index in zip(ended.tolist(), indices.tolist(), strict=True)]
 

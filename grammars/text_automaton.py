@@ -48,6 +48,9 @@ class TextAutomaton:
         self.highs = np.array(
             [_UNBOUNDED if term.max_length is None else min(term.max_length, _UNBOUNDED) for term in terms], np.int32
         )
+        self.free_depths: NDArray[np.int32] | None = None
+        """Of each state between code points, for how many bytes it takes what any body has (free_depths.py); set by
+        the lexicon where no lengths are counted."""
         self.is_counted = any(not term.is_unbounded() for term in terms)
         counts = [bound for term in terms for bound in (term.min_length, (term.max_length or 0) + 1)]
         self.saturation = max(counts) if self.is_counted else 0

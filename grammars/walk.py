@@ -7,7 +7,8 @@ that end at n itself are starts[n] .. starts[n + 1].
 
 Every function here is plain Python, which is its specification; `load_kernels` compiles them with numba,
 with explicit signatures and without the GIL, once per process (cached on disk where a folder can be written).
-Words of a mask: bit (id & 31) of word (id >> 5).
+Words of a mask: bit (id & 31) of word (id >> 5). `max_depth` is more than the longest token has bytes: arrays that grow
+inside a loop make numba count references at each node, which made these walks seven times slower.
 """
 
 from __future__ import annotations
@@ -65,12 +66,18 @@ def build_trie(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> tuple[NDA
     return bytes_[:num_nodes].copy(), skips[:num_nodes].copy(), starts[: num_nodes + 1].copy()
 
 
-def mark_nodes(nodes: Nodes, starts: Nodes, token_ids: Nodes, words: Words) -> None:
-    """Set the bits of the tokens that end at the nodes."""
+def enter_nodes(nodes: Nodes, skips: Nodes, starts: Nodes, token_ids: Nodes, words: Words) -> Nodes:
+    """Set the bits of the tokens that end at the nodes; those of the nodes that have children."""
+    found = np.empty(len(nodes), np.int32)
+    num_found = 0
     for k in range(len(nodes)):
         node = nodes[k]
         for i in range(starts[node], starts[node + 1]):
             words[token_ids[i] >> 5] |= np.uint32(1) << np.uint32(token_ids[i] & 31)
+        if skips[node] > node + 1:
+            found[num_found] = node
+            num_found += 1
+    return found[:num_found].copy()
 
 
 def step_nodes(nodes: Nodes, byte: int, bytes_: NDArray[np.uint8], skips: Nodes) -> Nodes:
@@ -88,17 +95,6 @@ def step_nodes(nodes: Nodes, byte: int, bytes_: NDArray[np.uint8], skips: Nodes)
     return found[:num_found].copy()
 
 
-def inner_nodes(nodes: Nodes, skips: Nodes) -> Nodes:
-    """Those of the nodes that have children."""
-    found = np.empty(len(nodes), np.int32)
-    num_found = 0
-    for k in range(len(nodes)):
-        if skips[nodes[k]] > nodes[k] + 1:
-            found[num_found] = nodes[k]
-            num_found += 1
-    return found[:num_found].copy()
-
-
 def walk_string(
     nodes: Nodes,
     entry: int,
@@ -110,6 +106,7 @@ def walk_string(
     starts: Nodes,
     token_ids: Nodes,
     words: Words,
+    max_depth: int,
 ) -> Nodes:
     """Mark the tokens that stay inside a string body; return the nodes just after its closing quote.
 
@@ -121,9 +118,9 @@ def walk_string(
         capacity += skips[nodes[k]] - nodes[k]
     closed = np.empty(capacity, np.int32)
     num_closed = 0
-    state_at = np.empty(256, np.int16)
-    length_at = np.empty(256, np.int32)
-    end_at = np.empty(256, np.int32)
+    state_at = np.empty(max_depth, np.int16)
+    length_at = np.empty(max_depth, np.int32)
+    end_at = np.empty(max_depth, np.int32)
     for k in range(len(nodes)):
         level = 0
         state_at[0] = entry
@@ -151,10 +148,6 @@ def walk_string(
                 words[token_ids[i] >> 5] |= np.uint32(1) << np.uint32(token_ids[i] & 31)
             if skips[node] > node + 1:
                 level += 1
-                if level == len(state_at):
-                    state_at = np.append(state_at, np.empty(level, np.int16))
-                    length_at = np.append(length_at, np.empty(level, np.int32))
-                    end_at = np.append(end_at, np.empty(level, np.int32))
                 state_at[level] = target
                 length_at[level] = length
                 end_at[level] = skips[node]
@@ -178,6 +171,7 @@ def walk_terms(
     starts: Nodes,
     token_ids: Nodes,
     words: Words,
+    max_depth: int,
 ) -> tuple[Nodes, Nodes, Nodes]:
     """Mark the tokens that stay inside a body of lexicon.TextAutomaton; return the nodes just after its closing quote.
 
@@ -190,9 +184,9 @@ def walk_terms(
     states = np.empty(capacity, np.int32)
     lengths = np.empty(capacity, np.int32)
     num_closed = 0
-    state_at = np.empty(256, np.int16)
-    length_at = np.empty(256, np.int32)
-    end_at = np.empty(256, np.int32)
+    state_at = np.empty(max_depth, np.int16)
+    length_at = np.empty(max_depth, np.int32)
+    end_at = np.empty(max_depth, np.int32)
     for k in range(len(nodes)):
         level = 0
         state_at[0] = entry
@@ -233,15 +227,38 @@ def walk_terms(
                 words[token_ids[i] >> 5] |= np.uint32(1) << np.uint32(token_ids[i] & 31)
             if skips[node] > node + 1:
                 level += 1
-                if level == len(state_at):
-                    state_at = np.append(state_at, np.empty(level, np.int16))
-                    length_at = np.append(length_at, np.empty(level, np.int32))
-                    end_at = np.append(end_at, np.empty(level, np.int32))
                 state_at[level] = target
                 length_at[level] = reached
                 end_at[level] = skips[node]
             node += 1
     return closed[:num_closed].copy(), states[:num_closed].copy(), lengths[:num_closed].copy()
+
+
+def walk_ends(
+    entry: int,
+    table: Table,
+    paths: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    nodes: Nodes,
+) -> tuple[Nodes, Nodes]:
+    """Those nodes whose path, of the bytes paths[offsets[i]:offsets[i + 1]], leads where a body may be closed.
+
+    The second array holds the table's state there.
+    """
+    closed = np.empty(len(nodes), np.int32)
+    states = np.empty(len(nodes), np.int32)
+    num_closed = 0
+    for k in range(len(nodes)):
+        state = entry
+        for i in range(offsets[k], offsets[k + 1]):
+            state = table[state, paths[i]]
+            if state < 0:
+                break
+        if state >= 0 and table[state, 34] == 1:
+            closed[num_closed] = nodes[k]
+            states[num_closed] = state
+            num_closed += 1
+    return closed[:num_closed].copy(), states[:num_closed].copy()
 
 
 def walk_number(
@@ -306,6 +323,7 @@ def walk_texts(
     token_ids: Nodes,
     mark_inside: bool,
     words: Words,
+    max_depth: int,
 ) -> tuple[Nodes, Nodes]:
     """Follow a trie of texts beyond `prefix`; return the nodes where a text ends, and which text.
 
@@ -314,6 +332,8 @@ def walk_texts(
     capacity = 0
     for k in range(len(nodes)):
         capacity += skips[nodes[k]] - nodes[k]
+    # Below one node each text ends once at most.
+    capacity = min(capacity, len(nodes) * (len(text_starts) - 1))
     ended = np.empty(capacity, np.int32)
     texts = np.empty(capacity, np.int32)
     num_ended = 0
@@ -326,8 +346,8 @@ def walk_texts(
         if child >= end:
             return ended[:0].copy(), texts[:0].copy()
         top = child
-    text_at = np.empty(256, np.int32)
-    end_at = np.empty(256, np.int32)
+    text_at = np.empty(max_depth, np.int32)
+    end_at = np.empty(max_depth, np.int32)
     for k in range(len(nodes)):
         level = 0
         text_at[0] = top
@@ -353,45 +373,52 @@ def walk_texts(
                     words[token_ids[i] >> 5] |= np.uint32(1) << np.uint32(token_ids[i] & 31)
             if skips[node] > node + 1:
                 level += 1
-                if level == len(text_at):
-                    text_at = np.append(text_at, np.empty(level, np.int32))
-                    end_at = np.append(end_at, np.empty(level, np.int32))
                 text_at[level] = target
                 end_at[level] = skips[node]
             node += 1
     return ended[:num_ended].copy(), texts[:num_ended].copy()
 
 
+def hash_words(words: Words, weights: NDArray[np.uint64]) -> np.uint64:
+    """A hash of the words: their sum, each times its weight, modulo 2**64."""
+    total = np.uint64(0)
+    for i in range(len(words)):
+        total += np.uint64(words[i]) * weights[i]
+    return total
+
+
 class Kernels(NamedTuple):
     """The functions above, compiled; they take the same arguments, by position."""
 
     build_trie: Callable[..., tuple[NDArray[np.uint8], Nodes, Nodes]]
-    mark_nodes: Callable[..., None]
+    enter_nodes: Callable[..., Nodes]
     step_nodes: Callable[..., Nodes]
-    inner_nodes: Callable[..., Nodes]
     walk_string: Callable[..., Nodes]
     walk_terms: Callable[..., tuple[Nodes, Nodes, Nodes]]
+    walk_ends: Callable[..., tuple[Nodes, Nodes]]
     walk_number: Callable[..., tuple[Nodes, Nodes]]
     walk_texts: Callable[..., tuple[Nodes, Nodes]]
+    hash_words: Callable[..., int]
 
 
 _SIGNATURES: dict[Callable[..., Any], str] = {
     build_trie: "Tuple((u1[::1], i4[::1], i4[::1]))(u1[::1], i8[::1])",
-    mark_nodes: "void(i4[::1], i4[::1], i4[::1], u4[::1])",
+    enter_nodes: "i4[::1](i4[::1], i4[::1], i4[::1], i4[::1], u4[::1])",
     step_nodes: "i4[::1](i4[::1], i8, u1[::1], i4[::1])",
-    inner_nodes: "i4[::1](i4[::1], i4[::1])",
-    walk_string: "i4[::1](i4[::1], i8, i8, i8, i2[:, ::1], u1[::1], i4[::1], i4[::1], i4[::1], u4[::1])",
+    walk_string: "i4[::1](i4[::1], i8, i8, i8, i2[:, ::1], u1[::1], i4[::1], i4[::1], i4[::1], u4[::1], i8)",
     walk_terms: (
         "Tuple((i4[::1], i4[::1], i4[::1]))(i4[::1], i8, i8, b1, i2[:, ::1], u1[::1], i4[:, ::1], i4[:, ::1], i4[::1],"
-        " i4[::1], u1[::1], i4[::1], i4[::1], i4[::1], u4[::1])"
+        " i4[::1], u1[::1], i4[::1], i4[::1], i4[::1], u4[::1], i8)"
     ),
+    walk_ends: "Tuple((i4[::1], i4[::1]))(i8, i2[:, ::1], u1[::1], i8[::1], i4[::1])",
     walk_number: (
         "Tuple((i4[::1], i4[::1]))(i4[::1], i8, i2[:, ::1], u1[::1], u1[::1], i4[::1], i4[::1], i4[::1], u4[::1])"
     ),
     walk_texts: (
         "Tuple((i4[::1], i4[::1]))(i4[::1], u1[::1], u1[::1], i4[::1], i4[::1], u1[::1], i4[::1], i4[::1], i4[::1],"
-        " b1, u4[::1])"
+        " b1, u4[::1], i8)"
     ),
+    hash_words: "u8(u4[::1], u8[::1])",
 }
 
 
