@@ -67,6 +67,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     exact: bool = False
     """Row-invariant arithmetic: a row's logits do not depend on the rows beside it (docs/design/001)."""
     speculative: SpeculativeConfig | None = None
+    check_outputs: bool = False
+    """Judge every finished constrained answer against its whole constraint before its last delta is handed out."""
 
     def __post_init__(self) -> None:
         for name, low, high in (

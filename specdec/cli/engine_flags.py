@@ -143,6 +143,14 @@ class EngineFlags:
             rich_help_panel="Scheduling & memory",
         ),
     ] = _DEFAULTS.enable_prefix_caching
+    check_outputs: Annotated[
+        bool,
+        typer.Option(
+            "--check-outputs",
+            help="Judge every finished constrained answer by an independent validator, in a process of its own.",
+            rich_help_panel="Structured outputs",
+        ),
+    ] = _DEFAULTS.check_outputs
 
     def config(self) -> EngineConfig:
         """The engine's configuration. Raises ConfigError naming the flag, also where two contradict each other."""
@@ -164,6 +172,7 @@ class EngineFlags:
             enable_prefix_caching=self.enable_prefix_caching,
             exact=self.exact,
             speculative=self._speculative(),
+            check_outputs=self.check_outputs,
         )
 
     def notes(self) -> dict[str, str]:

@@ -7,11 +7,11 @@ import torch
 
 from specdec import (
     ConfigError,
-    Constraint,
     ContextLengthError,
     Engine,
     EngineConfig,
     FinishReason,
+    JsonSchema,
     Request,
     RequestError,
     SamplingParams,
@@ -26,7 +26,7 @@ POOL_TOKENS = 30 * 16
 
 @pytest.fixture(scope="module")
 def engine(tiny_model_folder):
-    return Engine(EngineConfig(model=str(tiny_model_folder), max_model_len=256, num_kv_blocks=30))
+    return Engine(EngineConfig(model=str(tiny_model_folder), max_model_len=256, num_kv_blocks=30, check_outputs=True))
 
 
 def request(engine, text="hello there", *, request_id="r", constraint=None, **params):
@@ -110,12 +110,12 @@ class Colour(Enum):
 
 
 def test_a_python_type_constrains_the_answer(engine):
-    outputs = engine.generate(["a", "b", "c"], SamplingParams(max_tokens=40, seed=1), schema=Colour)
+    outputs = engine.generate(["a", "b", "c"], SamplingParams(max_tokens=40, seed=1), output_type=Colour)
     assert {output.text for output in outputs} <= {'"red"', '"blue"'}
     assert all(output.choices[0].finish_reason is FinishReason.STOP for output in outputs)
 
 
-JSON_OBJECT = Constraint(kind="json_object")
+JSON_OBJECT = JsonSchema(schema='{"type":"object"}')
 
 
 @pytest.mark.parametrize(
@@ -128,10 +128,10 @@ JSON_OBJECT = Constraint(kind="json_object")
         ({"constraint": JSON_OBJECT, "stop_token_ids": (5,)}, RequestError, "stop_token_ids", "constraint"),
         ({"constraint": JSON_OBJECT, "ignore_eos": True}, RequestError, "ignore_eos", "constraint"),
         ({"constraint": JSON_OBJECT, "min_tokens": 1}, RequestError, "min_tokens", "constraint"),
-        ({"constraint": Constraint(kind="json_schema", schema='{"format": "?"}')}, SchemaError, "schema", "format"),
-        ({"constraint": Constraint(kind="json_schema", schema='{"type": 3}')}, SchemaError, "schema", "type"),
-        ({"constraint": Constraint(kind="json_schema", schema="{")}, SchemaError, "schema", ""),
-        ({"constraint": Constraint(kind="json_schema", schema="false")}, SchemaError, "schema", ""),
+        ({"constraint": JsonSchema(schema='{"format": "?"}')}, SchemaError, "schema", "format"),
+        ({"constraint": JsonSchema(schema='{"type": 3}')}, SchemaError, "schema", "type"),
+        ({"constraint": JsonSchema(schema="{")}, SchemaError, "schema", ""),
+        ({"constraint": JsonSchema(schema="false")}, SchemaError, "schema", ""),
     ],
 )
 def test_a_request_that_cannot_be_served_is_refused_by_field_and_limit(engine, changes, error, param, says):
