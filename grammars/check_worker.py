@@ -7,6 +7,7 @@ line {"violation": null or why, "unjudgeable": null or why}. It ends with its in
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterable
 from typing import Any, TextIO
@@ -19,6 +20,8 @@ from specdec.grammars.final_check import FinalCheck
 from specdec.grammars.judge import UnjudgeableError
 
 _MAX_CACHED_CHECKS = 256
+_LONGEST_CHECK_SECONDS = 60
+"""Far above any deadline of the other end: a worker that outlives it in the middle of a check ends by itself."""
 
 
 def answer_all(lines: Iterable[str], replies: TextIO) -> None:
@@ -28,6 +31,7 @@ def answer_all(lines: Iterable[str], replies: TextIO) -> None:
     for line in lines:
         # Any: our own other end wrote it.
         job: Any = json.loads(line)
+        _set_alarm(_LONGEST_CHECK_SECONDS)
         try:
             check = checks.get(job["constraint"])
             if check is None:
@@ -40,7 +44,14 @@ def answer_all(lines: Iterable[str], replies: TextIO) -> None:
             reply = {"violation": None, "unjudgeable": str(error)}
         except Exception as error:  # noqa: BLE001, a fault of the judge is no fault of the answer
             reply = {"violation": None, "unjudgeable": f"the judge failed: {type(error).__name__}: {error}"}
+        _set_alarm(0)
         _say(replies, reply)
+
+
+def _set_alarm(seconds: int) -> None:
+    """Have the system end this process after so long; 0 for not at all."""
+    if hasattr(signal, "alarm"):
+        signal.alarm(seconds)
 
 
 def _say(replies: TextIO, reply: dict[str, str | None]) -> None:

@@ -35,6 +35,7 @@ _HOME_OF = {
     "FinishReason": "specdec.request",
     "Function": "specdec.grammars.constraints",
     "GenerationError": "specdec.errors",
+    "HERMES": "specdec.grammars.constraints",
     "JsonSchema": "specdec.grammars.constraints",
     "ModelError": "specdec.errors",
     "pull_model": "specdec.models.catalog",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from specdec.errors import RequestError as RequestError
     from specdec.errors import SchemaError as SchemaError
     from specdec.errors import SpecdecError as SpecdecError
+    from specdec.grammars.constraints import HERMES as HERMES
     from specdec.grammars.constraints import AfterMarker as AfterMarker
     from specdec.grammars.constraints import Choice as Choice
     from specdec.grammars.constraints import Constraint as Constraint

@@ -28,7 +28,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_hits: int = 0
     num_preemptions: int = 0
     num_finished: dict[str, int] = {}
-    """Choices by finish reason."""
+    """Choices by finish reason; `stop` counts those as well that fail their check afterwards."""
     speculation: dict[str, SpeculationStats] = {}
     """By proposer."""
     num_drafts_cut_by_grammar: int = 0

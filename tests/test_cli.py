@@ -266,6 +266,69 @@ def test_a_schema_file_that_holds_no_json_is_refused(tmp_path):
     assert "schema.json holds no JSON" in result.stderr
 
 
+# Schemas
+
+
+def write(folder, name, content):
+    (folder / name).write_text(json.dumps(content))
+    return str(folder / name)
+
+
+def test_schema_check_prints_what_is_enforced(tmp_path):
+    file = write(tmp_path, "a.json", {"title": "x", "type": "object", "properties": {"a": {"maxLength": 3}}})
+    result = invoke("schema", "check", file)
+    assert result.exit_code == 0
+    for line in ("maxLength .* enforced", "title .* annotation", "/properties .* restricted: .*order"):
+        assert re.search(line, result.stdout), line
+    shown = json.loads(invoke("schema", "check", file, "--json").stdout)
+    assert shown["enforcement"]["enforced"] == ["maxLength", "properties", "type"]
+    assert shown["enforcement"]["annotations"] == ["title"]
+    assert "/properties" in {each["pointer"] for each in shown["enforcement"]["restrictions"]}
+
+
+def test_schema_check_names_the_error_of_a_refused_schema(tmp_path):
+    file = write(tmp_path, "a.json", {"properties": {"a": {"pattern": "(a)\\1"}}})
+    result = invoke("schema", "check", file)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "UnsupportedSchemaError: " in result.stderr
+    assert "/properties/a/pattern" in result.stderr
+    refused = invoke("schema", "check", file, "--json")
+    assert refused.exit_code == 1
+    assert json.loads(refused.stdout)["error"].items() >= {
+        "name": "UnsupportedSchemaError", "keyword": "pattern", "pointer": "/properties/a/pattern",
+    }.items()  # fmt: skip
+    unsatisfiable = invoke("schema", "check", write(tmp_path, "b.json", {"not": {}}), "--json")
+    assert json.loads(unsatisfiable.stdout)["error"]["name"] == "UnsatisfiableSchemaError"
+
+
+def test_schema_check_takes_the_options(tmp_path):
+    file = write(tmp_path, "a.json", {"$ref": "urn:a", "format": "nonsense"})
+    document = write(tmp_path, "b.json", {"format": "uuid", "const": "a"})
+    assert invoke("schema", "check", file).exit_code == 1
+    options = ["--unknown-format", "annotation", "--document", f"urn:a={document}"]
+    assert "Unsatisfiable" in invoke("schema", "check", file, *options).stderr
+    assert invoke("schema", "check", file, *options, "--format", "annotation").exit_code == 0
+    others = ["--property-order", "any", "--additional-properties", "closed", "--whitespace", "flexible"]
+    plain = write(tmp_path, "c.json", {"type": "object"})
+    assert invoke("schema", "check", plain, *others, "--max-whitespace", "3").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["nowhere.json"], "nowhere.json cannot be read"),
+        ([__file__], "holds no JSON"),
+        (["nowhere.json", "--document", "urn:a"], "--document: 'urn:a' is no document; write URI=FILE"),
+        (["nowhere.json", "--document", "urn:a=nothing.json"], "--document: nothing.json cannot be read"),
+        (["nowhere.json", "--whitespace", "none"], "--whitespace"),
+    ],
+)
+def test_schema_check_says_what_is_wrong_with_its_arguments(arguments, complaint):
+    result = invoke("schema", "check", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert complaint in result.stderr
+
+
 # Commands
 
 

@@ -1,21 +1,27 @@
 """What a Python user of the engine sees, and what is refused before it starts."""
 
+import re
 from enum import Enum
 
+import outlines.types
 import pytest
 import torch
 
 from specdec import (
+    Choice,
     ConfigError,
     ContextLengthError,
+    EnforcementReport,
     Engine,
     EngineConfig,
     FinishReason,
     JsonSchema,
+    Regex,
     Request,
     RequestError,
     SamplingParams,
     SchemaError,
+    SchemaOptions,
     SpeculativeConfig,
 )
 from specdec.attention import Span
@@ -115,6 +121,33 @@ def test_a_python_type_constrains_the_answer(engine):
     assert all(output.choices[0].finish_reason is FinishReason.STOP for output in outputs)
 
 
+def test_every_output_type_constrains_the_answer_and_reports_what_was_enforced(engine):
+    params = SamplingParams(max_tokens=60, seed=1)
+    cases = {
+        re.compile("[ab]{2}"): "[ab]{2}",
+        Regex(pattern="c|d"): "c|d",
+        Choice(choices=("yes", "no")): "yes|no",
+        outlines.types.Choice(["e", "f"]): "e|f",
+        outlines.types.Regex("g{1,3}"): "g{1,3}",
+    }
+    for output_type, pattern in [*cases.items(), ({"const": "h"}, '"h"')]:
+        [output] = engine.generate("a", params, output_type=output_type)
+        assert output.choices[0].finish_reason is FinishReason.STOP
+        assert re.fullmatch(pattern, output.text), output_type
+        assert isinstance(output.enforcement, EnforcementReport)
+    assert engine.generate("a", SamplingParams(max_tokens=3))[0].enforcement is None
+
+
+def test_options_are_read_with_the_schema(engine):
+    params = SamplingParams(max_tokens=60, seed=1)
+    options = SchemaOptions(format="annotation", documents={"urn:a": {"const": "h", "format": "uuid"}})
+    [output] = engine.generate("a", params, output_type={"$ref": "urn:a"}, options=options)
+    assert output.text == '"h"'
+    with pytest.raises(RequestError, match="options") as refused:
+        engine.generate("a", params, options=options)
+    assert refused.value.param == "options"
+
+
 JSON_OBJECT = JsonSchema(schema='{"type":"object"}')
 
 
@@ -130,6 +163,8 @@ JSON_OBJECT = JsonSchema(schema='{"type":"object"}')
         ({"constraint": JSON_OBJECT, "min_tokens": 1}, RequestError, "min_tokens", "constraint"),
         ({"constraint": JsonSchema(schema='{"format": "?"}')}, SchemaError, "schema", "format"),
         ({"constraint": JsonSchema(schema='{"type": 3}')}, SchemaError, "schema", "type"),
+        ({"constraint": Regex(pattern="a"), "stop": ("x",)}, RequestError, "stop", "constraint"),
+        ({"constraint": Choice(choices=("a",)), "min_tokens": 1}, RequestError, "min_tokens", "constraint"),
         ({"constraint": JsonSchema(schema="{")}, SchemaError, "schema", ""),
         ({"constraint": JsonSchema(schema="false")}, SchemaError, "schema", ""),
     ],
