@@ -194,7 +194,8 @@ class Engine:
                 eos_token_ids=self._eos_token_ids,
                 num_prompt_tokens=len(request.prompt_token_ids),
                 token_ids=list(request.prompt_token_ids),
-                detokenizer=Detokenizer(self.tokenizer),
+                # The only special tokens in a constrained answer are those that its constraint asks for.
+                detokenizer=Detokenizer(self.tokenizer, skip_special_tokens=request.constraint is None),
                 cache_salt=request.cache_salt,
                 grammar=prepared.grammar,
                 grammar_state=prepared.grammar.initial_state if prepared.grammar else None,

@@ -60,7 +60,7 @@ def test_flags_have_the_names_that_vllm_users_know():
     config = config_of(
         *["some/model", "--dtype", "float16", "--device", "cpu", "--max-model-len", "100", "--seed", "7", "--exact"],
         *["--max-num-seqs", "3", "--max-num-batched-tokens", "200", "--block-size", "8"],
-        *["--kv-cache-memory", "2GiB", "--no-enable-prefix-caching"],
+        *["--kv-cache-memory", "2GiB", "--no-enable-prefix-caching", "--check-outputs"],
         *["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3}'],
     )
     assert config == EngineConfig(
@@ -75,6 +75,7 @@ def test_flags_have_the_names_that_vllm_users_know():
         block_size=8,
         kv_cache_memory=2**31,
         enable_prefix_caching=False,
+        check_outputs=True,
         speculative=SpeculativeConfig(method="ngram", num_speculative_tokens=5, prompt_lookup_max=3),
     )
     assert config_of("--num-kv-blocks", "9").num_kv_blocks == 9
@@ -391,7 +392,7 @@ def test_run_prints_the_answer_alone_and_speculation_leaves_it_the_same(tiny_mod
 def test_run_with_a_schema_prints_json_that_satisfies_it(tiny_model_folder, tmp_path):
     file = tmp_path / "schema.json"
     file.write_text(json.dumps({"enum": ["red", "green", {"blue": True}]}))
-    finished = run_tiny(tiny_model_folder, "--schema", str(file), "--prompt", "colour?")
+    finished = run_tiny(tiny_model_folder, "--schema", str(file), "--prompt", "colour?", "--check-outputs")
     assert finished.returncode == 0, finished.stderr
     assert json.loads(finished.stdout) in ["red", "green", {"blue": True}]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from specdec import (
+    AfterMarker,
     Choice,
     ConfigError,
     ContextLengthError,
@@ -136,6 +137,19 @@ def test_every_output_type_constrains_the_answer_and_reports_what_was_enforced(e
         assert re.fullmatch(pattern, output.text), output_type
         assert isinstance(output.enforcement, EnforcementReport)
     assert engine.generate("a", SamplingParams(max_tokens=3))[0].enforcement is None
+
+
+def test_a_marker_that_is_a_special_token_is_part_of_the_answer(engine):
+    constraint = AfterMarker(marker="<|im_start|>", then=Choice(choices=("yes", "no")))
+    num_checked = engine.stats().num_outputs_checked
+    for seed in range(20):
+        params = SamplingParams(max_tokens=200, seed=seed, logit_bias={1: 5.0})
+        choice = engine.generate("a", params, output_type=constraint)[0].choices[0]
+        if choice.finish_reason is FinishReason.STOP:
+            assert choice.text.rpartition("<|im_start|>")[2] in {"yes", "no"}
+            assert 1 in choice.token_ids
+    assert engine.stats().num_outputs_checked > num_checked
+    assert engine.stats().num_output_check_failures == 0
 
 
 def test_options_are_read_with_the_schema(engine):
