@@ -26,10 +26,11 @@ from specdec.request import FinishReason, Request, TokenDelta
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 2.0
-"""Longest that a delta is held for its check, waiting for other checks included."""
+"""Longest that a delta is held for its check, other checks included; plus the start of the process, where it must."""
 _MAX_LOGGED_CHARS = 4000
 _MAX_REASON_CHARS = 500
-_MAX_SLOW_CONSTRAINTS = 4096
+_MAX_REMEMBERED = 4096
+"""Constraints that are known to be slow, and those that a warning was given of."""
 
 
 class OutputChecker:
@@ -59,10 +60,9 @@ class OutputChecker:
         self._constraints[request.request_id] = request.constraint
         if self._thread is None:
             process = CheckProcess()
-            # Without the checker, so that it can be collected.
-            self._thread = threading.Thread(
-                target=_check_all, args=(process, self._jobs, self._verdicts), name="specdec-check", daemon=True
-            )
+            # The loop does not know the checker, so that the checker can be collected.
+            loop = _CheckLoop(process, self._jobs, self._verdicts)
+            self._thread = threading.Thread(target=loop.run, name="specdec-check", daemon=True)
             self._thread.start()
             weakref.finalize(self, _end, process, self._jobs, self._thread)
 
@@ -140,60 +140,69 @@ class _Verdict(NamedTuple):
     not_made: str | None = None
 
 
-def _check_all(
-    process: CheckProcess, jobs: queue.SimpleQueue[_Job | None], verdicts: queue.SimpleQueue[_Verdict]
-) -> None:
-    """Check until None comes."""
-    slow: BoundedCache[bytes, bool] = BoundedCache(_MAX_SLOW_CONSTRAINTS)
-    started = _started(process)
-    while (job := jobs.get()) is not None:
+class _CheckLoop:
+    """What the checker's thread does, until None comes in place of a job."""
+
+    def __init__(
+        self, process: CheckProcess, jobs: queue.SimpleQueue[_Job | None], verdicts: queue.SimpleQueue[_Verdict]
+    ) -> None:
+        self._process = process
+        self._jobs = jobs
+        self._verdicts = verdicts
+        self._slow: BoundedCache[bytes, bool] = BoundedCache(_MAX_REMEMBERED)
+        self._warned: BoundedCache[bytes, bool] = BoundedCache(_MAX_REMEMBERED)
+
+    def run(self) -> None:
+        self._start()
+        started = time.monotonic()
+        while (job := self._jobs.get()) is not None:
+            try:
+                verdict = self._verdict(job, max(job.since, started) + CHECK_SECONDS)
+            except Exception as error:  # the thread has to go on: deltas wait for it
+                logger.exception("a check failed")
+                verdict = _Verdict(job.ticket, not_made=type(error).__name__)
+            self._verdicts.put(verdict)
+            # The process of a check that was ended is replaced now, not when the next answer waits.
+            self._start()
+        self._process.release()
+
+    def _start(self) -> None:
+        try:
+            self._process.start()
+        except CheckNotMadeError as error:
+            logger.warning("answers are not checked: %s", error)
+
+    def _verdict(self, job: _Job, deadline: float) -> _Verdict:
         constraint = json.dumps(msgspec.to_builtins(job.constraint))
         digest = hashlib.sha256(constraint.encode()).digest()
         try:
-            deadline = max(job.since, started) + CHECK_SECONDS
-            violation = _violation(process, job, deadline, is_slow=bool(slow.get(digest)))
+            violation = self._violation(job, digest, deadline - time.monotonic())
         except CheckNotMadeError as error:
-            reason = str(error)[:_MAX_REASON_CHARS]
-            logger.warning("an answer was not checked: %s; constraint: %s", reason, constraint[:_MAX_LOGGED_CHARS])
-            verdicts.put(_Verdict(job.ticket, not_made=reason))
             if isinstance(error, CheckTimeoutError):
-                slow.put(digest, True)
-                _started(process)
-        except Exception as error:  # the thread has to go on: deltas wait for it
-            logger.exception("a check failed")
-            verdicts.put(_Verdict(job.ticket, not_made=type(error).__name__))
-        else:
-            if violation is not None:
-                violation = violation[:_MAX_REASON_CHARS]
-                logger.error(
-                    "an answer does not satisfy its constraint: %s; constraint: %s",
-                    violation,
-                    constraint[:_MAX_LOGGED_CHARS],
-                )
-            verdicts.put(_Verdict(job.ticket, violation))
-    process.release()
+                self._slow.put(digest, True)
+            reason = str(error)[:_MAX_REASON_CHARS]
+            if not self._warned.get(digest):
+                self._warned.put(digest, True)
+                logger.warning("an answer was not checked: %s; constraint: %s", reason, constraint[:_MAX_LOGGED_CHARS])
+            return _Verdict(job.ticket, not_made=reason)
+        if violation is None:
+            return _Verdict(job.ticket)
+        violation = violation[:_MAX_REASON_CHARS]
+        logger.error(
+            "an answer does not satisfy its constraint: %s; constraint: %s", violation, constraint[:_MAX_LOGGED_CHARS]
+        )
+        return _Verdict(job.ticket, violation)
 
+    def _violation(self, job: _Job, digest: bytes, left_s: float) -> str | None:
+        """As CheckProcess.violation; CheckNotMadeError as well where the check is not worth a try.
 
-def _violation(process: CheckProcess, job: _Job, deadline: float, *, is_slow: bool) -> str | None:
-    """As CheckProcess.violation; CheckNotMadeError as well where the check is not worth a try.
-
-    Half of the time at least is left to a check that is made: one that runs out of it is slow by itself.
-    """
-    left_s = deadline - time.monotonic()
-    if is_slow:
-        raise CheckNotMadeError("a check of the same constraint has taken too long before")
-    if left_s < CHECK_SECONDS / 2:
-        raise CheckNotMadeError("other checks took too long")
-    return process.violation(job.constraint, job.text, deadline_s=left_s)
-
-
-def _started(process: CheckProcess) -> float:
-    """When the process was ready; where it cannot be had, every check says so."""
-    try:
-        process.start()
-    except CheckNotMadeError:
-        logger.exception("the checking process does not start")
-    return time.monotonic()
+        Half of the time at least is left to a check that is made: one that runs out of it is slow by itself.
+        """
+        if self._slow.get(digest):
+            raise CheckNotMadeError("a check of the same constraint has taken too long before")
+        if left_s < CHECK_SECONDS / 2:
+            raise CheckNotMadeError("other checks took too long")
+        return self._process.violation(job.constraint, job.text, deadline_s=left_s)
 
 
 def _end(process: CheckProcess, jobs: queue.SimpleQueue[_Job | None], thread: threading.Thread) -> None:

@@ -182,8 +182,8 @@ def test_a_check_without_end_delays_one_delta_and_nothing_else(make_engine, capl
     begin = time.monotonic()
     [output] = engine.generate("a", SamplingParams(max_tokens=60), output_type=SLOW)
     assert json.loads(output.text) == "a" * 40
+    assert time.monotonic() - begin < CHECK_SECONDS
     assert engine.stats().num_outputs_not_checked == 2
-    assert "too long before" in caplog.text
     assert engine.generate("a", SamplingParams(max_tokens=60), output_type=WORD)
     assert engine.stats().num_outputs_checked == 2
 
