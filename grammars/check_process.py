@@ -39,14 +39,14 @@ class CheckProcess:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
-        self._is_closed = False
+        self.is_closed = False
 
     def start(self) -> None:
         """Have a process that is ready. Raises CheckNotMadeError."""
         if self._process is not None:
             return
         with self._lock:
-            if self._is_closed:
+            if self.is_closed:
                 raise CheckNotMadeError("the engine is being closed")
             # The same code as here, wherever that was imported from; apart from the terminal's Ctrl-C.
             root = str(Path(__file__).parents[2])
@@ -96,7 +96,7 @@ class CheckProcess:
     def close(self) -> None:
         """End the process, and the check in progress with it; there will be no other. Callable from any thread."""
         with self._lock:
-            self._is_closed = True
+            self.is_closed = True
             if self._process is not None:
                 self._process.kill()
 

@@ -6,7 +6,6 @@ takes has no bound (`re` backtracks, and so does a schema): check_process.py giv
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import warnings
@@ -124,8 +123,9 @@ class _ToolCallsCheck:
         self._judges = {function.name: _judge(function.parameters, calls.options) for function in calls.functions}
 
     def violation(self, text: str) -> str | None:
-        place = 0
-        for number in itertools.count(1):
+        place = number = 0
+        while True:
+            number += 1
             try:
                 place = self._after_call(text, place)
             except ValueError as error:
@@ -138,7 +138,6 @@ class _ToolCallsCheck:
             if following is None:
                 return f"call {number} is followed by something that is no separator"
             place = following
-        raise AssertionError("the numbers do not end")
 
     def _after_call(self, text: str, start: int) -> int:
         """Where the call that begins at a character ends. Raises ValueError for what is no call of these functions."""

@@ -170,7 +170,8 @@ class _CheckLoop:
         try:
             self._process.start()
         except CheckNotMadeError as error:
-            logger.warning("answers are not checked: %s", error)
+            if not self._process.is_closed:
+                logger.warning("answers are not checked: %s", error)
 
     def _verdict(self, job: _Job, deadline: float) -> _Verdict:
         constraint = json.dumps(msgspec.to_builtins(job.constraint))
