@@ -47,7 +47,12 @@ def run_with_engine(
     environment = describe_environment()
     engine = build_engine(
         EngineConfig(
-            model=model, dtype=dtype, exact=exact, speculative=speculative, max_num_seqs=max(run.concurrency, 16)
+            model=model,
+            dtype=dtype,
+            exact=exact,
+            speculative=speculative,
+            max_num_seqs=max(run.concurrency, 16),
+            check_outputs=True,
         )
     )
     environment = msgspec.structs.replace(environment, num_threads=engine.describe().num_threads)

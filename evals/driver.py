@@ -13,9 +13,10 @@ import msgspec
 from specdec.config import EngineConfig
 from specdec.engine import Engine
 from specdec.evals.workload import Task
+from specdec.grammars import JsonSchema
 from specdec.models.catalog import resolve_model
 from specdec.models.progress import progress_bars
-from specdec.request import Constraint, Request, RequestOutput, SamplingParams
+from specdec.request import Request, RequestOutput, SamplingParams
 from specdec.request_output import OutputCollector
 
 _request_numbers = itertools.count()
@@ -56,7 +57,7 @@ def request_of(engine: Engine, task: Task, params: SamplingParams) -> Request:
         request_id=f"eval-{next(_request_numbers)}",
         prompt_token_ids=tuple(engine.tokenizer.encode_chat(task.chat())),
         sampling_params=params,
-        constraint=None if schema is None else Constraint(kind="json_schema", schema=schema),
+        constraint=None if schema is None else JsonSchema(schema=schema),
     )
 
 

@@ -51,7 +51,12 @@ def run_equivalence(
         True: _mixed(load_workload("structured"), grid),
     }
     ample = EngineConfig(
-        model=model, exact=exact, max_num_seqs=16, block_size=grid.block_size, kv_cache_memory=_MAX_KV_BYTES
+        model=model,
+        exact=exact,
+        max_num_seqs=16,
+        block_size=grid.block_size,
+        kv_cache_memory=_MAX_KV_BYTES,
+        check_outputs=True,
     )
     tokenizer = Tokenizer.from_folder(folder)
     tight = {

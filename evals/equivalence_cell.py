@@ -82,6 +82,8 @@ def run_cell(
     broken = next(filter(None, (broken_sum_rule(choice.speculation) for choice in choices)), None)
     if after.num_kv_blocks_in_use:
         broken = f"{after.num_kv_blocks_in_use} blocks are in use with nothing running"
+    if after.num_output_check_failures:
+        broken = f"{after.num_output_check_failures} finished answers do not satisfy their schemas"
     return CellResult(
         cell=cell,
         num_requests=len(choices),

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 
 from specdec.evals.environment import describe_environment
-from specdec.evals.judge import Judge, UnjudgeableError, documents_registry
 from specdec.evals.result import EvalResult
 from specdec.evals.schema_count import COLUMNS, SchemaCount
 from specdec.evals.schema_labels import LabelledCase, SchemaLabels
@@ -20,6 +19,7 @@ from specdec.evals.schema_peers import PeerName, import_peer
 from specdec.evals.schema_suite import SchemaSuite
 from specdec.evals.schema_worker import COMPILE_SECONDS, EngineName, SchemaWorker
 from specdec.evals.terminal import Terminal
+from specdec.grammars.judge import Judge, UnjudgeableError, documents_registry
 
 _MAX_NAMED = 20
 _WALKS_AT_ONCE = 10

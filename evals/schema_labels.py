@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from specdec.evals.judge import Judge, Registry, UnjudgeableError, documents_registry
 from specdec.evals.schema_rendering import Renderer, UnrenderableError
 from specdec.evals.schema_suite import SchemaCase, SchemaSuite
+from specdec.grammars.judge import Judge, Registry, UnjudgeableError, documents_registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

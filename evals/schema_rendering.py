@@ -22,9 +22,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from specdec.evals.judge import dialect_of
-from specdec.evals.normalisation import pointer_tokens
 from specdec.evals.schema_fit import plainly_breaks
+from specdec.grammars.judge import dialect_of
+from specdec.grammars.normalisation import pointer_tokens
 
 # Schemas and instances are whatever JSON holds.
 Json = Any

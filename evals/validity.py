@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from specdec.evals.judge import Judge, UnjudgeableError
+from specdec.grammars.judge import Judge, UnjudgeableError
 
 
 def violation(text: str, schema: Mapping[str, Any]) -> str | None:

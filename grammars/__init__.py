@@ -10,6 +10,18 @@ state = grammar.advance(state, token_id)   # None where the token is not allowed
 from __future__ import annotations
 
 from specdec.grammars.compiler import GrammarCompiler
+from specdec.grammars.constraints import (
+    HERMES,
+    AfterMarker,
+    Choice,
+    Constraint,
+    Function,
+    JsonSchema,
+    Regex,
+    TextOrToolCalls,
+    ToolCallFormat,
+    ToolCalls,
+)
 from specdec.grammars.errors import (
     GrammarError,
     InvalidSchemaError,
@@ -25,17 +37,27 @@ from specdec.grammars.report import EnforcementReport, Restriction
 from specdec.grammars.vocabulary import Vocabulary
 
 __all__ = [
+    "HERMES",
+    "AfterMarker",
+    "Choice",
+    "Constraint",
     "EnforcementReport",
+    "Function",
     "Grammar",
     "GrammarCompiler",
     "GrammarError",
     "GrammarState",
     "InvalidSchemaError",
+    "JsonSchema",
     "LimitExceededError",
     "Limits",
     "MaskTable",
+    "Regex",
     "Restriction",
     "SchemaOptions",
+    "TextOrToolCalls",
+    "ToolCallFormat",
+    "ToolCalls",
     "UnsatisfiableSchemaError",
     "UnsupportedSchemaError",
     "Vocabulary",

@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 
 from specdec.grammars import language_kernels
+from specdec.grammars.constraints import Constraint, JsonSchema
+from specdec.grammars.errors import UnsupportedSchemaError
 from specdec.grammars.goals import compile_rules
 from specdec.grammars.grammar import Grammar, Runtime
 from specdec.grammars.lexicon import Lexicon
@@ -100,6 +102,12 @@ class GrammarCompiler:
                 self.compile_seconds += time.perf_counter() - begin
         self._keep(digest, grammar, len(text) + _estimated_bytes(rules))
         return grammar
+
+    def compile(self, constraint: Constraint) -> Grammar:
+        """The grammar of the texts that satisfy the constraint; GrammarError where there is none."""
+        if isinstance(constraint, JsonSchema):
+            return self.compile_json_schema(constraint.schema, constraint.options)
+        raise UnsupportedSchemaError(f"{type(constraint).__name__} constraints are not supported yet")
 
     def compile_json_object(self) -> Grammar:
         """The grammar of every JSON object without repeated keys."""

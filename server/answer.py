@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from specdec import FinishReason, Request, SpeculationStats, TokenDelta, TokenLogprob
+from specdec import EnforcementReport, FinishReason, Request, SpeculationStats, TokenDelta, TokenLogprob
 from specdec.server.errors import of_delta_error
 from specdec.server.usage import (
     Extension,
@@ -37,10 +37,11 @@ class Choice:
 class Answer:
     """All choices of a call: `n` for each of its prompts, numbered through.
 
-    `keeps_content` is False for a stream, which sends what it gets and keeps only the counts.
+    `keeps_content` is False for a stream, which sends what it gets and keeps only the counts;
+    with `has_report` the extension says what was enforced.
     """
 
-    def __init__(self, requests: Sequence[Request], *, keeps_content: bool) -> None:
+    def __init__(self, requests: Sequence[Request], *, keeps_content: bool, has_report: bool = False) -> None:
         self.created = int(time.time())
         self.choices = [Choice(index) for index in range(sum(request.sampling_params.n for request in requests))]
         self._keeps_content = keeps_content
@@ -53,6 +54,8 @@ class Answer:
         self._num_cached_tokens: dict[str, int] = {}
         self._seeds: dict[str, int] = {}
         self._speculation: SpeculationStats | None = None
+        self._has_report = has_report
+        self._enforcement: EnforcementReport | None = None
         self._start = time.monotonic()
         self._first_token: float | None = None
         self._last_token: float | None = None
@@ -71,6 +74,8 @@ class Answer:
         self._seeds[delta.request_id] = delta.seed
         if delta.speculation is not None:
             self._speculation = delta.speculation
+        if self._has_report and delta.enforcement is not None:
+            self._enforcement = delta.enforcement
         if delta.token_ids:
             self._last_token = time.monotonic()
             self._first_token = self._first_token or self._last_token
@@ -85,9 +90,11 @@ class Answer:
         )
 
     def extension(self) -> Extension:
-        """The seeds, in the order of the prompts."""
+        """The seeds, in the order of the prompts, and the report where it was asked for."""
         seeds = [self._seeds.get(request_id, 0) for request_id in self._first_choice]
-        return Extension(seed=seeds[0]) if len(seeds) == 1 else Extension(seeds=seeds)
+        if len(seeds) == 1:
+            return Extension(seed=seeds[0], enforcement=self._enforcement)
+        return Extension(seeds=seeds, enforcement=self._enforcement)
 
     def metrics(self, num_speculative_tokens: int) -> RequestMetrics | None:
         """Timing and speculation, of an answer with one choice."""

@@ -119,7 +119,8 @@ def _refuse_fields(content: Mapping[str, object], refused: Mapping[str, Refused]
             raise bad_request(f"{name} is not supported: {refused[name].advice}", param=name, code="unsupported_field")
         if value is not None and (name.startswith("guided_") or name in CONSTRAINT_FIELDS):
             raise bad_request(
-                f"{name} is not a field of this API; give a constraint as response_format, with type json_schema",
+                f"{name} is not a field of this API; give a constraint as response_format, with type "
+                "json_schema, or as structured_outputs, with json, regex or choice",
                 param=name,
                 code="unsupported_field",
             )

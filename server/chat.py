@@ -25,10 +25,10 @@ from specdec.server.chat_wire import (
     RefusalPart,
     chat_logprobs,
 )
+from specdec.server.constraint import refuse_conflicts, requested_constraint
 from specdec.server.errors import bad_request
 from specdec.server.exchange import exchange_of
 from specdec.server.generation import respond
-from specdec.server.response_format import constraint_of, refuse_conflicts, schema_param
 from specdec.server.sampling import sampling_params
 from specdec.server.service import Service, service_of
 from specdec.server.unsupported import CHAT_REFUSED, WITHOUT_EFFECT
@@ -41,8 +41,12 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
     chat, ignored = await read_body(request, ChatRequest, refused=CHAT_REFUSED, without_effect=WITHOUT_EFFECT)
     service.check_model(chat.model)
     params = _sampling_params(chat, service)
-    constraint = constraint_of(chat.response_format, max_schema_bytes=service.config.limits.max_schema_bytes)
-    refuse_conflicts(params, constraint)
+    requested = requested_constraint(
+        chat.response_format,
+        chat.structured_outputs,
+        max_schema_bytes=service.config.limits.max_schema_bytes,
+    )
+    refuse_conflicts(params, requested)
     messages = _template_messages(chat.messages, service.config.limits.max_messages)
     prompt = await asyncio.to_thread(service.engine.tokenizer.encode_chat, messages)
     spelling = _Spelling(service, chat, params)
@@ -53,7 +57,7 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
                 request_id=spelling.id,
                 prompt_token_ids=tuple(prompt),
                 sampling_params=params,
-                constraint=constraint,
+                constraint=requested.constraint,
                 cache_salt=exchange_of(request).cache_salt,
             )
         ],
@@ -62,8 +66,9 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
             "prompt": "messages",
             "logprobs": "top_logprobs",
             "max_tokens": "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens",
-            "schema": schema_param(chat.response_format),
+            **requested.params,
         },
+        has_report=requested.has_report,
         chunks=spelling.chunks if chat.stream else None,
         whole=spelling.whole,
     )

@@ -9,6 +9,7 @@ import msgspec
 from specdec import FinishReason, TokenLogprob
 from specdec.server.response_format import ResponseFormat
 from specdec.server.sampling import SamplingFields
+from specdec.server.structured_outputs import StructuredOutputs
 from specdec.server.usage import Extension, RequestMetrics, Usage
 
 MIN_LOGPROB = -9999.0
@@ -47,7 +48,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
 
 
 class ChatRequest(SamplingFields, frozen=True, kw_only=True):
-    """The body of POST /v1/chat/completions."""
+    """The body of POST /v1/chat/completions; structured_outputs is vLLM's."""
 
     model: str
     messages: list[Message]
@@ -56,6 +57,7 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

@@ -10,11 +10,12 @@ from specdec import FinishReason, TokenLogprob
 from specdec.server.chat_wire import MIN_LOGPROB, StreamOptions
 from specdec.server.response_format import ResponseFormat
 from specdec.server.sampling import SamplingFields
+from specdec.server.structured_outputs import StructuredOutputs
 from specdec.server.usage import Extension, RequestMetrics, Usage
 
 
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
-    """The body of POST /v1/completions; response_format is an extension."""
+    """The body of POST /v1/completions; response_format is an extension, structured_outputs is vLLM's."""
 
     model: str
     prompt: str | list[str | int | list[int]]
@@ -23,6 +24,7 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     echo: bool | None = None
     best_of: int | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

@@ -15,10 +15,10 @@ from specdec.server.answer import Answer, Choice, new_id
 from specdec.server.body import read_body
 from specdec.server.completion_wire import Completion, CompletionChoice, CompletionRequest, TextOffsets
 from specdec.server.config import RequestLimits
+from specdec.server.constraint import refuse_conflicts, requested_constraint
 from specdec.server.errors import bad_request
 from specdec.server.exchange import exchange_of
 from specdec.server.generation import respond
-from specdec.server.response_format import constraint_of, refuse_conflicts, schema_param
 from specdec.server.sampling import sampling_params
 from specdec.server.service import Service, service_of
 from specdec.server.unsupported import COMPLETION_REFUSED, WITHOUT_EFFECT
@@ -36,8 +36,12 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
     )
     service.check_model(completion.model)
     params = _sampling_params(completion, service)
-    constraint = constraint_of(completion.response_format, max_schema_bytes=service.config.limits.max_schema_bytes)
-    refuse_conflicts(params, constraint)
+    requested = requested_constraint(
+        completion.response_format,
+        completion.structured_outputs,
+        max_schema_bytes=service.config.limits.max_schema_bytes,
+    )
+    refuse_conflicts(params, requested)
     prompts = await asyncio.to_thread(
         _encode_prompts, _prompts(completion, service.config.limits), service.engine.tokenizer
     )
@@ -51,7 +55,7 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
             sampling_params=params
             if completion.max_tokens is not None
             else _with_default_max_tokens(params, service.engine.max_model_len - len(prompt)),
-            constraint=constraint,
+            constraint=requested.constraint,
             cache_salt=exchange_of(request).cache_salt,
         )
         for index, prompt in enumerate(prompts)
@@ -60,7 +64,8 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
         request,
         requests,
         ignored=ignored,
-        params={"schema": schema_param(completion.response_format)},
+        params=requested.params,
+        has_report=requested.has_report,
         chunks=spelling.chunks if completion.stream else None,
         whole=spelling.whole,
     )

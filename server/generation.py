@@ -27,16 +27,18 @@ async def respond(
     *,
     ignored: str,
     params: Mapping[str, str],
+    has_report: bool,
     chunks: Callable[[Answer], Chunks] | None,
     whole: Callable[[Answer], msgspec.Struct],
 ) -> Response[Any]:
     """Generate, and answer in the endpoint's own words: by `chunks` if given, else as a `whole`.
 
     `params` has this endpoint's names of the engine's fields, `ignored` the value of the header that names
-    fields without effect. What is refused is refused before the status line, for a stream too.
+    fields without effect; with `has_report` the answer says what was enforced. What is refused is refused
+    before the status line, for a stream too.
     """
     service, exchange = service_of(http_request), exchange_of(http_request)
-    answer = Answer(requests, keeps_content=chunks is None)
+    answer = Answer(requests, keeps_content=chunks is None, has_report=has_report)
     try:
         deltas = await service.engine.submit(*requests, observer=LatencyObserver(service.metrics, requests))
     except RequestError as error:

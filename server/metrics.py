@@ -148,6 +148,9 @@ class _EngineCollector(Collector):
             ("grammar_cache_misses", "Constraints compiled.", stats.grammar_cache_misses),
             ("grammar_compile_seconds", "Time spent compiling constraints.", stats.grammar_compile_seconds),
             ("grammar_mask_seconds", "Time spent computing masks.", stats.grammar_mask_seconds),
+            ("outputs_checked", "Finished constrained choices that were judged.", stats.num_outputs_checked),
+            ("output_check_failures", "Judged choices that broke their constraint.", stats.num_output_check_failures),
+            ("outputs_not_checked", "Choices that could not be judged.", stats.num_outputs_not_checked),
         ):
             family = self._counter(name, text)
             family.add_metric((self._model_name,), value)

@@ -1,13 +1,14 @@
-"""response_format: what an answer must satisfy, as clients spell it."""
+"""response_format: a constraint as OpenAI's clients spell it, with `options` and `report` as extensions."""
 
 from __future__ import annotations
 
 import msgspec
 
-from specdec import Constraint, SamplingParams, SchemaError
-from specdec.server.errors import bad_request
+from specdec import JsonSchema, SchemaError
+from specdec.server.schema_options import Options, schema_options
 
 ABSENT = msgspec.Raw(b"null")
+ANY_OBJECT = '{"type":"object"}'
 
 
 class TextFormat(msgspec.Struct, frozen=True, tag_field="type", tag="text", forbid_unknown_fields=True):
@@ -18,6 +19,8 @@ class JsonObjectFormat(msgspec.Struct, frozen=True, tag_field="type", tag="json_
     """Any JSON object; or, as llama.cpp has it, one that `schema` describes."""
 
     schema: msgspec.Raw = ABSENT
+    options: Options | None = None
+    report: bool | None = None
 
 
 class NamedSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,58 +36,53 @@ class JsonSchemaFormat(msgspec.Struct, frozen=True, tag_field="type", tag="json_
     """An instance of the schema."""
 
     json_schema: NamedSchema
+    options: Options | None = None
+    report: bool | None = None
 
 
 ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
 
 
-def constraint_of(response_format: ResponseFormat | None, *, max_schema_bytes: int) -> Constraint | None:
-    """The engine's form of a response_format. Raises SchemaError for a schema that is absent or too large."""
+def format_constraint(
+    response_format: JsonObjectFormat | JsonSchemaFormat, *, max_schema_bytes: int
+) -> tuple[JsonSchema, str]:
+    """The engine's form, and the field that the schema came in. Raises SchemaError: none, or too large a one."""
     match response_format:
-        case None | TextFormat():
-            return None
         case JsonObjectFormat(schema) if bytes(schema) == bytes(ABSENT):
-            return Constraint(kind="json_object")
+            text, param = ANY_OBJECT, "response_format"
         case JsonObjectFormat(schema):
-            raw, param = bytes(schema), "response_format.schema"
+            text, param = bytes(schema).decode(), "response_format.schema"
         case JsonSchemaFormat(named):
-            raw, param = bytes(named.schema), "response_format.json_schema.schema"
-    if raw == bytes(ABSENT):
+            text, param = bytes(named.schema).decode(), "response_format.json_schema.schema"
+    constraint = json_schema(
+        text,
+        response_format.options,
+        param=param,
+        options_param="response_format.options",
+        max_schema_bytes=max_schema_bytes,
+    )
+    return constraint, param
+
+
+def json_schema(
+    text: str, options: Options | None, *, param: str, options_param: str, max_schema_bytes: int
+) -> JsonSchema:
+    """A schema with its options; the documents count towards the limit. Raises SchemaError."""
+    if text == "null":
         raise SchemaError("the schema is null, which would enforce nothing; send a JSON Schema", param=param)
-    if len(raw) > max_schema_bytes:
+    num_bytes = len(text.encode())
+    check_size("schema", num_bytes, param=param, max_schema_bytes=max_schema_bytes)
+    return JsonSchema(
+        schema=text,
+        options=schema_options(options, param=options_param, max_documents_bytes=max_schema_bytes - num_bytes),
+    )
+
+
+def check_size(what: str, num_bytes: int, *, param: str, max_schema_bytes: int) -> None:
+    """Raise SchemaError for a constraint that is too large to be looked at."""
+    if num_bytes > max_schema_bytes:
         raise SchemaError(
-            f"the schema has {len(raw)} bytes; at most {max_schema_bytes} are accepted",
+            f"the {what} has {num_bytes} bytes; at most {max_schema_bytes} are accepted",
             param=param,
             code="schema_too_large",
         )
-    return Constraint(kind="json_schema", schema=raw.decode())
-
-
-def schema_param(response_format: ResponseFormat | None) -> str:
-    """The field that a problem with the schema is a problem of."""
-    match response_format:
-        case JsonSchemaFormat():
-            return "response_format.json_schema.schema"
-        case JsonObjectFormat():
-            return "response_format.schema"
-        case _:
-            return "response_format"
-
-
-def refuse_conflicts(sampling_params: SamplingParams, constraint: Constraint | None) -> None:
-    """A constraint decides where the answer ends; raise for a field that would decide otherwise."""
-    if constraint is None:
-        return
-    for name, is_set in (
-        ("stop", bool(sampling_params.stop)),
-        ("stop_token_ids", bool(sampling_params.stop_token_ids)),
-        ("ignore_eos", sampling_params.ignore_eos),
-        ("min_tokens", sampling_params.min_tokens > 0),
-    ):
-        if is_set:
-            raise bad_request(
-                f"{name} cannot be combined with response_format {constraint.kind}: the constraint alone "
-                f"decides where the answer ends; leave {name} out",
-                param=name,
-                code="conflicting_fields",
-            )

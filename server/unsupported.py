@@ -5,7 +5,6 @@ from __future__ import annotations
 from specdec.server.body import Refused
 
 _SHARED_REFUSED = {
-    "structured_outputs": Refused((), "give the constraint as response_format, with type json_schema"),
     "prompt_logprobs": Refused((0, False), "only generated tokens have log-probabilities"),
     "bad_words": Refused(([],), "use logit_bias"),
 }

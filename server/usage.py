@@ -6,7 +6,7 @@ import itertools
 
 import msgspec
 
-from specdec import SpeculationStats
+from specdec import EnforcementReport, SpeculationStats
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -49,10 +49,12 @@ class RequestMetrics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Extension(msgspec.Struct, frozen=True, omit_defaults=True):
-    """specdec's own part of an answer: the seed that reproduces it; of several prompts, one seed each."""
+    """specdec's own part of an answer: the seed that reproduces it (of several prompts, one each), and its report."""
 
     seed: int | None = None
     seeds: list[int] | None = None
+    enforcement: EnforcementReport | None = None
+    """What was enforced of the constraint; on request."""
 
 
 def usage(num_prompt_tokens: int, num_completion_tokens: int, num_cached_tokens: int) -> Usage:

@@ -15,34 +15,47 @@ limit_spinning()
 __version__ = "0.1.0"
 
 _HOME_OF = {
+    "AfterMarker": "specdec.grammars.constraints",
     "AsyncEngine": "specdec.async_engine",
+    "Choice": "specdec.grammars.constraints",
     "CompletionOutput": "specdec.request",
     "ConfigError": "specdec.errors",
-    "Constraint": "specdec.request",
+    "Constraint": "specdec.grammars.constraints",
     "ContextLengthError": "specdec.errors",
-    "DeltaStream": "specdec.delta_stream",
     "DEFAULT_MODEL": "specdec.config",
+    "DeltaStream": "specdec.delta_stream",
+    "EnforcementReport": "specdec.grammars.report",
     "Engine": "specdec.engine",
     "EngineClosedError": "specdec.errors",
     "EngineConfig": "specdec.config",
-    "EngineDescription": "specdec.build",
     "EngineDeadError": "specdec.errors",
+    "EngineDescription": "specdec.build",
     "EngineError": "specdec.errors",
     "EngineStats": "specdec.stats",
     "FinishReason": "specdec.request",
+    "Function": "specdec.grammars.constraints",
+    "GenerationError": "specdec.errors",
+    "HERMES": "specdec.grammars.constraints",
+    "JsonSchema": "specdec.grammars.constraints",
     "ModelError": "specdec.errors",
+    "pull_model": "specdec.models.catalog",
+    "Regex": "specdec.grammars.constraints",
     "Request": "specdec.request",
     "RequestError": "specdec.errors",
     "RequestOutput": "specdec.request",
+    "Restriction": "specdec.grammars.report",
     "SamplingParams": "specdec.request",
     "SchemaError": "specdec.errors",
+    "SchemaOptions": "specdec.grammars.options",
     "SpecdecError": "specdec.errors",
     "SpeculationStats": "specdec.request",
     "SpeculativeConfig": "specdec.config",
+    "TextOrToolCalls": "specdec.grammars.constraints",
     "TokenDelta": "specdec.request",
-    "TokenLogprob": "specdec.request",
     "Tokenizer": "specdec.tokenizer",
-    "pull_model": "specdec.models.catalog",
+    "TokenLogprob": "specdec.request",
+    "ToolCallFormat": "specdec.grammars.constraints",
+    "ToolCalls": "specdec.grammars.constraints",
 }
 
 __all__ = [*_HOME_OF, "__version__"]  # noqa: PLE0604, a list of str built from the table above
@@ -60,13 +73,26 @@ if TYPE_CHECKING:
     from specdec.errors import EngineClosedError as EngineClosedError
     from specdec.errors import EngineDeadError as EngineDeadError
     from specdec.errors import EngineError as EngineError
+    from specdec.errors import GenerationError as GenerationError
     from specdec.errors import ModelError as ModelError
     from specdec.errors import RequestError as RequestError
     from specdec.errors import SchemaError as SchemaError
     from specdec.errors import SpecdecError as SpecdecError
+    from specdec.grammars.constraints import HERMES as HERMES
+    from specdec.grammars.constraints import AfterMarker as AfterMarker
+    from specdec.grammars.constraints import Choice as Choice
+    from specdec.grammars.constraints import Constraint as Constraint
+    from specdec.grammars.constraints import Function as Function
+    from specdec.grammars.constraints import JsonSchema as JsonSchema
+    from specdec.grammars.constraints import Regex as Regex
+    from specdec.grammars.constraints import TextOrToolCalls as TextOrToolCalls
+    from specdec.grammars.constraints import ToolCallFormat as ToolCallFormat
+    from specdec.grammars.constraints import ToolCalls as ToolCalls
+    from specdec.grammars.options import SchemaOptions as SchemaOptions
+    from specdec.grammars.report import EnforcementReport as EnforcementReport
+    from specdec.grammars.report import Restriction as Restriction
     from specdec.models.catalog import pull_model as pull_model
     from specdec.request import CompletionOutput as CompletionOutput
-    from specdec.request import Constraint as Constraint
     from specdec.request import FinishReason as FinishReason
     from specdec.request import Request as Request
     from specdec.request import RequestOutput as RequestOutput

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from specdec.errors import ContextLengthError, RequestError, SchemaError
 from specdec.grammars import Grammar, GrammarCompiler, GrammarError, LimitExceededError, UnsupportedSchemaError
+from specdec.grammars.constraints import Choice, Constraint, Regex
 from specdec.request import Request
 
 
@@ -43,7 +44,7 @@ def admit(
                     f"{name} cannot be combined with a constraint, which alone says where the answer ends; drop it",
                     param=name,
                 )
-        grammar = _compile(request, compiler)
+        grammar = _compile(request.constraint, compiler)
     seed = params.seed if params.seed is not None else next_seed()
     return PreparedRequest(request, max_tokens, seed, grammar)
 
@@ -78,19 +79,18 @@ def _max_tokens(request: Request, max_model_len: int, pool_tokens: int) -> int:
     return max_tokens
 
 
-def _compile(request: Request, compiler: GrammarCompiler) -> Grammar:
-    constraint = request.constraint
-    assert constraint is not None, "called for constrained requests"
+def _compile(constraint: Constraint, compiler: GrammarCompiler) -> Grammar:
     try:
-        if constraint.kind == "json_object":
-            return compiler.compile_json_object()
-        return compiler.compile_json_schema(constraint.schema)
+        return compiler.compile(constraint)
     except GrammarError as error:
-        unsupported = isinstance(error, UnsupportedSchemaError | LimitExceededError)
+        is_unsupported = isinstance(error, UnsupportedSchemaError | LimitExceededError)
+        match constraint:
+            case Regex():
+                param, code = "regex", "unsupported_regex_feature" if is_unsupported else "invalid_regex"
+            case Choice():
+                param, code = "choice", "unsupported_choice" if is_unsupported else "invalid_choice"
+            case _:
+                param, code = "schema", "unsupported_schema_feature" if is_unsupported else "invalid_json_schema"
         raise SchemaError(
-            error.message,
-            keyword=error.keyword,
-            pointer=error.pointer,
-            param="schema",
-            code="unsupported_schema_feature" if unsupported else "invalid_json_schema",
+            error.message, keyword=error.keyword, pointer=error.pointer, param=param, code=code
         ) from error

@@ -72,6 +72,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     speculative: SpeculativeConfig | None = None
     grammar_limits: Limits | None = None
     """How large a schema may be, and what compiling it may take; None is Limits()."""
+    check_outputs: bool = False
+    """Judge every finished constrained answer against its whole constraint before its last delta is handed out."""
 
     def __post_init__(self) -> None:
         for name, low, high in (

@@ -16,14 +16,15 @@ from specdec.batch import Batch
 from specdec.block_pool import BlockPool
 from specdec.build import EngineDescription, build_runtime, max_batched_tokens
 from specdec.config import EngineConfig
-from specdec.errors import EngineError, RequestError
-from specdec.grammars import GrammarCompiler, Limits, Vocabulary
+from specdec.errors import EngineError, GenerationError, RequestError
+from specdec.grammars import GrammarCompiler, Limits, SchemaOptions, Vocabulary
 from specdec.models.progress import ModelProgress, ProgressCallback
-from specdec.output_types import schema_of
+from specdec.output_check import OutputChecker
+from specdec.output_types import constraint_of
 from specdec.proposers.base import NoProposer, Proposal, Proposer
 from specdec.proposers.draft_model import DraftModelProposer
 from specdec.proposers.ngram import NgramProposer
-from specdec.request import Constraint, Request, RequestOutput, SamplingParams, TokenDelta
+from specdec.request import FinishReason, Request, RequestOutput, SamplingParams, TokenDelta
 from specdec.request_output import OutputCollector
 from specdec.sampler import Sampler
 from specdec.scheduler import Scheduler
@@ -37,6 +38,9 @@ Prompt: TypeAlias = str | AbstractSequence[int] | AbstractSequence[Mapping[str, 
 """Text, token ids, or chat messages."""
 
 _PREPARING = "Preparing grammars (takes longer the first time)"
+
+_CHECK_WAIT_SECONDS = 0.005
+"""How long a step with nothing to compute waits for a verdict; aborts and new requests wait as long."""
 
 _SEED_BITS = 53
 """A drawn seed is returned, so that its answer can be repeated: it must survive a client whose numbers are doubles."""
@@ -68,6 +72,7 @@ class Engine:
         self._request_ids: set[str] = set()
         self._num_steps = 0
         self._mask_seconds = 0.0
+        self._checker = OutputChecker() if config.check_outputs else None
 
         sampler = Sampler(self._compiler.mask_table, tokenizer.vocab_size)
         self.runner = self._runtime.runner
@@ -102,15 +107,19 @@ class Engine:
         prompts: Prompt | AbstractSequence[Prompt],
         sampling_params: SamplingParams | AbstractSequence[SamplingParams] | None = None,
         *,
-        schema: object = None,
+        output_type: object = None,
+        options: SchemaOptions | None = None,
     ) -> list[RequestOutput]:
         """Answer prompts to the end, one output a prompt, in order.
 
-        `schema` is what every answer must satisfy: a JSON Schema (dict, bool or JSON text) or a Python type (pydantic
-        model, dataclass, TypedDict, Enum, Literal and unions of them). Raises RequestError before anything is
-        generated if any of the requests cannot be served.
+        `output_type` is what every answer must satisfy: whatever `constraint_of` takes (a JSON Schema, a Python type,
+        a pattern, a constraint). `options` say how its schema is read. Raises RequestError before anything is
+        generated if any of the requests cannot be served, and GenerationError, with all outputs, once all have ended
+        if one of them has failed.
         """
-        constraint = None if schema is None else Constraint(kind="json_schema", schema=schema_of(schema))
+        constraint = None if output_type is None else constraint_of(output_type, options)
+        if constraint is None and options is not None:
+            raise RequestError("options belong to an output_type, and there is none", param="options")
         prompt_list = [prompts] if _is_one_prompt(prompts) else list(prompts)
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             params_list = [sampling_params or SamplingParams()] * len(prompt_list)
@@ -145,7 +154,12 @@ class Engine:
             for request_id, collector in collectors.items():
                 if not collector.is_finished:
                     self.abort_request(request_id)
-        return [collector.output() for collector in collectors.values()]
+        outputs = [collector.output() for collector in collectors.values()]
+        for output in outputs:
+            for choice in output.choices:
+                if choice.finish_reason is FinishReason.ERROR:
+                    raise GenerationError(choice.error or "the engine gave no reason", tuple(outputs))
+        return outputs
 
     def prepare(self, request: Request) -> PreparedRequest:
         """Check a request against model, pool and grammar, and compile its constraint.
@@ -168,6 +182,8 @@ class Engine:
         if request.request_id in self._request_ids:
             raise RequestError(f"request_id {request.request_id!r} is in flight already", param="request_id")
         self._request_ids.add(request.request_id)
+        if self._checker is not None:
+            self._checker.watch(request)
         leader: Sequence | None = None
         for choice_index in range(request.sampling_params.n):
             sequence = Sequence(
@@ -179,7 +195,8 @@ class Engine:
                 eos_token_ids=self._eos_token_ids,
                 num_prompt_tokens=len(request.prompt_token_ids),
                 token_ids=list(request.prompt_token_ids),
-                detokenizer=Detokenizer(self.tokenizer),
+                # The only special tokens in a constrained answer are those that its constraint asks for.
+                detokenizer=Detokenizer(self.tokenizer, skip_special_tokens=request.constraint is None),
                 cache_salt=request.cache_salt,
                 grammar=prepared.grammar,
                 grammar_state=prepared.grammar.initial_state if prepared.grammar else None,
@@ -191,10 +208,10 @@ class Engine:
     def abort_request(self, request_id: str) -> None:
         """Drop a request and free its blocks at once; no more deltas of it come. Unknown ids are ignored."""
         self.scheduler.abort(request_id)
-        self._request_ids.discard(request_id)
+        self._release({request_id})
 
     def has_unfinished_requests(self) -> bool:
-        return self.scheduler.has_unfinished
+        return self.scheduler.has_unfinished or bool(self._checker and self._checker.request_ids)
 
     def describe(self) -> EngineDescription:
         """What was built: model, dtype, device, pool, proposer."""
@@ -225,6 +242,9 @@ class Engine:
             grammar_compile_seconds=compiler.compile_seconds,
             grammar_mask_seconds=self._mask_seconds,
             num_mask_rows=compiler.mask_table.num_rows,
+            num_outputs_checked=self._checker.num_checked if self._checker else 0,
+            num_output_check_failures=self._checker.num_failed if self._checker else 0,
+            num_outputs_not_checked=self._checker.num_not_made if self._checker else 0,
         )
 
     def _make_proposer(self, sampler: Sampler) -> Proposer:
@@ -253,7 +273,7 @@ class Engine:
     def _nothing_scheduled(self) -> list[TokenDelta]:
         if self.scheduler.has_unfinished:
             raise EngineError("requests are unfinished, yet none could be scheduled; this is a bug")
-        return []
+        return [] if self._checker is None else self._with_ids_freed(self._checker.wait(_CHECK_WAIT_SECONDS))
 
     def _mask_rows(self, batch: Batch, proposals: list[Proposal]) -> list[list[int | None]]:
         """For each sequence the mask row of each of its logits rows: one a draft token and one more."""
@@ -272,11 +292,23 @@ class Engine:
 
     def _account(self, deltas: list[TokenDelta]) -> list[TokenDelta]:
         self._num_steps += 1
+        return self._with_ids_freed(deltas if self._checker is None else self._checker.hold(deltas))
+
+    def _with_ids_freed(self, deltas: list[TokenDelta]) -> list[TokenDelta]:
+        """The deltas; the ids of requests that they finish can be used again."""
         finished = {delta.request_id for delta in deltas if delta.finish_reason is not None}
         if finished:
             in_flight = {s.request_id for s in (*self.scheduler.running, *self.scheduler.waiting)}
-            self._request_ids -= finished - in_flight
+            if self._checker is not None:
+                in_flight |= self._checker.request_ids
+            self._release(finished - in_flight)
         return deltas
+
+    def _release(self, request_ids: set[str]) -> None:
+        self._request_ids -= request_ids
+        if self._checker is not None:
+            for request_id in request_ids:
+                self._checker.forget(request_id)
 
 
 def _spans(batch: Batch, proposals: list[Proposal]) -> list[Span]:

@@ -10,6 +10,7 @@
     │   ├── ContextLengthError        the prompt and what it asks for do not fit the context or the pool
     │   └── SchemaError               a schema that is malformed, unsatisfiable or not enforceable
     └── EngineError                   the engine, not the request, failed
+        ├── GenerationError           one request failed while it was answered; the engine goes on
         ├── EngineDeadError           the engine thread has died; every request in flight gets this
         └── EngineClosedError         the engine was shut down
 
@@ -17,6 +18,11 @@ Each message gives the value, the limit and the way out.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from specdec.request import RequestOutput
 
 
 class SpecdecError(Exception):
@@ -85,6 +91,17 @@ class SchemaError(RequestError):
 
 class EngineError(SpecdecError):
     """The engine failed; the request was not at fault."""
+
+
+class GenerationError(EngineError):
+    """Answers that the engine gave up, of one request or of several; `outputs` are those of all requests.
+
+    A choice that was given up has the finish reason error, and says why in `error`.
+    """
+
+    def __init__(self, message: str, outputs: tuple[RequestOutput, ...] = ()) -> None:
+        super().__init__(message)
+        self.outputs = outputs
 
 
 class EngineDeadError(EngineError):

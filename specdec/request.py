@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Literal
 
 import msgspec
 
 from specdec.errors import RequestError
+from specdec.grammars.constraints import Constraint
+from specdec.grammars.report import EnforcementReport
 
 MAX_SEED = 2**63 - 1
 
@@ -94,13 +95,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise RequestError("stop holds an empty string, which would end every answer at once", param="stop")
 
 
-class Constraint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an output must satisfy; `schema` is the JSON text of a JSON Schema when kind is json_schema."""
-
-    kind: Literal["json_schema", "json_object"]
-    schema: str = ""
-
-
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One request: a prompt in tokens, and what to generate from it."""
 
@@ -160,6 +154,8 @@ class TokenDelta(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     speculation: SpeculationStats | None = None
     """On the last delta of a choice."""
+    enforcement: EnforcementReport | None = None
+    """On the last delta of a constrained choice."""
 
 
 class CompletionOutput(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,6 +169,8 @@ class CompletionOutput(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: tuple[TokenLogprob, ...] | None
     seed: int
     speculation: SpeculationStats
+    error: str | None = None
+    """Why, when finish_reason is error."""
 
 
 class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,6 +180,8 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     prompt_token_ids: tuple[int, ...]
     num_cached_tokens: int
     choices: tuple[CompletionOutput, ...]
+    enforcement: EnforcementReport | None = None
+    """What was enforced of the constraint, and what narrows its answers; None without a constraint."""
 
     @property
     def text(self) -> str:

@@ -62,6 +62,7 @@ class OutputCollector:
                     logprobs=tuple(choice.logprobs) if self._request.sampling_params.logprobs is not None else None,
                     seed=choice.last.seed,
                     speculation=choice.last.speculation or SpeculationStats(),
+                    error=choice.last.error,
                 )
             )
         return RequestOutput(
@@ -69,4 +70,5 @@ class OutputCollector:
             prompt_token_ids=self._request.prompt_token_ids,
             num_cached_tokens=self._num_cached_tokens,
             choices=tuple(outputs),
+            enforcement=self._choices[0].last.enforcement if self._choices[0].last else None,
         )

@@ -144,6 +144,7 @@ class Scheduler:
             num_cached_tokens=sequence.num_cached_tokens,
             seed=sequence.seed,
             speculation=sequence.speculation.freeze() if verdict.finish_reason is not None else None,
+            enforcement=sequence.grammar.report if verdict.finish_reason is not None and sequence.grammar else None,
         )
 
     def _share(self, sequence: Sequence, budget: int) -> ScheduledSequence:

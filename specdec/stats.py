@@ -28,7 +28,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_hits: int = 0
     num_preemptions: int = 0
     num_finished: dict[str, int] = {}
-    """Choices by finish reason."""
+    """Choices by finish reason; `stop` counts those as well that fail their check afterwards."""
     speculation: dict[str, SpeculationStats] = {}
     """By proposer."""
     num_drafts_cut_by_grammar: int = 0
@@ -39,3 +39,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     grammar_compile_seconds: float = 0.0
     grammar_mask_seconds: float = 0.0
     num_mask_rows: int = 0
+    num_outputs_checked: int = 0
+    """Finished constrained choices that were judged, with `check_outputs`."""
+    num_output_check_failures: int = 0
+    """Those of them that did not satisfy their constraint."""
+    num_outputs_not_checked: int = 0
+    """Finished constrained choices that could not be judged: a pattern that Python's re does not read, or too slow."""

@@ -63,7 +63,7 @@ def test_flags_have_the_names_that_vllm_users_know():
     config = config_of(
         *["some/model", "--dtype", "float16", "--device", "cpu", "--max-model-len", "100", "--seed", "7", "--exact"],
         *["--max-num-seqs", "3", "--max-num-batched-tokens", "200", "--block-size", "8"],
-        *["--kv-cache-memory", "2GiB", "--no-enable-prefix-caching"],
+        *["--kv-cache-memory", "2GiB", "--no-enable-prefix-caching", "--check-outputs"],
         *["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3}'],
     )
     assert config == EngineConfig(
@@ -78,6 +78,7 @@ def test_flags_have_the_names_that_vllm_users_know():
         block_size=8,
         kv_cache_memory=2**31,
         enable_prefix_caching=False,
+        check_outputs=True,
         speculative=SpeculativeConfig(method="ngram", num_speculative_tokens=5, prompt_lookup_max=3),
     )
     assert config_of("--num-kv-blocks", "9").num_kv_blocks == 9
@@ -290,6 +291,69 @@ def test_a_schema_file_that_holds_no_json_is_refused(tmp_path):
     assert "schema.json holds no JSON" in result.stderr
 
 
+# Schemas
+
+
+def write(folder, name, content):
+    (folder / name).write_text(json.dumps(content))
+    return str(folder / name)
+
+
+def test_schema_check_prints_what_is_enforced(tmp_path):
+    file = write(tmp_path, "a.json", {"title": "x", "type": "object", "properties": {"a": {"maxLength": 3}}})
+    result = invoke("schema", "check", file)
+    assert result.exit_code == 0
+    for line in ("maxLength .* enforced", "title .* annotation", "/properties .* restricted: .*order"):
+        assert re.search(line, result.stdout), line
+    shown = json.loads(invoke("schema", "check", file, "--json").stdout)
+    assert shown["enforcement"]["enforced"] == ["maxLength", "properties", "type"]
+    assert shown["enforcement"]["annotations"] == ["title"]
+    assert "/properties" in {each["pointer"] for each in shown["enforcement"]["restrictions"]}
+
+
+def test_schema_check_names_the_error_of_a_refused_schema(tmp_path):
+    file = write(tmp_path, "a.json", {"properties": {"a": {"pattern": "(a)\\1"}}})
+    result = invoke("schema", "check", file)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "UnsupportedSchemaError: " in result.stderr
+    assert "/properties/a/pattern" in result.stderr
+    refused = invoke("schema", "check", file, "--json")
+    assert refused.exit_code == 1
+    assert json.loads(refused.stdout)["error"].items() >= {
+        "name": "UnsupportedSchemaError", "keyword": "pattern", "pointer": "/properties/a/pattern",
+    }.items()  # fmt: skip
+    unsatisfiable = invoke("schema", "check", write(tmp_path, "b.json", {"not": {}}), "--json")
+    assert json.loads(unsatisfiable.stdout)["error"]["name"] == "UnsatisfiableSchemaError"
+
+
+def test_schema_check_takes_the_options(tmp_path):
+    file = write(tmp_path, "a.json", {"$ref": "urn:a", "format": "nonsense"})
+    document = write(tmp_path, "b.json", {"format": "uuid", "const": "a"})
+    assert invoke("schema", "check", file).exit_code == 1
+    options = ["--unknown-format", "annotation", "--document", f"urn:a={document}"]
+    assert "Unsatisfiable" in invoke("schema", "check", file, *options).stderr
+    assert invoke("schema", "check", file, *options, "--format", "annotation").exit_code == 0
+    others = ["--property-order", "any", "--additional-properties", "closed", "--whitespace", "flexible"]
+    plain = write(tmp_path, "c.json", {"type": "object"})
+    assert invoke("schema", "check", plain, *others, "--max-whitespace", "3").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["nowhere.json"], "nowhere.json cannot be read"),
+        ([__file__], "holds no JSON"),
+        (["nowhere.json", "--document", "urn:a"], "--document: 'urn:a' is no document; write URI=FILE"),
+        (["nowhere.json", "--document", "urn:a=nothing.json"], "--document: nothing.json cannot be read"),
+        (["nowhere.json", "--whitespace", "none"], "--whitespace"),
+    ],
+)
+def test_schema_check_says_what_is_wrong_with_its_arguments(arguments, complaint):
+    result = invoke("schema", "check", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert complaint in result.stderr
+
+
 # Commands
 
 
@@ -352,7 +416,7 @@ def test_run_prints_the_answer_alone_and_speculation_leaves_it_the_same(tiny_mod
 def test_run_with_a_schema_prints_json_that_satisfies_it(tiny_model_folder, tmp_path):
     file = tmp_path / "schema.json"
     file.write_text(json.dumps({"enum": ["red", "green", {"blue": True}]}))
-    finished = run_tiny(tiny_model_folder, "--schema", str(file), "--prompt", "colour?")
+    finished = run_tiny(tiny_model_folder, "--schema", str(file), "--prompt", "colour?", "--check-outputs")
     assert finished.returncode == 0, finished.stderr
     assert json.loads(finished.stdout) in ["red", "green", {"blue": True}]
 

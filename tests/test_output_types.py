@@ -1,8 +1,9 @@
-"""schema_of: what a Python type accepts is what its schema accepts, and what has no schema is refused."""
+"""Output types: a Python type accepts what its schema accepts, and what stands for nothing is refused."""
 
 import dataclasses
 import enum
 import json
+import re
 import subprocess
 import sys
 import typing
@@ -13,8 +14,18 @@ import pydantic
 import pytest
 from typing_extensions import TypedDict
 
-from specdec.errors import SchemaError
-from specdec.output_types import schema_of
+from specdec.errors import RequestError, SchemaError
+from specdec.grammars import (
+    AfterMarker,
+    Choice,
+    Function,
+    JsonSchema,
+    Regex,
+    SchemaOptions,
+    TextOrToolCalls,
+    ToolCalls,
+)
+from specdec.output_types import constraint_of, schema_of
 
 
 class Person(pydantic.BaseModel):
@@ -58,7 +69,6 @@ TYPES = [
     pytest.param(bool, [True], [1, "true"], id="bool"),
     pytest.param(dict, [{}, {"a": [1]}], [[], "a"], id="any object"),
     pytest.param(book, [{"title": "t"}, {"title": "t", "pages": 2}], [{"pages": 2}, {"title": 1}], id="function"),
-    pytest.param(outlines.types.Choice(["a", "b"]), ["a", "b"], ["c", None], id="outlines Choice"),
     pytest.param(outlines.types.json_schema({"type": "null"}), [None], [0, ""], id="outlines JsonSchema"),
     pytest.param({"type": "array", "maxItems": 1}, [[], [1]], [[1, 2], {}], id="dict schema"),
     pytest.param('{"const": 1}', [1], [2], id="JSON text"),
@@ -98,10 +108,8 @@ def test_a_dict_keeps_the_order_of_its_keys():
         ("null", "a JSON NoneType; a JSON Schema is"),
         ({"enum": [{1, 2}]}, "holds what JSON cannot"),
         ({"const": float("nan")}, "holds what JSON cannot"),
-        (outlines.types.Regex("[a-z]+"), "regex constraints are not supported yet"),
-        (outlines.types.integer, "regex constraints are not supported yet"),
-        (outlines.types.CFG('start: "a"'), "CFG constraints are not supported yet"),
-        (outlines.types.either("a", "b"), "Alternatives constraints are not supported yet"),
+        (outlines.types.CFG('start: "a"'), "CFG constraints are not supported"),
+        (outlines.types.either("a", "b"), "Alternatives constraints are not supported"),
         (Person(name="a"), "an instance of Person is not an output type"),
         (Colour.RED, "an instance of Colour is not an output type"),
         (5, "an instance of int is not an output type"),
@@ -113,22 +121,89 @@ def test_a_dict_keeps_the_order_of_its_keys():
     ],
 )
 def test_what_stands_for_no_schema_is_refused_with_the_reason(output_type, message):
-    with pytest.raises(SchemaError, match=message) as refused:
-        schema_of(output_type)
-    assert refused.value.param == "schema"
+    for read in (schema_of, constraint_of):
+        with pytest.raises(SchemaError, match=message) as refused:
+            read(output_type)
+        assert refused.value.param == "schema"
 
 
-def test_a_regex_is_refused_under_a_code_of_its_own():
+def test_a_grammar_is_refused_under_a_code_of_its_own():
     with pytest.raises(SchemaError) as refused:
-        schema_of(outlines.types.Regex("a"))
+        constraint_of(outlines.types.CFG('start: "a"'))
     assert refused.value.code == "unsupported_constraint"
+
+
+GET = Function(name="get")
+CONSTRAINTS = [
+    JsonSchema(schema="{}", options=SchemaOptions(format="annotation")),
+    Regex(pattern="a"),
+    Choice(choices=("a",)),
+    ToolCalls(functions=(GET,)),
+    AfterMarker(marker="#", then=Regex(pattern="a")),
+    TextOrToolCalls(calls=ToolCalls(functions=(GET,))),
+]
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS, ids=lambda constraint: type(constraint).__name__)
+def test_a_constraint_is_itself_and_holds_its_own_options(constraint):
+    assert constraint_of(constraint) is constraint
+    with pytest.raises(RequestError, match="options") as refused:
+        constraint_of(constraint, SchemaOptions())
+    assert refused.value.param == "options"
+
+
+@pytest.mark.parametrize(
+    ("output_type", "constraint"),
+    [
+        (re.compile("[a-z]+"), Regex(pattern="[a-z]+")),
+        (outlines.types.Regex("[a-z]+"), Regex(pattern="[a-z]+")),
+        (outlines.types.Choice(["a", "b"]), Choice(choices=("a", "b"))),
+        (outlines.types.dsl.String("a"), Choice(choices=("a",))),
+        ({"type": "null"}, JsonSchema(schema='{"type": "null"}')),
+        ('{"type":"null"}', JsonSchema(schema='{"type":"null"}')),
+        (Colour, JsonSchema(schema=schema_of(Colour))),
+        (typing.Literal["a"], JsonSchema(schema=schema_of(typing.Literal["a"]))),
+        (outlines.types.json_schema({"type": "null"}), JsonSchema(schema='{"type": "null"}')),
+    ],
+)
+def test_output_types_stand_for_constraints(output_type, constraint):
+    assert constraint_of(output_type) == constraint
+
+
+def test_the_terms_of_outlines_for_common_patterns_are_patterns():
+    assert re.fullmatch(constraint_of(outlines.types.integer).pattern, "-12")
+
+
+def test_options_go_with_the_schema_of_a_type():
+    options = SchemaOptions(property_order="any", documents={"urn:a": {}})
+    assert constraint_of(Person, options) == JsonSchema(schema=schema_of(Person), options=options)
+    for output_type in (re.compile("a"), outlines.types.Choice(["a"])):
+        with pytest.raises(RequestError, match="options"):
+            constraint_of(output_type, options)
+
+
+@pytest.mark.parametrize(
+    ("output_type", "param", "message"),
+    [
+        (re.compile("a", re.IGNORECASE), "regex", "IGNORECASE"),
+        (re.compile("(?s)."), "regex", "DOTALL"),
+        (re.compile("a", re.ASCII), "regex", "ASCII"),
+        (re.compile(b"a"), "regex", "bytes"),
+        (outlines.types.Choice(["a", 1]), "choice", "holds 1, which is no text"),
+    ],
+)
+def test_what_only_resembles_a_text_constraint_is_refused(output_type, param, message):
+    with pytest.raises(SchemaError, match=message) as refused:
+        constraint_of(output_type)
+    assert (refused.value.param, refused.value.code) == (param, f"invalid_{param}")
 
 
 def test_schemas_as_dict_or_text_import_neither_outlines_nor_pydantic():
     program = (
         "import sys\n"
-        "from specdec.output_types import schema_of\n"
-        "schema_of({}), schema_of('{}'), schema_of(True)\n"
+        "from specdec.output_types import Regex, constraint_of\n"
+        "import re\n"
+        "[constraint_of(each) for each in ({}, '{}', True, re.compile('a'), Regex(pattern='a'))]\n"
         "print([name for name in ('outlines', 'pydantic', 'torch') if name in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-P", "-c", program], text=True).strip() == "[]"

@@ -1,4 +1,4 @@
-"""The command line: `specdec serve`, `run`, `pull`, `eval`, `version`."""
+"""The command line: `specdec serve`, `run`, `pull`, `schema`, `eval`, `version`."""
 
 from specdec.cli.app import app, main
 

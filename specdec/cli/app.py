@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -145,6 +145,59 @@ def pull(
     with progress_bars() as progress:
         folder = resolve_model(model, progress=progress)
     say(str(folder), out=True)
+
+
+schema_commands = typer.Typer(cls=FriendlyGroup, no_args_is_help=True, help="Look at schemas, without a model.")
+app.add_typer(schema_commands, name="schema")
+
+
+@schema_commands.callback()
+def schemas() -> None:
+    """Look at schemas, without a model."""
+
+
+@schema_commands.command("check")
+def check_schema(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A JSON Schema.", show_default=False)],
+    format_: Annotated[
+        Literal["assert", "annotation"], typer.Option("--format", help="Whether formats constrain anything.")
+    ] = "assert",
+    unknown_format: Annotated[
+        Literal["refuse", "annotation"], typer.Option(help="What a format that is not known does.")
+    ] = "refuse",
+    document: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URI=FILE", help="A schema that references may lead to; repeat it for several."),
+    ] = None,
+    property_order: Annotated[
+        Literal["schema", "any"], typer.Option(help="The order of the keys of an object.")
+    ] = "schema",
+    additional_properties: Annotated[
+        Literal["schema", "closed"], typer.Option(help="Whether objects take keys that the schema does not describe.")
+    ] = "schema",
+    whitespace: Annotated[
+        Literal["compact", "pretty", "flexible"], typer.Option(help="Between the tokens of JSON.")
+    ] = "compact",
+    max_whitespace: Annotated[
+        int, typer.Option(min=1, max=1000, help="Characters in a row, where whitespace is flexible.")
+    ] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Say what is enforced of a schema and what narrows its answers; 1 if it is refused."""
+    from specdec.cli.schema import check_schema as check
+    from specdec.cli.schema_file import read_documents
+    from specdec.grammars import SchemaOptions
+
+    options = SchemaOptions(
+        format=format_,
+        unknown_format=unknown_format,
+        documents=read_documents(document or []),
+        property_order=property_order,
+        additional_properties=additional_properties,
+        whitespace=whitespace,
+        max_whitespace=max_whitespace,
+    )
+    raise typer.Exit(check(file, options, as_json=as_json))
 
 
 @app.command(

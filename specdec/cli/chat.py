@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Generator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
-from specdec import Constraint, Engine, EngineConfig, FinishReason, Request, SamplingParams, TokenDelta
+from specdec import Constraint, Engine, EngineConfig, FinishReason, JsonSchema, Request, SamplingParams, TokenDelta
 from specdec.cli.console import complain, say
+from specdec.cli.schema_file import read_schema_file
 from specdec.errors import ConfigError, RequestError
 from specdec.models.progress import progress_bars
 
@@ -177,13 +176,4 @@ def _summary(last: TokenDelta, num_tokens: int, seconds: float) -> str:
 
 
 def _read_schema(file: str) -> Constraint:
-    try:
-        text = Path(file).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ConfigError(f"{file} cannot be read: {reason}", flag="--schema") from error
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file} holds no JSON: {error}", flag="--schema") from error
-    return Constraint(kind="json_schema", schema=text)
+    return JsonSchema(schema=read_schema_file(file, flag="--schema"))

@@ -155,6 +155,14 @@ class EngineFlags:
             rich_help_panel="Schemas",
         ),
     ] = None
+    check_outputs: Annotated[
+        bool,
+        typer.Option(
+            "--check-outputs",
+            help="Judge every finished constrained answer by an independent validator, in a process of its own.",
+            rich_help_panel="Structured outputs",
+        ),
+    ] = _DEFAULTS.check_outputs
 
     def config(self) -> EngineConfig:
         """The engine's configuration. Raises ConfigError naming the flag, also where two contradict each other."""
@@ -177,6 +185,7 @@ class EngineFlags:
             exact=self.exact,
             speculative=self._speculative(),
             grammar_limits=self._grammar_limits(),
+            check_outputs=self.check_outputs,
         )
 
     def notes(self) -> dict[str, str]:

@@ -13,7 +13,8 @@ from scripted_engine import ScriptedEngine
 from specdec.async_engine import AsyncEngine
 from specdec.delta_stream import MAX_WAITING_DELTAS, DeltaStream
 from specdec.errors import EngineClosedError, EngineDeadError, RequestError
-from specdec.request import Constraint, Request, SamplingParams, TokenDelta, TokenLogprob
+from specdec.grammars import JsonSchema
+from specdec.request import Request, SamplingParams, TokenDelta, TokenLogprob
 
 pytestmark = pytest.mark.filterwarnings("error")
 TIMEOUT_S = 10.0
@@ -177,7 +178,7 @@ async def test_a_bug_in_prepare_costs_only_its_own_request(engine: AsyncEngine, 
 async def test_slow_schemas_hold_up_no_request_without_one(engine: AsyncEngine, scripted: ScriptedEngine) -> None:
     released = threading.Event()
     scripted.on_prepare = lambda request: request.constraint is not None and released.wait(TIMEOUT_S)
-    constraint = Constraint(kind="json_object")
+    constraint = JsonSchema(schema="{}")
     slow = [asyncio.create_task(texts(engine.generate(request(f"slow{i}", constraint=constraint)))) for i in range(8)]
     async with asyncio.timeout(TIMEOUT_S / 2):
         assert await texts(engine.generate(request("fast"))) == {0: expected(5)}

@@ -1,21 +1,28 @@
 """What a Python user of the engine sees, and what is refused before it starts."""
 
+import re
 from enum import Enum
 
+import outlines.types
 import pytest
 import torch
 
 from specdec import (
+    AfterMarker,
+    Choice,
     ConfigError,
-    Constraint,
     ContextLengthError,
+    EnforcementReport,
     Engine,
     EngineConfig,
     FinishReason,
+    JsonSchema,
+    Regex,
     Request,
     RequestError,
     SamplingParams,
     SchemaError,
+    SchemaOptions,
     SpeculativeConfig,
 )
 from specdec.attention import Span
@@ -26,7 +33,7 @@ POOL_TOKENS = 30 * 16
 
 @pytest.fixture(scope="module")
 def engine(tiny_model_folder):
-    return Engine(EngineConfig(model=str(tiny_model_folder), max_model_len=256, num_kv_blocks=30))
+    return Engine(EngineConfig(model=str(tiny_model_folder), max_model_len=256, num_kv_blocks=30, check_outputs=True))
 
 
 def request(engine, text="hello there", *, request_id="r", constraint=None, **params):
@@ -110,12 +117,52 @@ class Colour(Enum):
 
 
 def test_a_python_type_constrains_the_answer(engine):
-    outputs = engine.generate(["a", "b", "c"], SamplingParams(max_tokens=40, seed=1), schema=Colour)
+    outputs = engine.generate(["a", "b", "c"], SamplingParams(max_tokens=40, seed=1), output_type=Colour)
     assert {output.text for output in outputs} <= {'"red"', '"blue"'}
     assert all(output.choices[0].finish_reason is FinishReason.STOP for output in outputs)
 
 
-JSON_OBJECT = Constraint(kind="json_object")
+def test_every_output_type_constrains_the_answer_and_reports_what_was_enforced(engine):
+    params = SamplingParams(max_tokens=60, seed=1)
+    cases = {
+        re.compile("[ab]{2}"): "[ab]{2}",
+        Regex(pattern="c|d"): "c|d",
+        Choice(choices=("yes", "no")): "yes|no",
+        outlines.types.Choice(["e", "f"]): "e|f",
+        outlines.types.Regex("g{1,3}"): "g{1,3}",
+    }
+    for output_type, pattern in [*cases.items(), ({"const": "h"}, '"h"')]:
+        [output] = engine.generate("a", params, output_type=output_type)
+        assert output.choices[0].finish_reason is FinishReason.STOP
+        assert re.fullmatch(pattern, output.text), output_type
+        assert isinstance(output.enforcement, EnforcementReport)
+    assert engine.generate("a", SamplingParams(max_tokens=3))[0].enforcement is None
+
+
+def test_a_marker_that_is_a_special_token_is_part_of_the_answer(engine):
+    constraint = AfterMarker(marker="<|im_start|>", then=Choice(choices=("yes", "no")))
+    num_checked = engine.stats().num_outputs_checked
+    for seed in range(20):
+        params = SamplingParams(max_tokens=200, seed=seed, logit_bias={1: 5.0})
+        choice = engine.generate("a", params, output_type=constraint)[0].choices[0]
+        if choice.finish_reason is FinishReason.STOP:
+            assert choice.text.rpartition("<|im_start|>")[2] in {"yes", "no"}
+            assert 1 in choice.token_ids
+    assert engine.stats().num_outputs_checked > num_checked
+    assert engine.stats().num_output_check_failures == 0
+
+
+def test_options_are_read_with_the_schema(engine):
+    params = SamplingParams(max_tokens=60, seed=1)
+    options = SchemaOptions(format="annotation", documents={"urn:a": {"const": "h", "format": "uuid"}})
+    [output] = engine.generate("a", params, output_type={"$ref": "urn:a"}, options=options)
+    assert output.text == '"h"'
+    with pytest.raises(RequestError, match="options") as refused:
+        engine.generate("a", params, options=options)
+    assert refused.value.param == "options"
+
+
+JSON_OBJECT = JsonSchema(schema='{"type":"object"}')
 
 
 @pytest.mark.parametrize(
@@ -128,10 +175,12 @@ JSON_OBJECT = Constraint(kind="json_object")
         ({"constraint": JSON_OBJECT, "stop_token_ids": (5,)}, RequestError, "stop_token_ids", "constraint"),
         ({"constraint": JSON_OBJECT, "ignore_eos": True}, RequestError, "ignore_eos", "constraint"),
         ({"constraint": JSON_OBJECT, "min_tokens": 1}, RequestError, "min_tokens", "constraint"),
-        ({"constraint": Constraint(kind="json_schema", schema='{"format": "?"}')}, SchemaError, "schema", "format"),
-        ({"constraint": Constraint(kind="json_schema", schema='{"type": 3}')}, SchemaError, "schema", "type"),
-        ({"constraint": Constraint(kind="json_schema", schema="{")}, SchemaError, "schema", ""),
-        ({"constraint": Constraint(kind="json_schema", schema="false")}, SchemaError, "schema", ""),
+        ({"constraint": JsonSchema(schema='{"format": "?"}')}, SchemaError, "schema", "format"),
+        ({"constraint": JsonSchema(schema='{"type": 3}')}, SchemaError, "schema", "type"),
+        ({"constraint": Regex(pattern="a"), "stop": ("x",)}, RequestError, "stop", "constraint"),
+        ({"constraint": Choice(choices=("a",)), "min_tokens": 1}, RequestError, "min_tokens", "constraint"),
+        ({"constraint": JsonSchema(schema="{")}, SchemaError, "schema", ""),
+        ({"constraint": JsonSchema(schema="false")}, SchemaError, "schema", ""),
     ],
 )
 def test_a_request_that_cannot_be_served_is_refused_by_field_and_limit(engine, changes, error, param, says):

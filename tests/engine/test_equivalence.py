@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from specdec import Engine, EngineConfig, Request, SamplingParams, SpeculativeConfig
-from specdec.request import Constraint
+from specdec.grammars import JsonSchema
 
 PROMPTS = [
     "The quick brown fox jumps over the lazy dog. The quick brown",
@@ -50,6 +50,7 @@ def engine_of(tiny_model_folder, tiny_draft_folder):
                     exact=True,
                     max_model_len=256,
                     speculative=speculative,
+                    check_outputs=True,
                     **({"num_kv_blocks": 200} | pool),
                 )
             )
@@ -59,7 +60,7 @@ def engine_of(tiny_model_folder, tiny_draft_folder):
 
 
 def answers(engine, params, schema=None, prompts=PROMPTS):
-    outputs = engine.generate(prompts, params, schema=schema)
+    outputs = engine.generate(prompts, params, output_type=schema)
     stats = engine.stats()
     assert stats.num_kv_blocks_in_use == 0
     for speculation in stats.speculation.values():
@@ -161,7 +162,7 @@ def test_requests_that_join_and_leave_change_no_other(engine_of, data):
                 request_id=str(i),
                 prompt_token_ids=tuple(engine.tokenizer.encode(PROMPTS[i])),
                 sampling_params=params_of()[i],
-                constraint=Constraint(kind="json_schema", schema=SCHEMA) if i in constrained else None,
+                constraint=JsonSchema(schema=SCHEMA) if i in constrained else None,
             )
         )
         for _ in range(gap):
@@ -173,5 +174,5 @@ def test_requests_that_join_and_leave_change_no_other(engine_of, data):
     assert engine.stats().num_kv_blocks_in_use == 0
     for i in set(order) - aborted:
         ids = plain.tokenizer.encode(PROMPTS[i])
-        (expected,) = plain.generate([ids], [params_of()[i]], schema=SCHEMA if i in constrained else None)
+        (expected,) = plain.generate([ids], [params_of()[i]], output_type=SCHEMA if i in constrained else None)
         assert "".join(texts[str(i)]) == expected.text

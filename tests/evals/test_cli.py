@@ -130,7 +130,7 @@ def test_a_server_is_asked_over_the_openai_api(tiny_model_folder):
 
     from specdec import EngineConfig
 
-    with serving(Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600))) as server:
+    with serving(Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600, check_outputs=True))) as server:
         exit_code, shown = constrained("--url", server.url)
     assert exit_code == 0, shown["failures"]
     assert shown["num_valid"] + shown["num_cut_by_length"] == 20
@@ -142,7 +142,7 @@ def test_a_refusal_of_the_server_is_a_failure(tiny_model_folder):
 
     from specdec import EngineConfig
 
-    with serving(Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600))) as server:
+    with serving(Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600, check_outputs=True))) as server:
         exit_code, shown = constrained("--url", server.url, "--model", "another")
     assert exit_code == 1
     assert shown["num_unanswered"] == 20

@@ -83,7 +83,7 @@ def test_every_outcome_is_counted_once(suite_file):
 
 def test_an_invalid_instance_that_is_accepted_fails_it(tmp_path, monkeypatch):
     """The judge is made to agree with a wrong label: what is left is an engine that accepts what it must not."""
-    from specdec.evals.judge import Judge
+    from specdec.grammars.judge import Judge
 
     path = tmp_path / "cases.jsonl"
     path.write_text(json.dumps(case("wrong", {"type": "null"}, (False, None))) + "\n")

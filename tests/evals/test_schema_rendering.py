@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specdec.evals.judge import strict_loads
 from specdec.evals.schema_fit import plainly_breaks
 from specdec.evals.schema_rendering import Renderer, UnrenderableError
+from specdec.grammars.judge import strict_loads
 
 KEYS = st.sampled_from(["a", "b", "c", "d", "é", 'q"'])
 VALUES = st.recursive(
@@ -131,7 +131,7 @@ def test_what_has_no_text_is_named(value):
 @settings(max_examples=300, deadline=None)
 @given(SCHEMAS, VALUES)
 def test_what_plainly_breaks_a_schema_is_invalid(schema, value):
-    from specdec.evals.judge import Judge
+    from specdec.grammars.judge import Judge
 
     renderer = Renderer(schema)
     if plainly_breaks(schema, value, renderer._resolve) and not _has_cycle_or_fault(schema):

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import small_vocabulary
 
-from specdec.evals.judge import Judge, UnjudgeableError
 from specdec.grammars import (
     Grammar,
     GrammarCompiler,
@@ -24,6 +23,7 @@ from specdec.grammars import (
     UnsatisfiableSchemaError,
     UnsupportedSchemaError,
 )
+from specdec.grammars.judge import Judge, UnjudgeableError
 
 CLOSED = SchemaOptions(additional_properties="closed")
 _REFUSED = (InvalidSchemaError, LimitExceededError, UnsupportedSchemaError, UnjudgeableError, UnsatisfiableSchemaError)

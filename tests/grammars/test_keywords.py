@@ -10,9 +10,9 @@ from checks import accepts
 from schemas import renderings
 from vocabularies import small_vocabulary
 
-from specdec.evals.judge import Judge
 from specdec.grammars import GrammarCompiler
 from specdec.grammars.applicators import APPLICATORS, UNEVALUATED
+from specdec.grammars.judge import Judge
 from specdec.grammars.keywords import LOWERINGS
 
 _DATE = "2024-02-29"

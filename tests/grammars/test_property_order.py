@@ -17,7 +17,6 @@ from jsonschema import Draft202012Validator
 from vocabularies import merged_vocabulary, small_vocabulary
 from written_out import compare_masks, orders
 
-from specdec.evals.judge import UnjudgeableError
 from specdec.grammars import (
     Grammar,
     GrammarCompiler,
@@ -28,6 +27,7 @@ from specdec.grammars import (
     UnsupportedSchemaError,
 )
 from specdec.grammars.any_order import AnyOrderRule
+from specdec.grammars.judge import UnjudgeableError
 from specdec.grammars.rules import FreeKeys, ObjectRule
 
 ANY_ORDER = SchemaOptions(property_order="any")

@@ -12,8 +12,8 @@ import schemas
 from checks import check_against_judge, check_negation
 from vocabularies import merged_vocabulary, small_vocabulary
 
-from specdec.evals.judge import UnjudgeableError
 from specdec.grammars import GrammarCompiler, InvalidSchemaError, LimitExceededError, UnsupportedSchemaError
+from specdec.grammars.judge import UnjudgeableError
 
 _REFUSED = (InvalidSchemaError, LimitExceededError, UnsupportedSchemaError, UnjudgeableError)
 """References that lead in circles, combinations past a limit, and what cannot be enforced."""

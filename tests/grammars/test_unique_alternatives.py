@@ -11,8 +11,8 @@ import pytest
 from checks import accepts, check_against_judge
 from vocabularies import small_vocabulary
 
-from specdec.evals.judge import Judge
 from specdec.grammars import GrammarCompiler, UnsupportedSchemaError
+from specdec.grammars.judge import Judge
 
 _ITEMS = [{}, {"type": "integer"}, {"enum": [1, 2]}, {"enum": ["a", "ab", "b"]}, {"type": "string", "maxLength": 1}]
 

@@ -20,7 +20,7 @@ def make_engine(tiny_model_folder: Path) -> Callable[..., Engine]:
     from specdec import Engine, EngineConfig
 
     def make(**fields: object) -> Engine:
-        return Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600, **fields))
+        return Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600, check_outputs=True, **fields))
 
     return make
 

@@ -92,7 +92,6 @@ CHAT_FAULTS = [
     ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "unsupported_field"),
     ({"functions": [{"name": "f"}]}, "functions", "unsupported_field"),
     ({"prediction": {"type": "content", "content": "x"}}, "prediction", "unsupported_field"),
-    ({"structured_outputs": {"regex": "a+"}}, "structured_outputs", "unsupported_field"),
     ({"guided_json": {"type": "object"}}, "guided_json", "unsupported_field"),
     ({"guided_whatever": 1}, "guided_whatever", "unsupported_field"),
     ({"grammar": "root ::= x"}, "grammar", "unsupported_field"),

@@ -11,7 +11,6 @@ from typing import Any
 from all_keywords import STRINGS, random_value
 from schemas import mutated, num_renderings, renderings
 
-from specdec.evals.judge import Judge
 from specdec.grammars import (
     Grammar,
     GrammarCompiler,
@@ -21,6 +20,7 @@ from specdec.grammars import (
     Vocabulary,
 )
 from specdec.grammars.formats import format_language, format_outer
+from specdec.grammars.judge import Judge
 from specdec.grammars.masks import shared_position
 from specdec.grammars.options import DEFAULT_OPTIONS
 from specdec.grammars.patterns import pattern_language

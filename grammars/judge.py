@@ -26,7 +26,7 @@ import referencing
 from jsonschema.protocols import Validator
 from referencing.jsonschema import DRAFT3, DRAFT4, DRAFT6, DRAFT7, DRAFT201909, DRAFT202012
 
-from specdec.evals.normalisation import normalised
+from specdec.grammars.normalisation import normalised
 
 # Schemas and instances are whatever JSON holds.
 Json = Any
@@ -90,26 +90,10 @@ class Judge:
 
     def violation(self, text: str) -> str | None:
         """Why a text is no instance; None if it is one. UnjudgeableError where there is no saying."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            return f"lone surrogate in the text at character {error.start}"
-        try:
-            return self._violation(text)
-        except RecursionError:
-            pass
-        if _depth(text) > _DEEPEST:
-            return f"not JSON that can be parsed: nested too deeply, more than {_DEEPEST} levels"
-        try:
-            return _with_deep_stack(lambda: self._violation(text))
-        except RecursionError:
-            return "not JSON that can be judged: nested too deeply"
+        return at_any_depth(text, lambda: self._violation(text))
 
-    def _violation(self, text: str) -> str | None:
-        try:
-            value = strict_loads(text)
-        except ValueError as error:
-            return str(error)
+    def violation_by(self, value: Json) -> str | None:
+        """The same of a value that `strict_loads` or `strict_scan` gave; RecursionError where it is too deep."""
         try:
             if self._built is None:
                 self._built = _build(self._schema, assert_formats=self._assert_formats, registry=self._registry)
@@ -117,6 +101,31 @@ class Judge:
         except _SCHEMA_FAULTS as error:
             raise UnjudgeableError(f"{type(error).__name__}: {error}"[:300]) from error
         return None if fault is None else f"{fault.json_path}: {fault.message}"
+
+    def _violation(self, text: str) -> str | None:
+        try:
+            value = strict_loads(text)
+        except ValueError as error:
+            return str(error)
+        return self.violation_by(value)
+
+
+def at_any_depth(text: str, judge: Callable[[], str | None]) -> str | None:
+    """What `judge` says of a text, whatever room on the stack its nesting takes; a lone surrogate is a violation."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"lone surrogate in the text at character {error.start}"
+    try:
+        return judge()
+    except RecursionError:
+        pass
+    if _depth(text) > _DEEPEST:
+        return f"not JSON that can be parsed: nested too deeply, more than {_DEEPEST} levels"
+    try:
+        return _with_deep_stack(judge)
+    except RecursionError:
+        return "not JSON that can be judged: nested too deeply"
 
 
 class Registry:
@@ -162,9 +171,27 @@ def dialect_of(schema: Json) -> str | None:
 def strict_loads(text: str) -> Json:
     """The value of a JSON text; ValueError where it is none, or where Python alone would take it."""
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_numeral)
+        value = _decoder().decode(text)
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from error
+    return _without_surrogates(value)
+
+
+def strict_scan(text: str, start: int) -> tuple[Json, int]:
+    """The value of the JSON that begins at a character, and where it ends; ValueError as `strict_loads`."""
+    try:
+        value, end = _decoder().raw_decode(text, start)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from error
+    return _without_surrogates(value), end
+
+
+@cache
+def _decoder() -> json.JSONDecoder:
+    return json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_numeral)
+
+
+def _without_surrogates(value: Json) -> Json:
     if (place := _lone_surrogate(value)) is not None:
         raise ValueError(f"lone surrogate in {place!r}")
     return value

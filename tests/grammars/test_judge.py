@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specdec.evals.judge import Judge, UnjudgeableError, documents_registry
-from specdec.evals.normalisation import normalised
+from specdec.grammars.judge import Judge, UnjudgeableError, documents_registry
+from specdec.grammars.normalisation import normalised
 
 DRAFT4 = "http://json-schema.org/draft-04/schema#"
 DRAFT7 = "http://json-schema.org/draft-07/schema#"
