@@ -9,8 +9,10 @@ state = grammar.advance(state, token_id)   # None where the token is not allowed
 
 from __future__ import annotations
 
+from specdec.grammars.budget import BudgetedGrammar, BudgetedState
 from specdec.grammars.compiler import GrammarCompiler
 from specdec.grammars.errors import (
+    BudgetError,
     GrammarError,
     InvalidSchemaError,
     LimitExceededError,
@@ -25,6 +27,9 @@ from specdec.grammars.report import EnforcementReport, Restriction
 from specdec.grammars.vocabulary import Vocabulary
 
 __all__ = [
+    "BudgetError",
+    "BudgetedGrammar",
+    "BudgetedState",
     "EnforcementReport",
     "Grammar",
     "GrammarCompiler",

@@ -100,12 +100,17 @@ class MaskWalker:
             if self._is_remembered(position, stack, nodes):
                 self._decide_singly(nodes)
                 continue
-            vocabulary.kernels.mark_nodes(nodes, vocabulary.trie_starts, vocabulary.token_ids, self.words)
+            self._mark(position, stack, nodes)
             inner = vocabulary.kernels.inner_nodes(nodes, vocabulary.trie_skips)
             if len(inner):
                 self._go_on(position, stack, inner)
 
         self._decide_repetitions()
+
+    def _mark(self, position: Position, stack: Stack | None, nodes: Nodes) -> None:
+        """Allow the tokens that end at the nodes, and so in this configuration."""
+        v = self._vocabulary
+        v.kernels.mark_nodes(nodes, v.trie_starts, v.token_ids, self.words)
 
     @staticmethod
     def _is_remembered(position: Position, stack: Stack | None, nodes: Nodes) -> bool:
