@@ -158,7 +158,7 @@ class Grammar:
             config = state.position, state.stack
             levels = GuardWalker(runtime.vocabulary, runtime.bodies, self._automaton, self._closings, config).levels
             self._levels.put(state, levels)
-        if num_tokens >= levels.costs[-1]:
+        if not levels.costs or num_tokens >= levels.costs[-1]:
             return base
         words = levels.within(num_tokens)
         words = np.zeros_like(self._runtime.mask_table.eos_words) if words is None else words.copy()
