@@ -9,6 +9,7 @@ state = grammar.advance(state, token_id)   # None where the token is not allowed
 
 from __future__ import annotations
 
+from specdec.grammars.budget import BudgetedGrammar, BudgetedState
 from specdec.grammars.compiler import GrammarCompiler
 from specdec.grammars.constraints import (
     HERMES,
@@ -23,6 +24,7 @@ from specdec.grammars.constraints import (
     ToolCalls,
 )
 from specdec.grammars.errors import (
+    BudgetError,
     GrammarError,
     InvalidSchemaError,
     LimitExceededError,
@@ -39,6 +41,9 @@ from specdec.grammars.vocabulary import Vocabulary
 __all__ = [
     "HERMES",
     "AfterMarker",
+    "BudgetError",
+    "BudgetedGrammar",
+    "BudgetedState",
     "Choice",
     "Constraint",
     "EnforcementReport",

@@ -4,7 +4,8 @@ GrammarError
 ├── UnsupportedSchemaError     a constraint that cannot be enforced yet, so it is refused, never weakened
 ├── InvalidSchemaError         not a JSON Schema: a malformed keyword, an unresolvable $ref
 ├── UnsatisfiableSchemaError   no JSON value is an instance
-└── LimitExceededError         larger than the compiler's limits allow
+├── LimitExceededError         larger than the compiler's limits allow
+└── BudgetError                no answer is guaranteed to fit the tokens given
 """
 
 from __future__ import annotations
@@ -38,3 +39,11 @@ class UnsatisfiableSchemaError(GrammarError):
 
 class LimitExceededError(GrammarError):
     """The schema exceeds a limit of the compiler; the message gives the value and the limit."""
+
+
+class BudgetError(GrammarError):
+    """No answer is guaranteed to fit the budget; `minimum_tokens` is the smallest that would do, None if unknown."""
+
+    def __init__(self, message: str, *, minimum_tokens: int | None) -> None:
+        super().__init__(message)
+        self.minimum_tokens = minimum_tokens

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from weakref import WeakValueDictionary
 
+import numpy as np
+
 from specdec.grammars.automaton import Automaton, Config, Stack
 from specdec.grammars.bounded_cache import BoundedCache
+from specdec.grammars.closings import Closings
 from specdec.grammars.frames import Frame
+from specdec.grammars.guard import GuardWalker, Levels
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.mask_table import EOS_ROW, MaskTable
 from specdec.grammars.masks import MaskWalker, StringBodies, shared_position
 from specdec.grammars.positions import Done, Literal, Position, Terminated
 from specdec.grammars.report import EnforcementReport
 from specdec.grammars.rules import Rule
+from specdec.grammars.speller import Speller, Spelling
 from specdec.grammars.stopwatch import Stopwatch
 from specdec.grammars.vocabulary import Vocabulary
 
@@ -47,6 +52,7 @@ class Runtime:
         self.mask_table = mask_table
         self.lexicon = lexicon
         self.bodies = bodies
+        self.speller = Speller(vocabulary)
         self.steps: BoundedCache[tuple[GrammarState, int], GrammarState] = BoundedCache(32768)
         # From (grammar, position) and then frame by frame to (row, stamp), or DEEPER where one more frame matters.
         self.masks: BoundedCache[tuple[object, Position | Frame | None], tuple[int, int]] = BoundedCache(32768)
@@ -63,6 +69,8 @@ class Grammar:
         self._runtime = runtime
         self._eos = frozenset(runtime.vocabulary.eos_token_ids)
         self._automaton = Automaton(rules, runtime.lexicon, canonical=canonical_numbers)
+        self._closings = Closings(self._automaton, rules, runtime.lexicon, runtime.speller, canonical=canonical_numbers)
+        self._levels: BoundedCache[GrammarState, Levels] = BoundedCache(128)
         self._states: WeakValueDictionary[Config, GrammarState] = WeakValueDictionary()
         self.initial_state: GrammarState = self._intern(self._automaton.start)
         self._terminated = self._intern((Terminated(), None))
@@ -127,6 +135,42 @@ class Grammar:
     def allows(self, state: GrammarState, token_id: int) -> bool:
         """Whether `advance` accepts the token."""
         return self.advance(state, token_id) is not None
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The token's bytes, None for one without."""
+        return self._runtime.vocabulary.token_bytes(token_id)
+
+    def closing(self, state: GrammarState) -> Spelling | None:
+        """A short text that completes the state's, with the fewest tokens that spell it; None where it is too long."""
+        return self._closings.of((state.position, state.stack))
+
+    @property
+    def minimum_tokens(self) -> int | None:
+        """Tokens of the shortest answer that is guaranteed; None where that is too long to plan for."""
+        closing = self.closing(self.initial_state)
+        return None if closing is None else closing.num_tokens
+
+    def mask_row_within(self, state: GrammarState, num_tokens: int, plan: Spelling) -> int:
+        """Row with the tokens after which num_tokens more complete the text, and with the next ones of the plan.
+
+        `plan` completes the state's text in at most num_tokens + 1 tokens. End-of-sequence needs no token.
+        """
+        base = self.mask_row(state)
+        levels = self._levels.get(state)
+        if levels is None:
+            runtime = self._runtime
+            config = state.position, state.stack
+            levels = GuardWalker(runtime.vocabulary, runtime.bodies, self._automaton, self._closings, config).levels
+            self._levels.put(state, levels)
+        if not levels.costs or num_tokens >= levels.costs[-1]:
+            return base
+        words = levels.within(num_tokens)
+        words = np.zeros_like(self._runtime.mask_table.eos_words) if words is None else words.copy()
+        for token_id in self._runtime.speller.first_tokens(plan, num_tokens):
+            words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
+        if self.is_accepting(state):
+            words |= self._runtime.mask_table.eos_words
+        return self._runtime.mask_table.intern(words)
 
     def _intern(self, config: Config) -> GrammarState:
         state = self._states.get(config)

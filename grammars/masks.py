@@ -168,13 +168,16 @@ class MaskWalker:
             if self._is_remembered(position, stack, nodes):
                 self._decide_singly(nodes)
                 continue
-            inner = vocabulary.kernels.enter_nodes(
-                nodes, vocabulary.trie_skips, vocabulary.trie_starts, vocabulary.token_ids, self.words
-            )
+            inner = self._enter(position, stack, nodes)
             if len(inner):
                 self._go_on(position, stack, inner)
 
         self._decide_repetitions()
+
+    def _enter(self, position: Position, stack: Stack | None, nodes: Nodes) -> Nodes:  # noqa: ARG002, for guard.py
+        """Allow the tokens that end at the nodes, in this configuration; return the nodes below which some go on."""
+        v = self._vocabulary
+        return v.kernels.enter_nodes(nodes, v.trie_skips, v.trie_starts, v.token_ids, self.words)
 
     @staticmethod
     def _is_remembered(position: Position, stack: Stack | None, nodes: Nodes) -> bool:

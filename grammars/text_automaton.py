@@ -86,9 +86,13 @@ class TextAutomaton:
 
     def is_live(self, state: int, length: int) -> bool:
         """Whether some term can still accept."""
-        return not self.is_counted or any(
-            length + self._shortest[term][state] <= high and length + self._longest[term][state] >= low
-            for term, (low, high) in enumerate(zip(self._lows, self._highs, strict=True))
+        return not self.is_counted or any(self.is_live_for(term, state, length) for term in range(len(self._lows)))
+
+    def is_live_for(self, term: int, state: int, length: int) -> bool:
+        """Whether the term can still accept."""
+        return (
+            length + self._shortest[term][state] <= self._highs[term]
+            and length + self._longest[term][state] >= self._lows[term]
         )
 
 

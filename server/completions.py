@@ -53,7 +53,7 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
             request_id=f"{spelling.id}-{index}",
             prompt_token_ids=prompt,
             sampling_params=params
-            if completion.max_tokens is not None
+            if completion.max_tokens is not None or requested.constraint is not None
             else _with_default_max_tokens(params, service.engine.max_model_len - len(prompt)),
             constraint=requested.constraint,
             cache_salt=exchange_of(request).cache_salt,

@@ -11,7 +11,15 @@ from litestar import Request as HttpRequest
 from litestar import Response
 from litestar.exceptions import HTTPException
 
-from specdec import EngineClosedError, EngineDeadError, EngineError, RequestError, SchemaError, SpecdecError
+from specdec import (
+    BudgetTooSmallError,
+    EngineClosedError,
+    EngineDeadError,
+    EngineError,
+    RequestError,
+    SchemaError,
+    SpecdecError,
+)
 from specdec.server.exchange import exchange_of
 
 logger = logging.getLogger(__name__)
@@ -28,6 +36,8 @@ class ErrorObject(msgspec.Struct, frozen=True, kw_only=True):
     code: str | None = None
     keyword: str | msgspec.UnsetType = msgspec.UNSET
     pointer: str | msgspec.UnsetType = msgspec.UNSET
+    minimum_tokens: int | msgspec.UnsetType = msgspec.UNSET
+    """Of a max_tokens that is too small: what would do."""
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
@@ -74,6 +84,15 @@ def of_exception(exception: BaseException) -> ApiError:
                     pointer=exception.pointer,
                 ),
             )
+        case BudgetTooSmallError():
+            error = ErrorObject(
+                message=str(exception),
+                type="invalid_request_error",
+                param=exception.param,
+                code=exception.code,
+                minimum_tokens=msgspec.UNSET if exception.minimum_tokens is None else exception.minimum_tokens,
+            )
+            return ApiError(400, error)
         case RequestError():
             return bad_request(str(exception), param=exception.param, code=exception.code or "invalid_value")
         case EngineClosedError():

@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _HOME_OF = {
     "AfterMarker": "specdec.grammars.constraints",
     "AsyncEngine": "specdec.async_engine",
+    "BudgetTooSmallError": "specdec.errors",
     "Choice": "specdec.grammars.constraints",
     "CompletionOutput": "specdec.request",
     "ConfigError": "specdec.errors",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from specdec.config import SpeculativeConfig as SpeculativeConfig
     from specdec.delta_stream import DeltaStream as DeltaStream
     from specdec.engine import Engine as Engine
+    from specdec.errors import BudgetTooSmallError as BudgetTooSmallError
     from specdec.errors import ConfigError as ConfigError
     from specdec.errors import ContextLengthError as ContextLengthError
     from specdec.errors import EngineClosedError as EngineClosedError

@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from specdec.errors import ContextLengthError, RequestError, SchemaError
-from specdec.grammars import Grammar, GrammarCompiler, GrammarError, LimitExceededError, UnsupportedSchemaError
+from specdec.errors import BudgetTooSmallError, ContextLengthError, RequestError, SchemaError
+from specdec.grammars import (
+    BudgetedGrammar,
+    BudgetError,
+    Grammar,
+    GrammarCompiler,
+    GrammarError,
+    LimitExceededError,
+    UnsupportedSchemaError,
+)
 from specdec.grammars.constraints import Choice, Constraint, Regex
 from specdec.request import Request
 
@@ -18,7 +26,7 @@ class PreparedRequest:
     request: Request
     max_tokens: int
     seed: int
-    grammar: Grammar | None
+    grammar: BudgetedGrammar | None
 
 
 def admit(
@@ -44,7 +52,7 @@ def admit(
                     f"{name} cannot be combined with a constraint, which alone says where the answer ends; drop it",
                     param=name,
                 )
-        grammar = _compile(request.constraint, compiler)
+        grammar = _within_budget(_compile(request.constraint, compiler), max_tokens)
     seed = params.seed if params.seed is not None else next_seed()
     return PreparedRequest(request, max_tokens, seed, grammar)
 
@@ -77,6 +85,13 @@ def _max_tokens(request: Request, max_model_len: int, pool_tokens: int) -> int:
             param="max_tokens",
         )
     return max_tokens
+
+
+def _within_budget(grammar: Grammar, max_tokens: int) -> BudgetedGrammar:
+    try:
+        return BudgetedGrammar(grammar, max_tokens)
+    except BudgetError as error:
+        raise BudgetTooSmallError(error.message, minimum_tokens=error.minimum_tokens, param="max_tokens") from error
 
 
 def _compile(constraint: Constraint, compiler: GrammarCompiler) -> Grammar:

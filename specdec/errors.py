@@ -7,6 +7,7 @@
     │   ├── PullError                 the download failed, or what came is not what was pinned
     │   └── CheckpointError           files that do not fit the architecture: missing, unused or misshapen keys
     ├── RequestError                  one request is at fault; `param` names its field, `code` is machine-readable
+    │   ├── BudgetTooSmallError       max_tokens is less than a constrained answer may need
     │   ├── ContextLengthError        the prompt and what it asks for do not fit the context or the pool
     │   └── SchemaError               a schema that is malformed, unsatisfiable or not enforceable
     └── EngineError                   the engine, not the request, failed
@@ -70,6 +71,14 @@ class ContextLengthError(RequestError):
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message, param=param, code="context_length_exceeded")
+
+
+class BudgetTooSmallError(RequestError):
+    """The tokens allowed are fewer than a constrained answer may need; `minimum_tokens` would do, if it is known."""
+
+    def __init__(self, message: str, *, minimum_tokens: int | None, param: str | None = None) -> None:
+        super().__init__(message, param=param, code="max_tokens_too_small")
+        self.minimum_tokens = minimum_tokens
 
 
 class SchemaError(RequestError):

@@ -7,7 +7,7 @@ from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 
 from specdec.block_pool import ROOT_HASH, hash_block
-from specdec.grammars import Grammar, GrammarState
+from specdec.grammars import BudgetedGrammar, BudgetedState
 from specdec.request import FinishReason, SamplingParams, SpeculationStats
 from specdec.tokenizer import Detokenizer
 
@@ -79,8 +79,8 @@ class Sequence:
     token_ids: list[int]
     detokenizer: Detokenizer
     cache_salt: str = ""
-    grammar: Grammar | None = None
-    grammar_state: GrammarState | None = None
+    grammar: BudgetedGrammar | None = None
+    grammar_state: BudgetedState | None = None
     leader: Sequence | None = None
     """The first choice of the same request, whose prompt blocks this one waits for."""
 

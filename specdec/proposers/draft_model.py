@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from specdec.attention import Span
 from specdec.batch import Batch, ScheduledSequence
-from specdec.grammars import GrammarState
+from specdec.grammars import BudgetedState
 from specdec.model_runner import ModelRunner
 from specdec.proposers.base import Proposal
 from specdec.sampler import Sampler, SamplingRow
@@ -22,7 +22,7 @@ class _Draft:
     def __init__(self, scheduled: ScheduledSequence) -> None:
         self.scheduled = scheduled
         self.token_ids: list[int] = []
-        self.state: GrammarState | None = scheduled.sequence.grammar_state
+        self.state: BudgetedState | None = scheduled.sequence.grammar_state
 
     @property
     def row(self) -> SamplingRow:

@@ -1,0 +1,336 @@
+"""Closings: from any configuration a short text that completes it, and the fewest tokens that spell that text.
+
+Each run of a frame can be finished on its own (automaton.py), so a closing is worked out for one goal at a time: the
+position's tail, a short value of every child that is still to come (short_values.py), the rest of the frame, and then
+what the frame's own goal needs further out. Of the goals still possible, the one that takes the fewest tokens is taken.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from weakref import WeakKeyDictionary
+
+from specdec.grammars.automaton import Automaton, Config, Stack
+from specdec.grammars.bounded_cache import BoundedCache
+from specdec.grammars.frames import ArrayFrame, ObjectFrame
+from specdec.grammars.lexicon import Lexicon
+from specdec.grammars.positions import (
+    AfterKey,
+    ArrayEnd,
+    ArrayStart,
+    Completed,
+    Done,
+    Key,
+    Literal,
+    ObjectEnd,
+    ObjectNext,
+    ObjectStart,
+    Position,
+    String,
+    Terminated,
+    Value,
+)
+from specdec.grammars.rules import Rule
+from specdec.grammars.short_values import ShortValues
+from specdec.grammars.speller import EMPTY, Speller, Spelling
+from specdec.grammars.tails import Tails
+from specdec.grammars.texts import TextSet
+from specdec.grammars.walk import DEAD
+
+_MAX_COMPARED = 16
+"""Ways to go on that are compared at one position."""
+_MAX_PADDING = 100_000
+_MAX_SEARCHED = 4000
+
+Part = tuple[bytes, int]
+"""Bytes that complete the value at a position, and a goal that it then meets."""
+
+
+class Closings:
+    """Of one grammar's configurations."""
+
+    def __init__(
+        self, automaton: Automaton, rules: list[Rule], lexicon: Lexicon, speller: Speller, *, canonical: bool
+    ) -> None:
+        self._automaton = automaton
+        self._speller = speller
+        self.tails = Tails(lexicon)
+        self._values = {
+            is_canonical: ShortValues(rules, lexicon, speller, self.tails, is_canonical=is_canonical)
+            for is_canonical in {canonical, True}
+        }
+        self._canonical = canonical
+        self._after: WeakKeyDictionary[Stack, dict[int, Spelling | None]] = WeakKeyDictionary()
+        self._most_after_key: BoundedCache[tuple[ObjectFrame, Stack | None], int] = BoundedCache(1024)
+        self._known: BoundedCache[Config, Spelling] = BoundedCache(4096)
+
+    def of(self, config: Config) -> Spelling | None:
+        """A short completion; None where every one that was tried is too long."""
+        known = self._known.get(config)
+        if known is None:
+            found = self._find(config)
+            if found is None:
+                return None
+            known = found
+            self._known.put(config, known)
+        return known
+
+    def after(self, stack: Stack | None, goal: int) -> Spelling | None:
+        """What follows a value that was the stack's frame's child and has met the goal."""
+        if stack is None:
+            return EMPTY
+        known = self._after.get(stack)
+        if known is None:
+            known = self._after[stack] = {}
+        if goal not in known:
+            known[goal] = self._best(self._frame_parts(stack.frame, goal, stack.below), stack.below)
+        return known[goal]
+
+    def most_after_key(self, frame: ObjectFrame, stack: Stack | None) -> int | None:
+        """The most tokens that it takes after a key that may come next, whichever; None where some are too many."""
+        known = self._most_after_key.get((frame, stack))
+        if known is None:
+            costs = list(self._costs_after_key(frame, stack))
+            if not costs or any(cost is None for cost in costs):
+                return None
+            known = max(cost for cost in costs if cost is not None)
+            self._most_after_key.put((frame, stack), known)
+        return known
+
+    def _costs_after_key(self, frame: ObjectFrame, stack: Stack | None) -> Iterator[int | None]:
+        values = self._short_values(stack)
+        for run in frame.runs:
+            rule = run.rule
+            steps: list[tuple[int, int, int, int]] = []
+            for key in rule.candidates(*run.progress):
+                steps += rule.after_declared(*run.progress, rule.positions[key])
+            for number in range(len(rule.free)) if frame.takes_free_keys() else ():
+                steps += rule.after_free(*run.progress, number)
+            after = self.after(stack, run.goal)
+            for declared, num_keys, pending, child in dict.fromkeys(steps):
+                value = values.text(child)
+                following = run._replace(declared=declared, num_keys=num_keys, pending=pending)
+                rest = values.object_rest(
+                    following, frame.seen, has_keys=True, must_continue=False, has_one_free_key=frame.has_one_free_key
+                )
+                if value is None or rest is None or after is None:
+                    yield None
+                else:
+                    yield self._speller.spell(b":" + value + rest, after).num_tokens
+
+    def _find(self, config: Config) -> Spelling | None:
+        position, stack = config
+        if isinstance(position, (Done, Terminated)):
+            return EMPTY
+        found = self._best(self._parts(position, stack), stack)
+        remembers = (stack is not None and stack.is_remembered) or (
+            isinstance(position, (ArrayStart, ArrayEnd)) and position.frame.seen is not None
+        )
+        if remembers and (found is None or not self._completes(config, found.data)):
+            return self._search(config)
+        return found
+
+    def _best(self, parts: Iterable[Part], stack: Stack | None) -> Spelling | None:
+        best: Spelling | None = None
+        for data, goal in parts:
+            rest = self.after(stack, goal)
+            if rest is None:
+                continue
+            spelling = self._speller.spell(data, rest)
+            if best is None or (spelling.num_tokens, len(spelling.data)) < (best.num_tokens, len(best.data)):
+                best = spelling
+        return best
+
+    def _short_values(self, stack: Stack | None) -> ShortValues:
+        return self._values[self._canonical or (stack is not None and stack.is_remembered)]
+
+    def _parts(self, position: Position, stack: Stack | None) -> Iterator[Part]:
+        match position:
+            case Completed():
+                yield from ((b"", goal) for goal in position.goals)
+            case Value():
+                values = self._short_values(stack)
+                for goal in position.goals:
+                    text = values.text(goal)
+                    if text is not None:
+                        yield text, goal
+            case Literal():
+                yield from self._literal_parts(position, stack)
+            case String():
+                yield from self._string_parts(position, stack)
+            case Key():
+                yield from self._key_parts(position, stack)
+            case AfterKey():
+                yield from self._after_key_parts(position.frame, stack)
+            case ObjectStart():
+                yield from self._object_parts(position.frame, stack, has_keys=False)
+            case ObjectNext():
+                yield from self._object_parts(position.frame, stack, has_keys=False, must_continue=True)
+            case ObjectEnd():
+                yield from self._object_parts(position.frame, stack, has_keys=True)
+            case ArrayStart():
+                yield from self._array_parts(position.frame, stack, has_items=False)
+            case ArrayEnd():
+                yield from self._array_parts(position.frame, stack, has_items=True)
+
+    def _frame_parts(self, frame: ObjectFrame | ArrayFrame, child: int, below: Stack | None) -> Iterator[Part]:
+        """How the frame ends once its child has met a goal."""
+        after = frame.after_value(frozenset((child,)))
+        if isinstance(after, ObjectFrame):
+            yield from self._object_parts(after, below, has_keys=True)
+        elif after is not None:
+            yield from self._array_parts(after, below, has_items=True)
+
+    def _object_parts(
+        self, frame: ObjectFrame, stack: Stack | None, *, has_keys: bool, must_continue: bool = False
+    ) -> Iterator[Part]:
+        values = self._short_values(stack)
+        for run in frame.runs:
+            rest = values.object_rest(
+                run, frame.seen, has_keys=has_keys, must_continue=must_continue,
+                has_one_free_key=frame.has_one_free_key,
+            )  # fmt: skip
+            if rest is not None:
+                yield rest, run.goal
+
+    def _array_parts(self, frame: ArrayFrame, stack: Stack | None, *, has_items: bool) -> Iterator[Part]:
+        values = self._values[True] if frame.seen is not None else self._short_values(stack)
+        for run in frame.runs:
+            rest = values.array_rest(run.rule, frame.num_items, run.counted, frame.seen, has_items=has_items)
+            if rest is not None:
+                yield rest, run.goal
+
+    def _after_key_parts(self, frame: ObjectFrame, stack: Stack | None) -> Iterator[Part]:
+        values = self._short_values(stack)
+        for run in frame.runs:
+            value = values.text(run.child)
+            rest = values.object_rest(
+                run, frame.seen, has_keys=True, must_continue=False, has_one_free_key=frame.has_one_free_key
+            )
+            if value is not None and rest is not None:
+                yield b":" + value + rest, run.goal
+
+    def _key_parts(self, position: Key, stack: Stack | None) -> Iterator[Part]:
+        for key in self.keys(position):
+            classes = self._automaton.key_classes(position.frame)
+            waiting = (
+                position.frame.after_key(key)
+                if classes is None
+                else position.frame.after_key(key, self._classes(position, key))
+            )
+            if waiting is not None:
+                tail = key[len(position.text) :]
+                yield from ((tail + data, goal) for data, goal in self._after_key_parts(waiting, stack))
+
+    def _classes(self, position: Key, key: bytes) -> frozenset[tuple[int, int]]:
+        classes = self._automaton.key_classes(position.frame)
+        assert classes is not None, "asked where keys have classes"
+        if position.state == DEAD:
+            return frozenset()
+        before, state, _, _ = classes.automaton.scan(position.state, 0, key[len(position.text) :], 0)
+        return classes.classes(before) if state == 1 else frozenset()
+
+    def keys(self, position: Key) -> Iterator[bytes]:
+        """Keys, spelt with their closing quote, that the text begins, each of which can be finished."""
+        frame, text = position.frame, position.text
+        found: dict[bytes, None] = {}
+        for run in frame.runs:
+            declared = [key for key in run.rule.candidates(*run.progress) if key.startswith(text)]
+            declared.sort(key=lambda key: (not run.rule.required[run.rule.positions[key]], len(key)))
+            found.update(dict.fromkeys(declared[:_MAX_COMPARED]))
+        yield from found
+        if not frame.takes_free_keys() or position.state == DEAD:
+            return
+        classes = self._automaton.key_classes(frame)
+        if classes is None:
+            key = text + self.tails.to_body(position.state)
+            for _ in range(len(self._automaton.special_keys(frame).texts) + 1):
+                if key + b'"' not in found and frame.after_key(key + b'"') is not None:
+                    yield key + b'"'
+                    return
+                key += self._speller.padding
+            return
+        values = self._short_values(None)
+        num_found = 0
+        for term in range(len(classes.automaton.lows)):
+            for tail in values.members(classes.automaton, term, position.state):
+                key = text + tail
+                if key not in found and frame.after_key(key, self._classes(position, key)) is not None:
+                    found[key] = None
+                    yield key
+                    num_found += 1
+                    break
+            if num_found == _MAX_COMPARED:
+                return
+
+    def _literal_parts(self, position: Literal, stack: Stack | None) -> Iterator[Part]:
+        rules = self._automaton.value_rules(position.goals, stack)
+        if position.text is not None:
+            yield from _text_parts(rules.literals, position.text)
+        if rules.numbers is not None and position.number != DEAD:
+            tail, state = self.tails.of_number(rules.numbers, position.number)
+            yield from ((tail, goal) for goal in rules.met_by_literal(None, state))
+
+    def _string_parts(self, position: String, stack: Stack | None) -> Iterator[Part]:
+        rules = self._automaton.value_rules(position.goals, stack)
+        if position.text is not None:
+            yield from _text_parts(rules.strings, position.text)
+        if rules.text_automaton is None:
+            tail = self.tails.to_body(position.state)
+            for low, high, met in rules.lengths:
+                num_missing = max(0, low - position.length)
+                if position.length <= high and num_missing <= _MAX_PADDING:
+                    data = tail + self._speller.padding * num_missing + b'"'
+                    yield from ((data, goal) for goal in met)
+        elif position.state != DEAD:
+            automaton = rules.text_automaton
+            for term, (_, met) in enumerate(rules.terms):
+                data_or_none = self.tails.of_text(automaton, position.state, position.length, term)
+                if data_or_none is not None:
+                    yield from ((data_or_none, goal) for goal in met)
+
+    def _completes(self, config: Config, data: bytes) -> bool:
+        after = self._automaton.feed(config, data)
+        return after is not None and _accepts(self._automaton, after)
+
+    def _search(self, config: Config) -> Spelling | None:
+        """A completion where the obvious one would repeat an item: the first that deviates from it by few bytes."""
+        pending = [(config, b"")]
+        seen = {config}
+        for current, data in pending:
+            for byte in _DEVIATING:
+                after = self._automaton.feed(current, bytes((byte,)))
+                if after is None or after in seen:
+                    continue
+                seen.add(after)
+                text = data + bytes((byte,))
+                found = self._best(self._parts(*after), after[1])
+                if found is not None and self._completes(after, found.data):
+                    return self._speller.spell(text, found)
+                pending.append((after, text))
+            if len(seen) > _MAX_SEARCHED:
+                break
+        return None
+
+
+_DEVIATING = bytes(dict.fromkeys(b'"],}0123456789abcdefghijklmnopqrstuvwxyz-.{[:_ ' + bytes(range(0x20, 0x100))))
+
+
+def _accepts(automaton: Automaton, config: Config) -> bool:
+    position, stack = config
+    if stack is not None:
+        return False
+    if isinstance(position, Literal):
+        return bool(automaton.value_rules(position.goals, None).met_by_literal(position.text, position.number))
+    return isinstance(position, Done)
+
+
+def _text_parts(texts: TextSet, prefix: bytes) -> Iterator[Part]:
+    index = bisect_left(texts.texts, prefix)
+    found: list[bytes] = []
+    while index < len(texts.texts) and texts.texts[index].startswith(prefix):
+        found.append(texts.texts[index])
+        index += 1
+    for text in sorted(found, key=len)[:_MAX_COMPARED]:
+        yield from ((text[len(prefix) :], goal) for goal in texts.goals(text))

@@ -1,0 +1,130 @@
+"""Budgets: whatever is drawn, the text is complete and valid when the tokens are spent."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import all_keywords
+import pytest
+import schemas
+from checks import allowed_ids
+from vocabularies import merged_vocabulary, small_vocabulary
+
+from specdec.grammars import (
+    BudgetedGrammar,
+    BudgetedState,
+    BudgetError,
+    Grammar,
+    GrammarCompiler,
+    GrammarError,
+    Vocabulary,
+)
+from specdec.grammars.judge import Judge, UnjudgeableError
+
+
+def _compiled(compiler: GrammarCompiler, schema: Any) -> tuple[Grammar, Judge] | None:
+    """The grammar and its judge; None where either refuses the schema."""
+    try:
+        return compiler.compile_json_schema(schema), Judge(schema)
+    except (GrammarError, UnjudgeableError):
+        return None
+
+
+def _check_state(
+    vocabulary: Vocabulary, compiler: GrammarCompiler, budgeted: BudgetedGrammar, state: BudgetedState
+) -> None:
+    """Every allowed token advances, and the plan's next token is among them."""
+    allowed = set(allowed_ids(compiler, budgeted, state))
+    accepted = {token_id for token_id in range(vocabulary.size) if budgeted.advance(state, token_id) is not None}
+    assert allowed <= accepted, [vocabulary.token_bytes(token_id) for token_id in allowed - accepted]
+    if state.plan.data:
+        following = [
+            token_id
+            for token_id in allowed
+            if (data := vocabulary.token_bytes(token_id)) and state.plan.data.startswith(data)
+        ]
+        assert following, f"no token of {state.plan} is allowed"
+
+
+def _walk(
+    vocabulary: Vocabulary,
+    compiler: GrammarCompiler,
+    budgeted: BudgetedGrammar,
+    rng: random.Random,
+    *,
+    num_checked: int = 0,
+) -> bytes:
+    """The text of a random walk to its end; it takes no more tokens than the budget."""
+    state, text, num_tokens = budgeted.initial_state, b"", 0
+    while not budgeted.only_eos(state):
+        if num_tokens < num_checked:
+            _check_state(vocabulary, compiler, budgeted, state)
+        ids = allowed_ids(compiler, budgeted, state)
+        assert ids, f"empty mask at {state} after {text!r}"
+        token_id = rng.choice(ids)
+        if token_id in vocabulary.eos_token_ids:
+            break
+        after = budgeted.advance(state, token_id)
+        assert after is not None, f"{vocabulary.token_bytes(token_id)!r} is allowed after {text!r} but does not advance"
+        state, text, num_tokens = after, text + (vocabulary.token_bytes(token_id) or b""), num_tokens + 1
+    assert budgeted.is_accepting(state), f"{text!r} is not complete"
+    assert num_tokens <= budgeted.initial_state.remaining
+    return text
+
+
+def _check_walks(
+    seeds: range,
+    random_schema: Callable[[random.Random], Any],
+    vocabulary: Vocabulary,
+    *,
+    num_checked: int = 2,
+    num_walks: int = 3,
+) -> None:
+    num_compiled = num_unbounded = 0
+    for seed in seeds:
+        rng = random.Random(seed)
+        compiler = GrammarCompiler(vocabulary)
+        schema = random_schema(rng)
+        compiled = _compiled(compiler, schema)
+        if compiled is None:
+            continue
+        num_compiled += 1
+        grammar, judge = compiled
+        minimum = grammar.minimum_tokens
+        if minimum is None:
+            num_unbounded += 1
+            continue
+        if minimum > 0:
+            with pytest.raises(BudgetError, match=f"has {minimum} tokens") as error:
+                BudgetedGrammar(grammar, minimum - 1)
+            assert error.value.minimum_tokens == minimum
+        for _ in range(num_walks):
+            budgeted = BudgetedGrammar(grammar, rng.randint(minimum, 3 * minimum + 3))
+            try:
+                text = _walk(vocabulary, compiler, budgeted, rng, num_checked=num_checked)
+                why = judge.violation(text.decode())
+            except AssertionError as error:
+                raise AssertionError(f"seed {seed}, {schema}: {error}") from error
+            assert why is None, f"seed {seed}, {schema}: {text!r}: {why}"
+    assert num_compiled > 0.5 * len(seeds)
+    assert num_unbounded <= 0.01 * num_compiled
+
+
+def test_walks_end_within_their_budget_and_validate() -> None:
+    _check_walks(range(60), schemas.random_schema, small_vocabulary())
+
+
+def test_walks_end_within_their_budget_and_validate_with_every_keyword() -> None:
+    _check_walks(range(1000, 1080), all_keywords.random_schema, small_vocabulary())
+
+
+def test_walks_end_within_their_budget_with_tokens_over_many_symbols() -> None:
+    _check_walks(range(2000, 2040), all_keywords.random_schema, merged_vocabulary(), num_checked=1)
+
+
+@pytest.mark.slow
+def test_walks_end_within_their_budget_over_many_schemas() -> None:
+    _check_walks(range(10_000, 10_400), schemas.random_schema, merged_vocabulary())
+    _check_walks(range(20_000, 20_800), all_keywords.random_schema, small_vocabulary())
