@@ -22,6 +22,7 @@ from specdec.grammars.any_order import KeyRule
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.combinations import known_combinations
 from specdec.grammars.frames import ArrayFrame, ArrayRun, Frame, Goals, KeyClass, ObjectFrame
+from specdec.grammars.layout import WHITESPACE, Flexible, Layout, Pretty
 from specdec.grammars.lexemes import BODY, CLOSED
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.numerals import NumeralAutomaton
@@ -29,8 +30,11 @@ from specdec.grammars.positions import (
     AfterKey,
     ArrayEnd,
     ArrayStart,
+    Closing,
     Completed,
     Done,
+    Gap,
+    Indent,
     Key,
     Literal,
     ObjectEnd,
@@ -76,10 +80,11 @@ Config = tuple[Position, Stack | None]
 class Automaton:
     """The transitions of one grammar. Its caches change no result."""
 
-    def __init__(self, rules: list[Rule], lexicon: Lexicon, *, canonical: bool = False) -> None:
+    def __init__(self, rules: list[Rule], lexicon: Lexicon, *, canonical: bool = False, layout: Layout = None) -> None:
         """With `canonical` every number has one spelling, and not only those of remembered items."""
         self._rules = rules
         self._canonical = canonical
+        self.layout = layout
         self._lexicon = lexicon
         self._value_rules: BoundedCache[tuple[Goals, bool], ValueRules] = BoundedCache(512)
         self._keys: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
@@ -264,6 +269,22 @@ class Automaton:
 
     def structure_bytes(self, position: Position) -> bytes:
         """The bytes other than those of a scalar that `step` may accept."""
+        if self.layout is None:
+            return self._bare_structure_bytes(position)
+        match position:
+            case Indent():
+                return position.pending[:1]
+            case Closing():
+                return b"}" if isinstance(position.frame, ObjectFrame) else b"]"
+            case Gap():
+                return self._bare_structure_bytes(position.after) + WHITESPACE
+        return self._bare_structure_bytes(position) + WHITESPACE
+
+    def needs_line(self, position: ArrayStart, stack: Stack | None) -> bool:
+        """Whether a new line comes before the first item."""
+        return not (self.layout is None or isinstance(self.layout, Flexible) or _is_compact(position, stack))
+
+    def _bare_structure_bytes(self, position: Position) -> bytes:
         match position:
             case Value():
                 rules = self.value_rules(position.goals, None)
@@ -290,6 +311,65 @@ class Automaton:
         self, position: Position, stack: Stack | None, data: bytes, begin: int
     ) -> tuple[Position, Stack | None, int] | None:
         """Take at least one byte, or complete the position: (position, stack, bytes taken so far)."""
+        if self.layout is not None and isinstance(position, _LAID_OUT) and not _is_compact(position, stack):
+            return self._feed_laid_out(position, stack, data, begin)
+        return self._feed_bare(position, stack, data, begin)
+
+    def _feed_laid_out(
+        self, position: Position, stack: Stack | None, data: bytes, begin: int
+    ) -> tuple[Position, Stack | None, int] | None:
+        byte, layout = data[begin], self.layout
+        if isinstance(position, Indent):
+            if byte != position.pending[0]:
+                return None
+            pending = position.pending[1:]
+            return (Indent(position.after, pending) if pending else position.after), stack, begin + 1
+        if isinstance(position, Closing):
+            is_closer = byte == (ord("}") if isinstance(position.frame, ObjectFrame) else ord("]"))
+            return _close(position.frame, stack, begin) if is_closer else None
+        if isinstance(layout, Flexible):
+            bare, num_spaces = (position.after, position.num_spaces) if isinstance(position, Gap) else (position, 0)
+            if byte not in WHITESPACE:
+                return self._feed_bare(bare, stack, data, begin)
+            gap = layout.gap(bare, num_spaces)
+            return None if gap is None else (gap, stack, begin + 1)
+        assert isinstance(layout, Pretty), "compact has no positions of its own"
+        depth = 0 if stack is None else stack.depth
+        if byte == ord("\n"):
+            match position:
+                case ObjectStart() if position.frame.continued() is not None:
+                    return layout.member(ObjectNext(position.frame), depth + 1, is_on_line=True), stack, begin + 1
+                case ObjectEnd() | ArrayEnd() if position.frame.closed():
+                    return layout.line(position.frame, depth), stack, begin + 1
+                case ArrayStart():
+                    waiting = self._wait_for_item(position.frame, stack, begin + 1)
+                    return None if waiting is None else self._on_line(layout, waiting)
+            return None
+        if byte != ord("}") and byte != ord("]"):
+            if isinstance(position, (ObjectStart, ArrayStart)):
+                return None
+        elif isinstance(position, (ObjectEnd, ArrayEnd)):
+            return None
+        after = self._feed_bare(position, stack, data, begin)
+        if after is None:
+            return None
+        following = after[0]
+        if isinstance(position, AfterKey) and isinstance(following, Value):
+            return layout.value(following), after[1], after[2]
+        if isinstance(position, (ObjectEnd, ArrayEnd)) and isinstance(following, (ObjectNext, Value)):
+            return layout.member(following, depth + 1, is_on_line=False), after[1], after[2]
+        return after
+
+    @staticmethod
+    def _on_line(layout: Pretty, waiting: tuple[Position, Stack | None, int]) -> tuple[Position, Stack | None, int]:
+        value, stack, end = waiting
+        assert isinstance(value, Value), "an item is waited for"
+        assert stack is not None, "in the array's frame"
+        return layout.member(value, stack.depth, is_on_line=True), stack, end
+
+    def _feed_bare(
+        self, position: Position, stack: Stack | None, data: bytes, begin: int
+    ) -> tuple[Position, Stack | None, int] | None:
         match position:
             case String():
                 return self._feed_string(position, stack, data, begin)
@@ -510,6 +590,17 @@ class Automaton:
                 num_begun += 1
             state = target
         return state, end, num_begun
+
+
+_LAID_OUT = (Indent, Gap, Closing, Value, AfterKey, ObjectStart, ObjectNext, ObjectEnd, ArrayStart, ArrayEnd)
+"""Positions between tokens of JSON."""
+
+
+def _is_compact(position: Position, stack: Stack | None) -> bool:
+    """Whether no whitespace may come: within arrays of unique items, and before the root."""
+    if isinstance(position, (ArrayStart, ArrayEnd)) and position.frame.seen is not None:
+        return True
+    return isinstance(position, Value) if stack is None else stack.is_remembered
 
 
 def literal_start(position: Value, rules: ValueRules) -> Literal:

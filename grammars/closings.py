@@ -14,13 +14,17 @@ from weakref import WeakKeyDictionary
 from specdec.grammars.automaton import Automaton, Config, Stack
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import ArrayFrame, ObjectFrame
+from specdec.grammars.layout import Pretty
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.positions import (
     AfterKey,
     ArrayEnd,
     ArrayStart,
+    Closing,
     Completed,
     Done,
+    Gap,
+    Indent,
     Key,
     Literal,
     ObjectEnd,
@@ -87,6 +91,15 @@ class Closings:
             known[goal] = self._best(self._frame_parts(stack.frame, goal, stack.below), stack.below)
         return known[goal]
 
+    def cost_after(self, stack: Stack | None, goal: int) -> int | None:
+        """The tokens of `after`, laid out."""
+        compact = self.after(stack, goal)
+        if compact is None or stack is None or not isinstance(self._automaton.layout, Pretty):
+            return None if compact is None else compact.num_tokens
+        resolved = self._automaton.resolve(Completed(frozenset((goal,))), stack)
+        spelling = None if resolved is None else self._laid_out(resolved, compact)
+        return None if spelling is None else spelling.num_tokens
+
     def most_after_key(self, frame: ObjectFrame, stack: Stack | None) -> int | None:
         """The most tokens that it takes after a key that may come next, whichever; None where some are too many."""
         known = self._most_after_key.get((frame, stack))
@@ -117,19 +130,49 @@ class Closings:
                 if value is None or rest is None or after is None:
                     yield None
                 else:
-                    yield self._speller.spell(b":" + value + rest, after).num_tokens
+                    waiting = AfterKey(
+                        ObjectFrame((following._replace(child=child),), frame.seen, frame.has_one_free_key)
+                    )
+                    spelling = self._laid_out((waiting, stack), self._speller.spell(b":" + value + rest, after))
+                    yield None if spelling is None else spelling.num_tokens
 
     def _find(self, config: Config) -> Spelling | None:
         position, stack = config
         if isinstance(position, (Done, Terminated)):
             return EMPTY
         found = self._best(self._parts(position, stack), stack)
+        if found is not None:
+            found = self._laid_out(config, found)
         remembers = (stack is not None and stack.is_remembered) or (
             isinstance(position, (ArrayStart, ArrayEnd)) and position.frame.seen is not None
         )
         if remembers and (found is None or not self._completes(config, found.data)):
             return self._search(config)
         return found
+
+    def _laid_out(self, config: Config, compact: Spelling) -> Spelling | None:
+        """What completes the configuration where this would if it were compact; None where it would not."""
+        if not isinstance(self._automaton.layout, Pretty):
+            return compact
+        data = bytearray()
+        for byte in compact.data:
+            position, stack = config
+            while True:
+                after = self._automaton.feed((position, stack), bytes((byte,)))
+                if after is not None:
+                    config = after
+                    data.append(byte)
+                    break
+                if isinstance(position, Indent):
+                    data += position.pending
+                    position = position.after
+                    continue
+                line = self._automaton.feed((position, stack), b"\n")
+                if line is None:
+                    return None
+                data += b"\n"
+                position, stack = line
+        return self._speller.spell(bytes(data))
 
     def _best(self, parts: Iterable[Part], stack: Stack | None) -> Spelling | None:
         best: Spelling | None = None
@@ -173,6 +216,11 @@ class Closings:
                 yield from self._array_parts(position.frame, stack, has_items=False)
             case ArrayEnd():
                 yield from self._array_parts(position.frame, stack, has_items=True)
+            case Gap() | Indent():
+                yield from self._parts(position.after, stack)
+            case Closing():
+                closer = b"}" if isinstance(position.frame, ObjectFrame) else b"]"
+                yield from ((closer, goal) for goal in position.frame.closed())
 
     def _frame_parts(self, frame: ObjectFrame | ArrayFrame, child: int, below: Stack | None) -> Iterator[Part]:
         """How the frame ends once its child has met a goal."""
@@ -306,6 +354,8 @@ class Closings:
                 seen.add(after)
                 text = data + bytes((byte,))
                 found = self._best(self._parts(*after), after[1])
+                if found is not None:
+                    found = self._laid_out(after, found)
                 if found is not None and self._completes(after, found.data):
                     return self._speller.spell(text, found)
                 pending.append((after, text))

@@ -16,6 +16,7 @@ from specdec.grammars.constraints import Constraint, JsonSchema
 from specdec.grammars.errors import UnsupportedSchemaError
 from specdec.grammars.goals import compile_rules
 from specdec.grammars.grammar import Grammar, Runtime
+from specdec.grammars.layout import layout_of
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.limits import Limits
 from specdec.grammars.lowering import Lowering
@@ -95,6 +96,7 @@ class GrammarCompiler:
                 lowering.report,
                 self._runtime,
                 canonical_numbers=document.has_canonical_numbers,
+                layout=layout_of(options),
             )
             grammar.prepare(lowering.stopwatch)
         finally:

@@ -11,6 +11,7 @@ from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.closings import Closings
 from specdec.grammars.frames import Frame
 from specdec.grammars.guard import GuardWalker, Levels
+from specdec.grammars.layout import Layout
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.mask_table import EOS_ROW, MaskTable
 from specdec.grammars.masks import MaskWalker, StringBodies, shared_position
@@ -63,12 +64,18 @@ class Grammar:
     """Compiled by GrammarCompiler. Its methods are called from one thread at a time (the engine's)."""
 
     def __init__(
-        self, rules: list[Rule], report: EnforcementReport, runtime: Runtime, *, canonical_numbers: bool = False
+        self,
+        rules: list[Rule],
+        report: EnforcementReport,
+        runtime: Runtime,
+        *,
+        canonical_numbers: bool = False,
+        layout: Layout = None,
     ) -> None:
         self.report = report
         self._runtime = runtime
         self._eos = frozenset(runtime.vocabulary.eos_token_ids)
-        self._automaton = Automaton(rules, runtime.lexicon, canonical=canonical_numbers)
+        self._automaton = Automaton(rules, runtime.lexicon, canonical=canonical_numbers, layout=layout)
         self._closings = Closings(self._automaton, rules, runtime.lexicon, runtime.speller, canonical=canonical_numbers)
         self._levels: BoundedCache[GrammarState, Levels] = BoundedCache(128)
         self._states: WeakValueDictionary[Config, GrammarState] = WeakValueDictionary()

@@ -174,8 +174,7 @@ class GuardWalker(MaskWalker):
         return None if most is None else most + num_bytes
 
     def _rest_bound(self, goals: tuple[int, ...], stack: Stack | None, num_bytes: int) -> int | None:
-        rests = [self._closings.after(stack, goal) for goal in goals]
-        costs = [rest.num_tokens for rest in rests if rest is not None]
+        costs = [cost for goal in goals if (cost := self._closings.cost_after(stack, goal)) is not None]
         if not costs:
             return None
         num_remembered = 0

@@ -17,6 +17,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
 from specdec.grammars.errors import InvalidSchemaError, LimitExceededError, UnsupportedSchemaError
+from specdec.grammars.layout import restriction_of
 from specdec.grammars.limits import Limits
 from specdec.grammars.options import DEFAULT_OPTIONS, SchemaOptions
 from specdec.grammars.report import EnforcementReport, Restriction
@@ -26,7 +27,6 @@ from specdec.grammars.strings import StringSet
 from specdec.grammars.values import ALL_VALUES, ANYTHING, NO_VALUES, Goal, ValueSet
 
 _ROOT_RESTRICTIONS = (
-    "no whitespace between tokens of JSON",
     "one escape spelling for each character, and no character that the vocabulary cannot spell byte by byte",
     "no key twice in one object",
 )
@@ -107,7 +107,9 @@ class Lowering:
         self._references: set[str] = set()
         self._enforced: set[str] = set()
         self._annotations: set[str] = set()
-        self._restrictions = dict.fromkeys(Restriction(reason=reason, pointer="") for reason in _ROOT_RESTRICTIONS)
+        self._restrictions = dict.fromkeys(
+            Restriction(reason=reason, pointer="") for reason in (restriction_of(options), *_ROOT_RESTRICTIONS)
+        )
         if options.additional_properties == "closed":
             self.restrict(_CLOSED, "")
         self.root = self.goal(start or document.start, positive=positive)

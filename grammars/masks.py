@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from specdec.grammars.automaton import Automaton, Config, Stack, literal_start
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import ArrayFrame, ObjectFrame
+from specdec.grammars.layout import WHITESPACE
 from specdec.grammars.lexemes import BODY, CLOSED
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.positions import (
@@ -31,6 +32,7 @@ from specdec.grammars.positions import (
     ArrayStart,
     Completed,
     Done,
+    Gap,
     Key,
     Literal,
     Position,
@@ -229,21 +231,27 @@ class MaskWalker:
             case _:
                 self._follow_structure(position, stack, nodes)
 
-    def _follow_structure(self, position: Position, stack: Stack | None, nodes: Nodes) -> None:
+    def _follow_structure(
+        self, position: Position, stack: Stack | None, nodes: Nodes, *, is_first_item: bool = False
+    ) -> None:
         v = self._vocabulary
         for byte in self._automaton.structure_bytes(position):
+            if is_first_item and byte in WHITESPACE:
+                # It was followed as whitespace after the bracket.
+                continue
             children = v.kernels.step_nodes(nodes, byte, v.trie_bytes, v.trie_skips)
             if len(children):
                 after = self._automaton.step(position, stack, byte)
                 if after is not None:
                     self._pending.append((*after, children))
-        if isinstance(position, Value):
-            rules = self._automaton.value_rules(position.goals, stack)
-            self._follow_literal(literal_start(position, rules), stack, nodes)
-        elif isinstance(position, ArrayStart):
-            item = self._automaton.first_item(position, stack)
+        bare = position.after if isinstance(position, Gap) else position
+        if isinstance(bare, Value):
+            rules = self._automaton.value_rules(bare.goals, stack)
+            self._follow_literal(literal_start(bare, rules), stack, nodes)
+        elif isinstance(bare, ArrayStart) and not self._automaton.needs_line(bare, stack):
+            item = self._automaton.first_item(bare, stack)
             if item is not None:
-                self._follow_structure(*item, nodes)
+                self._follow_structure(*item, nodes, is_first_item=True)
 
     def _follow_literal(self, position: Literal, stack: Stack | None, nodes: Nodes) -> None:
         v = self._vocabulary

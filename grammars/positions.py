@@ -83,6 +83,28 @@ class ArrayEnd(msgspec.Struct, frozen=True, cache_hash=True):
     frame: ArrayFrame
 
 
+class Closing(msgspec.Struct, frozen=True, cache_hash=True):
+    """Before the closing bracket that a new line has announced."""
+
+    frame: ObjectFrame | ArrayFrame
+
+
+class Indent(msgspec.Struct, frozen=True, cache_hash=True):
+    """Inside layout that is given byte by byte."""
+
+    after: Value | ObjectNext | Closing
+    pending: bytes
+    """What is left of it; at least one byte."""
+
+
+class Gap(msgspec.Struct, frozen=True, cache_hash=True):
+    """After whitespace that need not have been."""
+
+    after: Position
+    """Between tokens of JSON."""
+    num_spaces: int
+
+
 class Completed(msgspec.Struct, frozen=True, cache_hash=True):
     """After a value that met these goals, the frame around it not yet told: resolved before a state is made."""
 
@@ -99,5 +121,5 @@ class Terminated(msgspec.Struct, frozen=True, cache_hash=True):
 
 Position = (
     Value | Literal | String | Key | AfterKey | ObjectStart | ObjectNext | ObjectEnd | ArrayStart | ArrayEnd
-    | Completed | Done | Terminated
+    | Closing | Indent | Gap | Completed | Done | Terminated
 )  # fmt: skip
