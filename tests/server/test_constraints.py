@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -62,18 +61,6 @@ def test_json_object_is_any_object(client: httpx.Client) -> None:
             assert isinstance(json.loads(choice["message"]["content"]), dict)
             return
     pytest.fail("no answer ended within its tokens")
-
-
-def test_a_regex_is_matched_as_a_whole(client: httpx.Client) -> None:
-    for seed in range(5):
-        text = content(client, structured_outputs={"regex": "[ab]{1,4}|c"}, seed=seed)
-        assert re.fullmatch("[ab]{1,4}|c", text)
-
-
-def test_a_choice_is_one_of_the_texts(client: httpx.Client) -> None:
-    texts = {content(client, structured_outputs={"choice": ["yes", "no\n", "é"]}, seed=seed) for seed in range(8)}
-    assert texts <= {"yes", "no\n", "é"}
-    assert len(texts) > 1
 
 
 def test_completions_take_the_same_field(client: httpx.Client) -> None:
@@ -206,22 +193,6 @@ def test_a_faulty_constraint_is_a_400_that_names_the_field(
     client: httpx.Client, fields: dict, param: str, code: str
 ) -> None:
     error = refusal(client, **fields)
-    assert (error["param"], error["code"]) == (param, code)
-
-
-KIND_FAULTS = [
-    ({"regex": "("}, "structured_outputs.regex", "invalid_regex"),
-    ({"regex": "(a)\\1"}, "structured_outputs.regex", "unsupported_regex_feature"),
-    ({"regex": "a\\bb"}, "structured_outputs.regex", "invalid_regex"),
-    ({"choice": []}, "structured_outputs.choice", "invalid_choice"),
-]
-
-
-@pytest.mark.parametrize(("outputs", "param", "code"), KIND_FAULTS)
-def test_a_regex_or_choice_that_nothing_satisfies_is_a_400(
-    client: httpx.Client, outputs: dict, param: str, code: str
-) -> None:
-    error = refusal(client, structured_outputs=outputs)
     assert (error["param"], error["code"]) == (param, code)
 
 
