@@ -421,12 +421,13 @@ def test_run_with_a_schema_prints_json_that_satisfies_it(tiny_model_folder, tmp_
     assert json.loads(finished.stdout) in ["red", "green", {"blue": True}]
 
 
-def test_run_says_when_an_answer_under_a_schema_was_cut(tiny_model_folder, tmp_path):
+def test_run_refuses_a_schema_whose_answers_do_not_fit_max_tokens(tiny_model_folder, tmp_path):
     file = tmp_path / "schema.json"
     file.write_text(json.dumps({"type": "string", "minLength": 500}))
     finished = run_tiny(tiny_model_folder, "--schema", str(file), "--prompt", "story?")
     assert finished.returncode == 1
-    assert "the answer was cut" in finished.stderr
+    assert re.search(r"the shortest answer that the engine guarantees has \d+ tokens", finished.stderr)
+    assert finished.stdout == ""
 
 
 class Terminal:
