@@ -45,6 +45,14 @@ class _Model(msgspec.Struct):
     id: str
 
 
+class _RefusalError(msgspec.Struct):
+    minimum_tokens: int | None = None
+
+
+class _Refusal(msgspec.Struct):
+    error: _RefusalError
+
+
 class _Models(msgspec.Struct):
     data: list[_Model]
 
@@ -117,11 +125,25 @@ async def _first_model(client: httpx.AsyncClient) -> str:
     return models[0].id
 
 
+def _minimum_tokens(response: httpx.Response) -> int | None:
+    """Of a refusal because max_tokens is too small, what would do."""
+    if response.status_code != httpx.codes.BAD_REQUEST:
+        return None
+    try:
+        return msgspec.json.decode(response.content, type=_Refusal).error.minimum_tokens
+    except msgspec.DecodeError:
+        return None
+
+
 async def _ask(client: httpx.AsyncClient, body: dict[str, object]) -> ChatAnswer:
     try:
         response = await client.post("chat/completions", json=body)
     except httpx.HTTPError as error:
         return ChatAnswer(error=f"{type(error).__name__}: {error}")
+    minimum_tokens = _minimum_tokens(response)
+    if minimum_tokens is not None and minimum_tokens > int(str(body["max_tokens"])):
+        # As in process (driver.request_of): an answer gets the tokens that it needs.
+        return await _ask(client, body | {"max_tokens": minimum_tokens})
     if response.status_code != httpx.codes.OK:
         return ChatAnswer(error=f"status {response.status_code}: {response.text[:500]}")
     try:

@@ -12,6 +12,7 @@ import msgspec
 
 from specdec.config import EngineConfig
 from specdec.engine import Engine
+from specdec.errors import BudgetTooSmallError
 from specdec.evals.workload import Task
 from specdec.grammars import JsonSchema
 from specdec.models.catalog import resolve_model
@@ -51,14 +52,25 @@ def model_folder(model: str) -> Path:
 
 
 def request_of(engine: Engine, task: Task, params: SamplingParams) -> Request:
-    """A task as a request, its prompt rendered by the model's chat template."""
+    """A task as a request, its prompt rendered by the model's chat template.
+
+    Where an answer under the task's schema needs more tokens than the parameters allow, it gets what it needs.
+    """
     schema = task.schema_text
-    return Request(
+    request = Request(
         request_id=f"eval-{next(_request_numbers)}",
         prompt_token_ids=tuple(engine.tokenizer.encode_chat(task.chat())),
         sampling_params=params,
         constraint=None if schema is None else JsonSchema(schema=schema),
     )
+    try:
+        engine.prepare(request)
+    except BudgetTooSmallError as error:
+        if error.minimum_tokens is None:
+            raise
+        enough = msgspec.structs.replace(params, max_tokens=error.minimum_tokens)
+        return msgspec.structs.replace(request, sampling_params=enough)
+    return request
 
 
 def drive(

@@ -25,6 +25,7 @@ from specdec.evals.result import EvalResult
 from specdec.evals.shallow_draft import shallow_draft
 from specdec.evals.terminal import Terminal
 from specdec.evals.workload import Task, load_workload, spread_by_length, with_shared_prefixes
+from specdec.grammars import GrammarCompiler, Vocabulary
 from specdec.request import RequestOutput
 from specdec.tokenizer import Tokenizer
 
@@ -110,7 +111,11 @@ def _mixed(tasks: Sequence[Task], grid: EquivalenceGrid) -> list[Task]:
 def _num_tight_blocks(tokenizer: Tokenizer, tasks: Sequence[Task], grid: EquivalenceGrid) -> int:
     """Room for the first request to its end and for the second one's prompt: as that one grows, one has to go."""
     prompts = [tokenizer.encode_chat(task.chat()) for task in tasks]
-    num_longest = math.ceil((max(map(len, prompts)) + grid.max_tokens) / grid.block_size)
+    compiler = GrammarCompiler(Vocabulary(tokenizer.token_bytes(), tokenizer.eos_token_ids))
+    schemas = [task.schema_text for task in tasks]
+    needs = [compiler.compile_json_schema(schema).minimum_tokens or 0 for schema in schemas if schema is not None]
+    max_tokens = max(grid.max_tokens, *needs) if needs else grid.max_tokens
+    num_longest = math.ceil((max(map(len, prompts)) + max_tokens) / grid.block_size)
     if len(prompts) == 1:
         return num_longest
     first_parting = next((i for i, (a, b) in enumerate(zip(*prompts[:2], strict=False)) if a != b), len(prompts[1]))

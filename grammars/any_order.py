@@ -54,6 +54,10 @@ class AnyOrderRule:
                 of_kind[claims] = of_kind.get(claims, 0) | 1 << index
 
     @property
+    def min_properties(self) -> int:
+        return self.ordered.min_properties
+
+    @property
     def required(self) -> tuple[bool, ...]:
         return self.ordered.required
 

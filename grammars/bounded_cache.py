@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -34,7 +35,9 @@ class BoundedCache(Generic[K, V]):
 
     def put(self, key: K, value: V) -> None:
         for _ in range(min(2, len(self._dropped))):
-            self._dropped.popitem()
+            # Another thread may have freed the last of them.
+            with contextlib.suppress(KeyError):
+                self._dropped.popitem()
         if len(self._young) >= self._third:
             self._dropped, self._old, self._young = self._old, self._young, {}
         self._young[key] = value

@@ -35,7 +35,7 @@ class BudgetedGrammar:
 
     def __init__(self, grammar: Grammar, max_tokens: int) -> None:
         """BudgetError where the grammar may need more than max_tokens; it names the smallest budget."""
-        plan = grammar.closing(grammar.initial_state)
+        plan = grammar.initial_plan
         if plan is None:
             raise BudgetError("the constraint asks for an answer too long to plan for", minimum_tokens=None)
         if plan.num_tokens > max_tokens:

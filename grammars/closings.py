@@ -38,6 +38,7 @@ from specdec.grammars.positions import (
 from specdec.grammars.rules import Rule
 from specdec.grammars.short_values import ShortValues
 from specdec.grammars.speller import EMPTY, Speller, Spelling
+from specdec.grammars.stopwatch import Stopwatch
 from specdec.grammars.tails import Tails
 from specdec.grammars.texts import TextSet
 from specdec.grammars.walk import DEAD
@@ -66,6 +67,7 @@ class Closings:
         }
         self._canonical = canonical
         self._after: WeakKeyDictionary[Stack, dict[int, Spelling | None]] = WeakKeyDictionary()
+        self._most_per_frame: int | None = None
         self._most_after_key: BoundedCache[tuple[ObjectFrame, Stack | None], int] = BoundedCache(1024)
         self._known: BoundedCache[Config, Spelling] = BoundedCache(4096)
 
@@ -90,6 +92,27 @@ class Closings:
         if goal not in known:
             known[goal] = self._best(self._frame_parts(stack.frame, goal, stack.below), stack.below)
         return known[goal]
+
+    def prepare(self, stopwatch: Stopwatch) -> None:
+        """Work out `bound`'s part of a frame, until two thirds of the time to compile are over."""
+        self._most_per_frame = self._values[True].most_bytes(stopwatch)
+        if not self._canonical and self._most_per_frame is not None:
+            most = self._values[False].most_bytes(stopwatch)
+            self._most_per_frame = None if most is None else max(most, self._most_per_frame)
+
+    def bound(self, stack: Stack | None) -> int | None:
+        """No fewer tokens than it takes to complete the text after any one token where this stack is around it.
+
+        A token keeps some of the frames, each of which needs at most so many bytes, and opens others. None where the
+        most bytes of a frame are not known, or there are none.
+        """
+        if self._most_per_frame is None or (stack is not None and stack.is_remembered):
+            return None
+        per_frame = self._most_per_frame
+        if isinstance(self._automaton.layout, Pretty):
+            return None
+        depth = 0 if stack is None else stack.depth
+        return (depth + 2 + self._speller.max_opened) * per_frame
 
     def cost_after(self, stack: Stack | None, goal: int) -> int | None:
         """The tokens of `after`, laid out."""

@@ -81,10 +81,13 @@ class Grammar:
         self._states: WeakValueDictionary[Config, GrammarState] = WeakValueDictionary()
         self.initial_state: GrammarState = self._intern(self._automaton.start)
         self._terminated = self._intern((Terminated(), None))
+        self.initial_plan = self.closing(self.initial_state)
+        """What completes the empty text in few tokens; None where it is too long to plan for."""
 
     def prepare(self, stopwatch: Stopwatch) -> None:
         """Do ahead of the first walk what can be known without a text."""
         self._automaton.prepare(stopwatch)
+        self._closings.prepare(stopwatch)
 
     def advance(self, state: GrammarState, token_id: int) -> GrammarState | None:
         """The state after the token; None where it is not allowed.
@@ -154,8 +157,7 @@ class Grammar:
     @property
     def minimum_tokens(self) -> int | None:
         """Tokens of the shortest answer that is guaranteed; None where that is too long to plan for."""
-        closing = self.closing(self.initial_state)
-        return None if closing is None else closing.num_tokens
+        return None if self.initial_plan is None else self.initial_plan.num_tokens
 
     def mask_row_within(self, state: GrammarState, num_tokens: int, plan: Spelling) -> int:
         """Row with the tokens after which num_tokens more complete the text, and with the next ones of the plan.
@@ -163,6 +165,9 @@ class Grammar:
         `plan` completes the state's text in at most num_tokens + 1 tokens. End-of-sequence needs no token.
         """
         base = self.mask_row(state)
+        bound = self._closings.bound(state.stack)
+        if bound is not None and bound <= num_tokens:
+            return base
         levels = self._levels.get(state)
         if levels is None:
             runtime = self._runtime

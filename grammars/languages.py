@@ -183,6 +183,10 @@ class Language:
         assert length is not None, f"state {state} is dead"
         return length
 
+    def longest_of_shortest_rests(self) -> int:
+        """The most code points that it takes from any live state to be accepted."""
+        return max((length for length in self._rests.shortest if length is not None), default=0)
+
     def max_rest(self, state: int) -> int | None:
         """The most code points to acceptance from a live state, None where there is no bound."""
         assert self.is_live(state), f"state {state} is dead"

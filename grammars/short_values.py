@@ -16,6 +16,7 @@ from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.numerals import NumeralAutomaton
 from specdec.grammars.rules import ArrayRule, Rule
 from specdec.grammars.speller import Speller
+from specdec.grammars.stopwatch import Stopwatch
 from specdec.grammars.strings import StringTerm
 from specdec.grammars.tails import Tails
 from specdec.grammars.text_automaton import TextAutomaton
@@ -24,6 +25,9 @@ _MAX_BYTES = 100_000
 """Longer values are taken for endless."""
 _MAX_COMPARED = 64
 """Of many single texts, the shortest in bytes are compared by their tokens."""
+_MAX_BOUNDED_RULES = 500
+_LONGEST_NUMERAL = 32
+_LONGEST_CODE_POINT = 6
 _MAX_DISTINCT = 1024
 """Values of one rule that are told apart."""
 _MAX_VISITED = 20_000
@@ -97,6 +101,45 @@ class ShortValues:
             known = found
             self._known_array_rests.put(key, known)
         return known
+
+    def most_bytes(self, stopwatch: Stopwatch) -> int | None:
+        """No fewer bytes than what was begun of any rule's object or array, or of a scalar in one, takes to end.
+
+        None where there are too many rules, a rule has no short value, or half of the time to compile is over.
+        """
+        if len(self._rules) > _MAX_BOUNDED_RULES:
+            return None
+        most = 0
+        for number, rule in enumerate(self._rules):
+            text = self.text(number)
+            if text is None or stopwatch.is_half_over() or any(array.is_unique for array in rule.arrays):
+                return None
+            most = max(most, len(text), *map(len, rule.literals), *map(len, rule.strings), _LONGEST_NUMERAL)
+            for term in rule.terms:
+                num_code_points = term.min_length + term.language.longest_of_shortest_rests()
+                most = max(most, _LONGEST_CODE_POINT * num_code_points + 2)
+        longest_key = max((len(key) for rule in self._rules for one in rule.objects for key in one.keys), default=2)
+        member = max(longest_key, *(self._longest_free_key(rule) for rule in self._rules)) + most + 4
+        return most + member * max(map(self._most_members, self._rules), default=0)
+
+    def _longest_free_key(self, rule: Rule) -> int:
+        # Of a class of free keys, a key that none of those before it is may be longer than the shortest.
+        rests = [
+            0 if free.language is None else free.language.longest_of_shortest_rests()
+            for one in rule.objects
+            for free in one.free
+        ]
+        return _LONGEST_CODE_POINT * (max(rests, default=0) + 4)
+
+    @staticmethod
+    def _most_members(rule: Rule) -> int:
+        """No fewer keys or items than what was begun of the rule has to show."""
+        objects = [sum(one.required) + one.min_properties + one.num_witnesses for one in rule.objects]
+        arrays = [
+            max(array.min_items, len(array.prefix)) + sum(count.minimum for count in array.counts)
+            for array in rule.arrays
+        ]
+        return 1 + max((*objects, *arrays), default=0)
 
     def _settle(self, number: int) -> bytes | None:
         """Find the texts of a rule and of those that it may need, again and again until none gets shorter."""
@@ -186,7 +229,17 @@ class ShortValues:
             step = self._next_key(rule, progress, taken, has_one_free_key)
             if step is None:
                 return None
-            key, is_free, progress, text = step
+            key, is_free, following, text = step
+            is_needed = (
+                must_continue
+                or progress[1] < rule.min_properties
+                or following[2] != progress[2]
+                or (not is_free and rule.required[rule.positions[key]])
+            )
+            if not is_needed:
+                # What is still to be shown needs a value that has no text yet.
+                return None
+            progress = following
             if is_free:
                 taken.add(key)
             parts += [b',"' if has_keys else b'"', key, b":", text]
@@ -284,7 +337,7 @@ class ShortValues:
             if target > 1 and automaton.is_boundary[target]:
                 yield bytes((byte,)), target
         for data, target in self._tails.code_points(automaton, state):
-            if len(data) > 1:
+            if len(data) > 1 or data[0] >= 0x80:
                 yield data, target
 
     def _find_array_rest(

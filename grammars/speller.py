@@ -101,6 +101,8 @@ class Speller:
         while child < vocabulary.trie_skips[0]:
             self._first_children[vocabulary.trie_bytes[child]] = child
             child = int(vocabulary.trie_skips[child])
+        self.max_opened = max((token.count(b"{") + token.count(b"[") for token in vocabulary.tokens()), default=0)
+        """The most objects and arrays that one token can open."""
         self._known: BoundedCache[bytes, Spelling] = BoundedCache(8192)
         self.padding = min((bytes((byte,)) for byte in range(0x20, 0x7F) if byte not in b'"\\'), key=self._padding_cost)
         """The character of which many are spelt with the fewest tokens."""

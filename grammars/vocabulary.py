@@ -10,7 +10,7 @@ never generated.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -61,6 +61,10 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return self.size
+
+    def tokens(self) -> Iterator[bytes]:
+        """The bytes of every token that has some."""
+        return (token for token in self._token_bytes if token)
 
     def token_bytes(self, token_id: int) -> bytes | None:
         """The token's bytes; None for special, padded, empty and end-of-sequence tokens."""

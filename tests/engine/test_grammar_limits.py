@@ -2,7 +2,7 @@
 
 import pytest
 
-from specdec import Constraint, Engine, EngineConfig, Request, SamplingParams, SchemaError
+from specdec import Engine, EngineConfig, JsonSchema, Request, SamplingParams, SchemaError
 from specdec.grammars import Limits
 
 _NESTED = '{"items":{"items":{"items":{"type":"null"}}}}'
@@ -13,8 +13,8 @@ def _add(engine):
         Request(
             request_id="r",
             prompt_token_ids=(5, 6),
-            sampling_params=SamplingParams(max_tokens=2),
-            constraint=Constraint(kind="json_schema", schema=_NESTED),
+            sampling_params=SamplingParams(max_tokens=60),
+            constraint=JsonSchema(schema=_NESTED),
         )
     )
 

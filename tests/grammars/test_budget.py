@@ -19,15 +19,17 @@ from specdec.grammars import (
     Grammar,
     GrammarCompiler,
     GrammarError,
+    SchemaOptions,
     Vocabulary,
 )
 from specdec.grammars.judge import Judge, UnjudgeableError
+from specdec.grammars.options import DEFAULT_OPTIONS
 
 
-def _compiled(compiler: GrammarCompiler, schema: Any) -> tuple[Grammar, Judge] | None:
+def _compiled(compiler: GrammarCompiler, schema: Any, options: SchemaOptions) -> tuple[Grammar, Judge] | None:
     """The grammar and its judge; None where either refuses the schema."""
     try:
-        return compiler.compile_json_schema(schema), Judge(schema)
+        return compiler.compile_json_schema(schema, options), Judge(schema)
     except (GrammarError, UnjudgeableError):
         return None
 
@@ -39,6 +41,13 @@ def _check_state(
     allowed = set(allowed_ids(compiler, budgeted, state))
     accepted = {token_id for token_id in range(vocabulary.size) if budgeted.advance(state, token_id) is not None}
     assert allowed <= accepted, [vocabulary.token_bytes(token_id) for token_id in allowed - accepted]
+    bound = budgeted._grammar._closings.bound(state.state.stack)
+    if bound is not None:
+        for token_id in allowed_ids(compiler, budgeted._grammar, state.state):
+            after = budgeted._grammar.advance(state.state, token_id)
+            closing = None if after is None else budgeted._grammar.closing(after)
+            assert closing is not None, "a bound is known only where closings are"
+            assert closing.num_tokens <= bound, f"{closing} takes more than {bound}"
     if state.plan.data:
         following = [
             token_id
@@ -83,11 +92,12 @@ def _check_walks(
     num_walks: int = 3,
 ) -> None:
     num_compiled = num_unbounded = 0
+    options = [DEFAULT_OPTIONS, SchemaOptions(property_order="any"), SchemaOptions(whitespace="pretty")]
     for seed in seeds:
         rng = random.Random(seed)
         compiler = GrammarCompiler(vocabulary)
         schema = random_schema(rng)
-        compiled = _compiled(compiler, schema)
+        compiled = _compiled(compiler, schema, options[seed % 5 % 3])
         if compiled is None:
             continue
         num_compiled += 1

@@ -11,7 +11,7 @@ import all_keywords
 import pytest
 import schemas
 from checks import accepts, check_against_judge, nearby_values, random_walk
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from vocabularies import merged_vocabulary, small_vocabulary
@@ -133,7 +133,11 @@ def test_masks_of_objects_are_exactly_the_prefixes_of_every_order(seed: int) -> 
     schema = {**bounds, **_object_schema(rng)}
     validator = Draft202012Validator(schema)
     texts = {_dumps(one) for value in _OBJECTS if validator.is_valid(value) for one in orders(value)}
-    compare_masks(schema, texts, small_vocabulary(), ANY_ORDER, rng)
+    try:
+        compare_masks(schema, texts, small_vocabulary(), ANY_ORDER, rng)
+    except LimitExceededError:
+        # More witnesses in one place than are told apart.
+        reject()
 
 
 _WITNESSES = 2
