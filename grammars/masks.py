@@ -351,13 +351,17 @@ class MaskWalker:
         frame = position.frame
         candidates = self._automaton.candidate_keys(frame)
         closed: list[tuple[int, int, int]] = []
+        decided: set[int] = set()
         is_free = frame.takes_free_keys() and position.state != DEAD
         if is_free:
             closed = self._bodies.walk_terms(classes.automaton, nodes, position.state, 0, self.words)
             if FRESH in frame.seen:
-                self._decide_singly(np.array([node for node, _, _ in closed], np.int32))
-                return
-            if frame.seen:
+                # Which of them repeat the key that FRESH stands for is not known here.
+                undecided = np.array([node for node, _, _ in closed], np.int32)
+                self._decide_singly(undecided)
+                decided = set(undecided.tolist())
+                closed = []
+            elif frame.seen:
                 closed = self._without_dead_keys(position, classes, nodes, closed)
         ended: dict[int, bytes] = {}
         if candidates.begins(position.text):
@@ -368,6 +372,8 @@ class MaskWalker:
             closed = [one for one in closed if one[0] not in taken]
         state_at = {node: state for node, state, _ in closed}
         for node, text in ended.items():
+            if node in decided:
+                continue
             own = classes.classes(state_at[node]) if node in state_at else frozenset()
             self._after_key(frame.after_key(text, own), stack, np.array([node], np.int32))
         groups: dict[int, list[int]] = {}
