@@ -1,7 +1,7 @@
-"""JSON Schema to token masks: an immutable automaton over a tokenizer's vocabulary.
+"""Constraints to token masks: an immutable automaton over a tokenizer's vocabulary.
 
 vocabulary = Vocabulary(token_bytes, eos_token_ids)
-grammar = GrammarCompiler(vocabulary).compile_json_schema({"type": "object"})
+grammar = GrammarCompiler(vocabulary).compile(Regex(pattern="[0-9]+"))
 state = grammar.initial_state
 row = grammar.mask_row(state)              # a row of GrammarCompiler.mask_table.rows
 state = grammar.advance(state, token_id)   # None where the token is not allowed
@@ -10,6 +10,18 @@ state = grammar.advance(state, token_id)   # None where the token is not allowed
 from __future__ import annotations
 
 from specdec.grammars.compiler import GrammarCompiler
+from specdec.grammars.constraints import (
+    HERMES,
+    AfterMarker,
+    Choice,
+    Constraint,
+    Function,
+    JsonSchema,
+    Regex,
+    TextOrToolCalls,
+    ToolCallFormat,
+    ToolCalls,
+)
 from specdec.grammars.errors import (
     GrammarError,
     InvalidSchemaError,
@@ -25,17 +37,27 @@ from specdec.grammars.report import EnforcementReport, Restriction
 from specdec.grammars.vocabulary import Vocabulary
 
 __all__ = [
+    "HERMES",
+    "AfterMarker",
+    "Choice",
+    "Constraint",
     "EnforcementReport",
+    "Function",
     "Grammar",
     "GrammarCompiler",
     "GrammarError",
     "GrammarState",
     "InvalidSchemaError",
+    "JsonSchema",
     "LimitExceededError",
     "Limits",
     "MaskTable",
+    "Regex",
     "Restriction",
     "SchemaOptions",
+    "TextOrToolCalls",
+    "ToolCallFormat",
+    "ToolCalls",
     "UnsatisfiableSchemaError",
     "UnsupportedSchemaError",
     "Vocabulary",

@@ -6,13 +6,13 @@ from weakref import WeakValueDictionary
 
 from specdec.grammars.automaton import Automaton, Config, Stack
 from specdec.grammars.bounded_cache import BoundedCache
+from specdec.grammars.constraints import Constraint
 from specdec.grammars.frames import Frame
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.mask_table import EOS_ROW, MaskTable
 from specdec.grammars.masks import MaskWalker, StringBodies, shared_position
-from specdec.grammars.positions import Done, Literal, Position, Terminated
-from specdec.grammars.report import EnforcementReport
-from specdec.grammars.rules import Rule
+from specdec.grammars.positions import Done, Literal, Position, Raw, Terminated
+from specdec.grammars.program import Program
 from specdec.grammars.vocabulary import Vocabulary
 
 
@@ -54,13 +54,13 @@ class Runtime:
 class Grammar:
     """Compiled by GrammarCompiler. Its methods are called from one thread at a time (the engine's)."""
 
-    def __init__(
-        self, rules: list[Rule], report: EnforcementReport, runtime: Runtime, *, canonical_numbers: bool = False
-    ) -> None:
-        self.report = report
+    def __init__(self, constraint: Constraint, program: Program, runtime: Runtime) -> None:
+        self.constraint = constraint
+        """What it was compiled from."""
+        self.report = program.report
         self._runtime = runtime
         self._eos = frozenset(runtime.vocabulary.eos_token_ids)
-        self._automaton = Automaton(rules, runtime.lexicon, canonical=canonical_numbers)
+        self._automaton = Automaton(program, runtime.lexicon)
         self._states: WeakValueDictionary[Config, GrammarState] = WeakValueDictionary()
         self.initial_state: GrammarState = self._intern(self._automaton.start)
         self._terminated = self._intern((Terminated(), None))
@@ -78,7 +78,7 @@ class Grammar:
         if token_id in self._eos:
             return self._terminated if self.is_accepting(state) or state is self._terminated else None
         data = self._runtime.vocabulary.token_bytes(token_id)
-        successor = None if data is None else self.advance_bytes(state, data)
+        successor = self._advance_special(state, token_id) if data is None else self.advance_bytes(state, data)
         if successor is not None:
             self._runtime.steps.put(key, successor)
         return successor
@@ -86,6 +86,10 @@ class Grammar:
     def advance_bytes(self, state: GrammarState, data: bytes) -> GrammarState | None:
         """The state after the bytes; None where they leave the language."""
         config = self._automaton.feed((state.position, state.stack), data)
+        return None if config is None else self._intern(config)
+
+    def _advance_special(self, state: GrammarState, token_id: int) -> GrammarState | None:
+        config = self._automaton.special_step(state.position, token_id)
         return None if config is None else self._intern(config)
 
     def mask_row(self, state: GrammarState) -> int:
@@ -108,6 +112,8 @@ class Grammar:
         if isinstance(position, Literal):
             rules = self._automaton.value_rules(position.goals, None)
             return bool(rules.met_by_literal(position.text, position.number))
+        if isinstance(position, Raw):
+            return self._automaton.raw_text.is_accepting(position.state)
         return isinstance(position, Done)
 
     def is_terminated(self, state: GrammarState) -> bool:

@@ -83,6 +83,12 @@ class ArrayEnd(msgspec.Struct, frozen=True, cache_hash=True):
     frame: ArrayFrame
 
 
+class Raw(msgspec.Struct, frozen=True, cache_hash=True):
+    """Inside text that is no JSON; no frame is open."""
+
+    state: int
+
+
 class Completed(msgspec.Struct, frozen=True, cache_hash=True):
     """After a value that met these goals, the frame around it not yet told: resolved before a state is made."""
 
@@ -99,5 +105,5 @@ class Terminated(msgspec.Struct, frozen=True, cache_hash=True):
 
 Position = (
     Value | Literal | String | Key | AfterKey | ObjectStart | ObjectNext | ObjectEnd | ArrayStart | ArrayEnd
-    | Completed | Done | Terminated
+    | Raw | Completed | Done | Terminated
 )  # fmt: skip
