@@ -1,7 +1,7 @@
-"""JSON Schema to token masks: an immutable automaton over a tokenizer's vocabulary.
+"""Constraints to token masks: an immutable automaton over a tokenizer's vocabulary.
 
 vocabulary = Vocabulary(token_bytes, eos_token_ids)
-grammar = GrammarCompiler(vocabulary).compile_json_schema({"type": "object"})
+grammar = GrammarCompiler(vocabulary).compile(Regex(pattern="[0-9]+"))
 state = grammar.initial_state
 row = grammar.mask_row(state)              # a row of GrammarCompiler.mask_table.rows
 state = grammar.advance(state, token_id)   # None where the token is not allowed

@@ -21,8 +21,8 @@ from weakref import WeakValueDictionary
 from specdec.grammars.any_order import KeyRule
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.combinations import known_combinations
-from specdec.grammars.frames import ArrayFrame, ArrayRun, Frame, Goals, KeyClass, ObjectFrame
-from specdec.grammars.layout import WHITESPACE, Flexible, Layout, Pretty
+from specdec.grammars.frames import ArrayFrame, ArrayRun, Frame, Goals, KeyClass, ObjectFrame, RawFrame
+from specdec.grammars.layout import WHITESPACE, Flexible, Pretty
 from specdec.grammars.lexemes import BODY, CLOSED
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.numerals import NumeralAutomaton
@@ -41,10 +41,13 @@ from specdec.grammars.positions import (
     ObjectNext,
     ObjectStart,
     Position,
+    Raw,
     String,
     Value,
 )
-from specdec.grammars.rules import ArrayRule, Rule
+from specdec.grammars.program import Program
+from specdec.grammars.raw_text import RawText
+from specdec.grammars.rules import ArrayRule
 from specdec.grammars.stopwatch import Stopwatch
 from specdec.grammars.text_automaton import TextAutomaton
 from specdec.grammars.texts import TextSet
@@ -80,11 +83,11 @@ Config = tuple[Position, Stack | None]
 class Automaton:
     """The transitions of one grammar. Its caches change no result."""
 
-    def __init__(self, rules: list[Rule], lexicon: Lexicon, *, canonical: bool = False, layout: Layout = None) -> None:
-        """With `canonical` every number has one spelling, and not only those of remembered items."""
-        self._rules = rules
-        self._canonical = canonical
-        self.layout = layout
+    def __init__(self, program: Program, lexicon: Lexicon) -> None:
+        self._rules = program.rules
+        self._canonical_goals = program.canonical_goals
+        self._raw_text = program.raw_text
+        self.layout = program.layout
         self._lexicon = lexicon
         self._value_rules: BoundedCache[tuple[Goals, bool], ValueRules] = BoundedCache(512)
         self._keys: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
@@ -94,12 +97,31 @@ class Automaton:
         self._dead_keys: BoundedCache[ObjectFrame, list[bytes]] = BoundedCache(256)
         self._can_be_remembered: dict[ArrayRule, bool] = {}
         self._stacks: WeakValueDictionary[tuple[Frame, Stack | None], Stack] = WeakValueDictionary()
+        self.start: Config = (Value((0,)), None) if self._raw_text is None else self.enter_raw(self._raw_text.start)
 
-    start: Config = (Value((0,)), None)
+    @property
+    def raw_text(self) -> RawText:
+        """What Raw positions are states of."""
+        assert self._raw_text is not None, "a grammar of JSON alone has no raw text"
+        return self._raw_text
+
+    def enter_raw(self, state: int) -> Config:
+        """A state of the raw text, or the value that begins there."""
+        value = self.raw_text.values.get(state)
+        if value is None:
+            return Raw(state), None
+        return Value((value.goal,)), None if value.after is None else self.push(RawFrame(value.after), None)
+
+    def special_step(self, position: Position, token_id: int) -> Config | None:
+        """The configuration after a token without bytes; None where it is not allowed."""
+        if not isinstance(position, Raw):
+            return None
+        state = self.raw_text.special.get(position.state, {}).get(token_id)
+        return None if state is None else self.enter_raw(state)
 
     def value_rules(self, goals: Goals, stack: Stack | None) -> ValueRules:
         """The rules of the goals, where the stack is around them: remembered items have one spelling."""
-        canonical = self._canonical or (stack is not None and stack.is_remembered)
+        canonical = goals[0] in self._canonical_goals or (stack is not None and stack.is_remembered)
         rules = self._value_rules.get((goals, canonical))
         if rules is None:
             rules = ValueRules(goals, self._rules, self._lexicon, canonical=canonical)
@@ -254,6 +276,8 @@ class Automaton:
         frame = stack.frame
         if isinstance(frame, ObjectFrame):
             return ObjectEnd(frame.after_value(completed.goals)), stack.below
+        if isinstance(frame, RawFrame):
+            return self.enter_raw(frame.after)
         after = frame.after_value(completed.goals)
         return None if after is None else (ArrayEnd(after), stack.below)
 
@@ -383,6 +407,8 @@ class Automaton:
                 if data[begin] == ord("]"):
                     return _close(position.frame, stack, begin)
                 return self._feed_item(position.frame, stack, data, begin)
+            case Raw():
+                return self._feed_raw(position, data, begin)
             case Done():
                 return None
         byte = data[begin]
@@ -405,6 +431,10 @@ class Automaton:
             continued = position.frame.continued()
             return None if continued is None else (ObjectNext(continued), stack, begin + 1)
         return None
+
+    def _feed_raw(self, position: Raw, data: bytes, begin: int) -> tuple[Position, Stack | None, int] | None:
+        state, end = self.raw_text.scan(position.state, data, begin)
+        return None if state == DEAD else (*self.enter_raw(state), end)
 
     def _wait_for_item(
         self, frame: ArrayFrame, stack: Stack | None, begin: int
@@ -628,6 +658,8 @@ def _scan_text(text: bytes | None, texts: TextSet, data: bytes, begin: int) -> t
     return text, end
 
 
-def _close(frame: Frame, stack: Stack | None, begin: int) -> tuple[Position, Stack | None, int] | None:
+def _close(
+    frame: ObjectFrame | ArrayFrame, stack: Stack | None, begin: int
+) -> tuple[Position, Stack | None, int] | None:
     met = frame.closed()
     return (Completed(met), stack, begin + 1) if met else None

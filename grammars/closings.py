@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from specdec.grammars.automaton import Automaton, Config, Stack
 from specdec.grammars.bounded_cache import BoundedCache
-from specdec.grammars.frames import ArrayFrame, ObjectFrame
+from specdec.grammars.frames import ArrayFrame, ObjectFrame, RawFrame
 from specdec.grammars.layout import Pretty
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.positions import (
@@ -31,11 +31,12 @@ from specdec.grammars.positions import (
     ObjectNext,
     ObjectStart,
     Position,
+    Raw,
     String,
     Terminated,
     Value,
 )
-from specdec.grammars.rules import Rule
+from specdec.grammars.program import Program
 from specdec.grammars.short_values import ShortValues
 from specdec.grammars.speller import EMPTY, Speller, Spelling
 from specdec.grammars.stopwatch import Stopwatch
@@ -55,9 +56,8 @@ Part = tuple[bytes, int]
 class Closings:
     """Of one grammar's configurations."""
 
-    def __init__(
-        self, automaton: Automaton, rules: list[Rule], lexicon: Lexicon, speller: Speller, *, canonical: bool
-    ) -> None:
+    def __init__(self, automaton: Automaton, program: Program, lexicon: Lexicon, speller: Speller) -> None:
+        rules, canonical = program.rules, bool(program.canonical_goals)
         self._automaton = automaton
         self._speller = speller
         self.tails = Tails(lexicon)
@@ -68,6 +68,7 @@ class Closings:
         self._canonical = canonical
         self._after: WeakKeyDictionary[Stack, dict[int, Spelling | None]] = WeakKeyDictionary()
         self._most_per_frame: int | None = None
+        self._has_raw_text = program.raw_text is not None
         self._most_after_key: BoundedCache[tuple[ObjectFrame, Stack | None], int] = BoundedCache(1024)
         self._known: BoundedCache[Config, Spelling] = BoundedCache(4096)
 
@@ -86,6 +87,8 @@ class Closings:
         """What follows a value that was the stack's frame's child and has met the goal."""
         if stack is None:
             return EMPTY
+        if isinstance(stack.frame, RawFrame):
+            return self.of(self._automaton.enter_raw(stack.frame.after))
         known = self._after.get(stack)
         if known is None:
             known = self._after[stack] = {}
@@ -106,7 +109,7 @@ class Closings:
         A token keeps some of the frames, each of which needs at most so many bytes, and opens others. None where the
         most bytes of a frame are not known, or there are none.
         """
-        if self._most_per_frame is None or (stack is not None and stack.is_remembered):
+        if self._has_raw_text or self._most_per_frame is None or (stack is not None and stack.is_remembered):
             return None
         per_frame = self._most_per_frame
         if isinstance(self._automaton.layout, Pretty):
@@ -163,6 +166,8 @@ class Closings:
         position, stack = config
         if isinstance(position, (Done, Terminated)):
             return EMPTY
+        if isinstance(position, Raw):
+            return self._raw_closing(position.state)
         found = self._best(self._parts(position, stack), stack)
         if found is not None:
             found = self._laid_out(config, found)
@@ -172,6 +177,23 @@ class Closings:
         if remembers and (found is None or not self._completes(config, found.data)):
             return self._search(config)
         return found
+
+    def raw_bound(self) -> int | None:
+        """No fewer tokens than the text takes from any state of the raw text; None where some are too many."""
+        raw_text = self._automaton.raw_text
+        costs = [0]
+        for state in raw_text.values:
+            closing = self.of(self._automaton.enter_raw(state))
+            if closing is None:
+                return None
+            costs.append(closing.num_tokens)
+        return max(costs) + raw_text.longest_tail
+
+    def _raw_closing(self, state: int) -> Spelling | None:
+        raw_text = self._automaton.raw_text
+        tail, end = raw_text.tail(state)
+        rest = self.of(self._automaton.enter_raw(end)) if end in raw_text.values else EMPTY
+        return None if rest is None else self._speller.spell(tail, rest)
 
     def _laid_out(self, config: Config, compact: Spelling) -> Spelling | None:
         """What completes the configuration where this would if it were compact; None where it would not."""

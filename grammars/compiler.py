@@ -1,8 +1,9 @@
-"""GrammarCompiler: schemas in, grammars out, for one vocabulary."""
+"""GrammarCompiler: constraints in, grammars out, for one vocabulary."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 import time
 from collections import OrderedDict
@@ -13,26 +14,22 @@ import msgspec
 
 from specdec.grammars import language_kernels
 from specdec.grammars.constraints import Constraint, JsonSchema
-from specdec.grammars.errors import UnsupportedSchemaError
-from specdec.grammars.goals import compile_rules
 from specdec.grammars.grammar import Grammar, Runtime
-from specdec.grammars.layout import layout_of
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.limits import Limits
-from specdec.grammars.lowering import Lowering
 from specdec.grammars.mask_table import MaskTable
 from specdec.grammars.masks import StringBodies
 from specdec.grammars.options import DEFAULT_OPTIONS, SchemaOptions
 from specdec.grammars.pattern_kernels import load_determinise
-from specdec.grammars.rules import Rule
-from specdec.grammars.schema import SchemaDocument, schema_text
+from specdec.grammars.program_builder import build_program
+from specdec.grammars.schema import schema_text
 from specdec.grammars.vocabulary import Vocabulary
 
 _DEFAULT_LIMITS = Limits()
 
 
 class GrammarCompiler:
-    """Owns the mask table shared by all its grammars and a bounded cache of them by schema; thread-safe.
+    """Owns the mask table shared by all its grammars and a bounded cache of them by constraint; thread-safe.
 
     `cache_hits`, `cache_misses` and `compile_seconds` (of the misses) only grow.
     """
@@ -72,14 +69,12 @@ class GrammarCompiler:
         """How many masks were computed, for any grammar, rather than found in a cache; only grows."""
         return self._runtime.num_computed_masks
 
-    # A schema is any JSON value that a caller parsed; its shape is what compiling checks.
-    def compile_json_schema(
-        self, schema: str | Mapping[str, Any] | bool, options: SchemaOptions = DEFAULT_OPTIONS
-    ) -> Grammar:
-        """The grammar of the schema's instances; GrammarError where there is none. A str is JSON text."""
+    def compile(self, constraint: Constraint) -> Grammar:
+        """The grammar of the texts that satisfy the constraint; GrammarError where there is none."""
         begin = time.perf_counter()
-        text = schema_text(schema, self.limits)
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass") + msgspec.json.encode(options)).digest()
+        if isinstance(constraint, JsonSchema):
+            schema_text(constraint.schema, self.limits)
+        digest = _digest(constraint)
         with self._lock:
             entry = self._grammars.get(digest)
             if entry is not None:
@@ -88,28 +83,21 @@ class GrammarCompiler:
                 return entry[0]
             self.cache_misses += 1
         try:
-            document = SchemaDocument(text, self.limits, options.documents)
-            lowering = Lowering(document, self.limits, options)
-            rules = compile_rules(lowering, self._lexicon)
-            grammar = Grammar(
-                rules,
-                lowering.report,
-                self._runtime,
-                canonical_numbers=document.has_canonical_numbers,
-                layout=layout_of(options),
-            )
-            grammar.prepare(lowering.stopwatch)
+            program = build_program(constraint, self.vocabulary, self._lexicon, self.limits)
+            grammar = Grammar(constraint, program, self._runtime)
+            grammar.prepare(program.stopwatch)
         finally:
             with self._lock:
                 self.compile_seconds += time.perf_counter() - begin
-        self._keep(digest, grammar, len(text) + _estimated_bytes(rules))
+        self._keep(digest, grammar, program.num_bytes)
         return grammar
 
-    def compile(self, constraint: Constraint) -> Grammar:
-        """The grammar of the texts that satisfy the constraint; GrammarError where there is none."""
-        if isinstance(constraint, JsonSchema):
-            return self.compile_json_schema(constraint.schema, constraint.options)
-        raise UnsupportedSchemaError(f"{type(constraint).__name__} constraints are not supported yet")
+    # A schema is any JSON value that a caller parsed; its shape is what compiling checks.
+    def compile_json_schema(
+        self, schema: str | Mapping[str, Any] | bool, options: SchemaOptions = DEFAULT_OPTIONS
+    ) -> Grammar:
+        """The grammar of the schema's instances; GrammarError where there is none. A str is JSON text."""
+        return self.compile(JsonSchema(schema=schema_text(schema, self.limits), options=options))
 
     def compile_json_object(self) -> Grammar:
         """The grammar of every JSON object without repeated keys."""
@@ -128,12 +116,6 @@ class GrammarCompiler:
                 self._cache_bytes -= evicted
 
 
-def _estimated_bytes(rules: list[Rule]) -> int:
-    """Memory of the rules, by the number of their parts."""
-    total = 0
-    for rule in rules:
-        total += 400 + sum(60 + len(text) for texts in (rule.literals, rule.strings) for text in texts)
-        total += sum(term.language.rows.nbytes for term in rule.terms)
-        total += sum(400 + sum(150 + len(key) for key in shape.keys) for shape in rule.objects)
-        total += sum(200 + 8 * len(shape.prefix) for shape in rule.arrays)
-    return total
+def _digest(constraint: Constraint) -> bytes:
+    """Of the constraint as JSON, which escapes the lone surrogates that no encoding takes."""
+    return hashlib.sha256(json.dumps(msgspec.to_builtins(constraint)).encode()).digest()

@@ -1,4 +1,4 @@
-"""Frames: the open objects and arrays of a state, each a set of runs.
+"""Frames: the open objects and arrays of a state, each a set of runs, and the raw text around them.
 
 A value position has several goals when the objects or arrays around it have several alternatives left. A frame
 opened there runs every alternative of every such goal side by side; a run remembers the goal it was entered for
@@ -208,4 +208,11 @@ class ArrayFrame(msgspec.Struct, frozen=True, cache_hash=True):
         return tuple(sorted({run.child for run in self.runs}))
 
 
-Frame = ObjectFrame | ArrayFrame
+class RawFrame(msgspec.Struct, frozen=True, cache_hash=True):
+    """Raw text around an object or array; below all other frames."""
+
+    after: int
+    """State of the raw text that follows."""
+
+
+Frame = ObjectFrame | ArrayFrame | RawFrame

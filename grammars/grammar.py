@@ -9,15 +9,14 @@ import numpy as np
 from specdec.grammars.automaton import Automaton, Config, Stack
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.closings import Closings
+from specdec.grammars.constraints import Constraint
 from specdec.grammars.frames import Frame
 from specdec.grammars.guard import GuardWalker, Levels
-from specdec.grammars.layout import Layout
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.mask_table import EOS_ROW, MaskTable
 from specdec.grammars.masks import MaskWalker, StringBodies, shared_position
-from specdec.grammars.positions import Done, Literal, Position, Terminated
-from specdec.grammars.report import EnforcementReport
-from specdec.grammars.rules import Rule
+from specdec.grammars.positions import Done, Literal, Position, Raw, Terminated
+from specdec.grammars.program import Program
 from specdec.grammars.speller import Speller, Spelling
 from specdec.grammars.stopwatch import Stopwatch
 from specdec.grammars.vocabulary import Vocabulary
@@ -63,20 +62,14 @@ class Runtime:
 class Grammar:
     """Compiled by GrammarCompiler. Its methods are called from one thread at a time (the engine's)."""
 
-    def __init__(
-        self,
-        rules: list[Rule],
-        report: EnforcementReport,
-        runtime: Runtime,
-        *,
-        canonical_numbers: bool = False,
-        layout: Layout = None,
-    ) -> None:
-        self.report = report
+    def __init__(self, constraint: Constraint, program: Program, runtime: Runtime) -> None:
+        self.constraint = constraint
+        """What it was compiled from."""
+        self.report = program.report
         self._runtime = runtime
         self._eos = frozenset(runtime.vocabulary.eos_token_ids)
-        self._automaton = Automaton(rules, runtime.lexicon, canonical=canonical_numbers, layout=layout)
-        self._closings = Closings(self._automaton, rules, runtime.lexicon, runtime.speller, canonical=canonical_numbers)
+        self._automaton = Automaton(program, runtime.lexicon)
+        self._closings = Closings(self._automaton, program, runtime.lexicon, runtime.speller)
         self._levels: BoundedCache[GrammarState, Levels] = BoundedCache(128)
         self._states: WeakValueDictionary[Config, GrammarState] = WeakValueDictionary()
         self.initial_state: GrammarState = self._intern(self._automaton.start)
@@ -102,7 +95,7 @@ class Grammar:
         if token_id in self._eos:
             return self._terminated if self.is_accepting(state) or state is self._terminated else None
         data = self._runtime.vocabulary.token_bytes(token_id)
-        successor = None if data is None else self.advance_bytes(state, data)
+        successor = self._advance_special(state, token_id) if data is None else self.advance_bytes(state, data)
         if successor is not None:
             self._runtime.steps.put(key, successor)
         return successor
@@ -110,6 +103,10 @@ class Grammar:
     def advance_bytes(self, state: GrammarState, data: bytes) -> GrammarState | None:
         """The state after the bytes; None where they leave the language."""
         config = self._automaton.feed((state.position, state.stack), data)
+        return None if config is None else self._intern(config)
+
+    def _advance_special(self, state: GrammarState, token_id: int) -> GrammarState | None:
+        config = self._automaton.special_step(state.position, token_id)
         return None if config is None else self._intern(config)
 
     def mask_row(self, state: GrammarState) -> int:
@@ -132,6 +129,8 @@ class Grammar:
         if isinstance(position, Literal):
             rules = self._automaton.value_rules(position.goals, None)
             return bool(rules.met_by_literal(position.text, position.number))
+        if isinstance(position, Raw):
+            return self._automaton.raw_text.is_accepting(position.state)
         return isinstance(position, Done)
 
     def is_terminated(self, state: GrammarState) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from specdec.grammars.automaton import Automaton, Config, Stack
 from specdec.grammars.closings import Closings
 from specdec.grammars.masks import FRESH, MaskWalker, StringBodies
-from specdec.grammars.positions import AfterKey, Completed, Key, Literal, Position, String
+from specdec.grammars.positions import AfterKey, Completed, Key, Literal, Position, Raw, String
 from specdec.grammars.texts import TextSet
 from specdec.grammars.vocabulary import Vocabulary
 from specdec.grammars.walk import DEAD, Nodes, Words
@@ -101,9 +101,18 @@ class GuardWalker(MaskWalker):
 
     def _cost_of_token(self, token_id: int) -> int | None:
         data = self._vocabulary.token_bytes(token_id)
-        assert data is not None, "only tokens with bytes are in the trie"
-        after = self._automaton.feed(self._config, data)
+        if data is None:
+            after = self._automaton.special_step(self._config[0], token_id)
+        else:
+            after = self._automaton.feed(self._config, data)
         return None if after is None else self._cost(*after)
+
+    def _follow_raw(self, position: Raw, nodes: Nodes) -> None:
+        words, self.words = self.words, np.zeros_like(self.words)
+        super()._follow_raw(position, nodes)
+        if self.words.any():
+            self._add_inside(self._closings.raw_bound())
+        self.words = words
 
     def _follow_string(self, position: String, stack: Stack | None, nodes: Nodes) -> None:
         words, self.words = self.words, np.zeros_like(self.words)

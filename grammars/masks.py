@@ -36,6 +36,7 @@ from specdec.grammars.positions import (
     Key,
     Literal,
     Position,
+    Raw,
     String,
     Value,
 )
@@ -228,8 +229,27 @@ class MaskWalker:
                 self._follow_key(position, stack, nodes)
             case Literal():
                 self._follow_literal(position, stack, nodes)
+            case Raw():
+                self._follow_raw(position, nodes)
             case _:
                 self._follow_structure(position, stack, nodes)
+
+    def _follow_raw(self, position: Raw, nodes: Nodes) -> None:
+        v = self._vocabulary
+        text = self._automaton.raw_text
+        if nodes is _ROOT:
+            self.may_end = self.may_end or text.is_accepting(position.state)
+            for token_id in text.special.get(position.state, ()):
+                self.words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
+        begun, states = v.kernels.walk_raw(
+            nodes, position.state, text.range_starts, text.lows, text.highs, text.targets, text.is_value,
+            v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, self.words, v.max_token_bytes + 1,
+        )  # fmt: skip
+        members: dict[int, list[int]] = {}
+        for node, state in zip(begun.tolist(), states.tolist(), strict=True):
+            members.setdefault(state, []).append(node)
+        for state, found in members.items():
+            self._pending.append((*self._automaton.enter_raw(state), np.array(found, np.int32)))
 
     def _follow_structure(
         self, position: Position, stack: Stack | None, nodes: Nodes, *, is_first_item: bool = False

@@ -49,6 +49,11 @@ def search_language(tree: Node) -> Language:
     return _Compiler(Concatenation((ANY_STRING, tree))).language(is_open=True)
 
 
+def whole_language(tree: Node) -> Language:
+    """The strings that match the tree from beginning to end; raises what `search_language` does."""
+    return _Compiler(tree).language(is_open=False)
+
+
 def _ending_language(tree: Node) -> Language:
     """The strings at whose end a match of the tree ends."""
     for node in _walk(tree):

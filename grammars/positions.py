@@ -105,6 +105,12 @@ class Gap(msgspec.Struct, frozen=True, cache_hash=True):
     num_spaces: int
 
 
+class Raw(msgspec.Struct, frozen=True, cache_hash=True):
+    """Inside text that is no JSON; no frame is open."""
+
+    state: int
+
+
 class Completed(msgspec.Struct, frozen=True, cache_hash=True):
     """After a value that met these goals, the frame around it not yet told: resolved before a state is made."""
 
@@ -121,5 +127,5 @@ class Terminated(msgspec.Struct, frozen=True, cache_hash=True):
 
 Position = (
     Value | Literal | String | Key | AfterKey | ObjectStart | ObjectNext | ObjectEnd | ArrayStart | ArrayEnd
-    | Closing | Indent | Gap | Completed | Done | Terminated
+    | Closing | Indent | Gap | Raw | Completed | Done | Terminated
 )  # fmt: skip

@@ -8,7 +8,7 @@ witness, an item that must be contained).
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from specdec.grammars.languages import Language
@@ -321,3 +321,36 @@ def _next(flags: tuple[bool, ...]) -> tuple[int, ...]:
     for position in range(len(flags) - 1, -1, -1):
         following.append(position if flags[position] else following[-1])
     return tuple(reversed(following))
+
+
+def renumbered(rule: Rule, first: int) -> Rule:
+    """The rule where those that it names come after `first` others."""
+    renamed = replace(
+        rule,
+        objects=tuple(
+            replace(
+                one,
+                choices=tuple(_renumbered(choices, first) for choices in one.choices),
+                free=tuple(replace(free, choices=_renumbered(free.choices, first)) for free in one.free),
+            )
+            for one in rule.objects
+        ),
+        arrays=tuple(
+            replace(
+                one,
+                prefix=tuple(_renumbered(choices, first) for choices in one.prefix),
+                items=_renumbered(one.items, first),
+            )
+            for one in rule.arrays
+        ),
+    )
+    return replace(
+        renamed,
+        any_order=tuple(
+            replace(one, ordered=ordered) for one, ordered in zip(rule.any_order, renamed.objects, strict=False)
+        ),
+    )
+
+
+def _renumbered(choices: Choices, first: int) -> Choices:
+    return tuple((claims, number + first) for claims, number in choices)

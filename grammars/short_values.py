@@ -119,7 +119,8 @@ class ShortValues:
                 num_code_points = term.min_length + term.language.longest_of_shortest_rests()
                 most = max(most, _LONGEST_CODE_POINT * num_code_points + 2)
         longest_key = max((len(key) for rule in self._rules for one in rule.objects for key in one.keys), default=2)
-        member = max(longest_key, *(self._longest_free_key(rule) for rule in self._rules)) + most + 4
+        longest_key = max([longest_key, *map(self._longest_free_key, self._rules)])
+        member = longest_key + most + 4
         return most + member * max(map(self._most_members, self._rules), default=0)
 
     def _longest_free_key(self, rule: Rule) -> int:

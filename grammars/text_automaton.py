@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from specdec.grammars.byte_rows import ByteRows
 from specdec.grammars.errors import LimitExceededError
 from specdec.grammars.languages import Language
 from specdec.grammars.lexemes import CLOSED
@@ -112,15 +113,10 @@ class _Builder:
 
     def __init__(self, terms: tuple[StringTerm, ...], spellable: frozenset[int]) -> None:
         self._terms = terms
-        self._spellable = spellable
-        self._rows: list[dict[int, int]] = [{}, {}]
         # Rows 0 and 1 are taken: 1 is CLOSED. A product state is a row of its own.
+        self._rows = ByteRows(spellable, spelling_of, num_reserved=2)
         self._states: dict[tuple[int, ...], int] = {}
         self._pending: list[tuple[int, ...]] = []
-        self._inner: dict[tuple[tuple[int, int, int], ...], int] = {}
-        self._whole: dict[tuple[int, int], int | None] = {}
-        """The row from which any that many continuation bytes lead to a target."""
-        self._leaves: dict[int, set[int]] = {}
 
     def build(self) -> TextAutomaton:
         languages = [term.language for term in self._terms]
@@ -137,8 +133,8 @@ class _Builder:
                 )
                 if any(language.is_live(at) for language, at in zip(languages, target, strict=True)):
                     ranges.setdefault(self._state(target), []).append((low, high))
-            self._open(self._states[state], ranges)
-            if len(self._rows) > MAX_TEXT_STATES:
+            self._rows.open(self._states[state], ranges)
+            if len(self._rows.rows) > MAX_TEXT_STATES:
                 raise LimitExceededError(
                     f"the strings of one place need more than {MAX_TEXT_STATES} byte states (max_text_states)"
                 )
@@ -156,90 +152,12 @@ class _Builder:
     def _state(self, state: tuple[int, ...]) -> int:
         row = self._states.get(state)
         if row is None:
-            row = self._states[state] = len(self._rows)
-            self._rows.append({})
+            row = self._states[state] = self._rows.add()
             self._pending.append(state)
         return row
 
-    def _open(self, row: int, ranges: dict[int, list[tuple[int, int]]]) -> None:
-        """Give a product state its byte transitions: each code point by its spelling."""
-        trie: dict[int, object] = {}
-        for target, members in ranges.items():
-            for low, high in members:
-                self._add_ascii(trie, low, min(high, 0x7F), target)
-                for first, last in ((0x80, 0x7FF), (0x800, 0xD7FF), (0xE000, 0xFFFF), (0x10000, 0x10FFFF)):
-                    begin, end = max(low, first), min(high, last)
-                    if begin <= end:
-                        self._add_range(trie, chr(begin).encode(), chr(end).encode(), target)
-        for byte, child in trie.items():
-            reached = self._close(child)
-            if reached is not None and byte in self._spellable:
-                self._rows[row][byte] = reached
-
-    def _add_ascii(self, trie: dict[int, object], low: int, high: int, target: int) -> None:
-        for point in range(low, high + 1):
-            node = trie
-            spelling = spelling_of(point)
-            for byte in spelling[:-1]:
-                inner = node.setdefault(byte, {})
-                assert isinstance(inner, dict)
-                node = inner
-            node[spelling[-1]] = target
-
-    def _add_range(self, node: dict[int, object], low: bytes, high: bytes, target: int) -> None:
-        """UTF-8 sequences of one length from low to high; at most four bytes deep."""
-        if len(low) == 1:
-            for byte in range(low[0], high[0] + 1):
-                node[byte] = target
-            return
-        lowest, highest = b"\x80" * (len(low) - 1), b"\xbf" * (len(low) - 1)
-        for byte in range(low[0], high[0] + 1):
-            rest_low = low[1:] if byte == low[0] else lowest
-            rest_high = high[1:] if byte == high[0] else highest
-            if rest_low == lowest and rest_high == highest and byte not in node:
-                node[byte] = (len(low) - 1, target)
-                continue
-            inner = node.get(byte)
-            if not isinstance(inner, dict):
-                assert inner is None, "ranges are disjoint"
-                inner = node[byte] = {}
-            self._add_range(inner, rest_low, rest_high, target)
-
-    def _close(self, child: object) -> int | None:
-        """The row of a node of the trie; None where the vocabulary cannot spell what is below it."""
-        if isinstance(child, int):
-            return child
-        if isinstance(child, tuple):
-            if child not in self._whole:
-                num_left, target = child
-                below = target if num_left == 1 else (num_left - 1, target)
-                self._whole[child] = self._close(dict.fromkeys(range(0x80, 0xC0), below))
-            return self._whole[child]
-        assert isinstance(child, dict)
-        members = []
-        leaves: set[int] = set()
-        known: dict[object, int | None] = {}
-        for byte in sorted(child):
-            below = child[byte]
-            key = id(below) if isinstance(below, dict) else below
-            if key not in known:
-                known[key] = self._close(below)
-            reached = known[key]
-            if reached is not None and byte in self._spellable:
-                members.append((byte, byte, reached))
-                leaves |= self._leaves.get(reached, {reached})
-        if not members:
-            return None
-        content = tuple(members)
-        row = self._inner.get(content)
-        if row is None:
-            row = self._inner[content] = len(self._rows)
-            self._rows.append({byte: reached for byte, _, reached in members})
-            self._leaves[row] = leaves
-        return row
-
     def _finish(self, start: int, languages: list[Language]) -> TextAutomaton:
-        num_rows = len(self._rows)
+        num_rows = len(self._rows.rows)
         table = np.full((num_rows, 256), DEAD, np.int16)
         is_boundary = np.zeros(num_rows, np.uint8)
         accepts: list[frozenset[int]] = [frozenset()] * num_rows
@@ -255,12 +173,12 @@ class _Builder:
                     rest = language.max_rest(at)
                     shortest[i, row] = language.min_rest(at)
                     longest[i, row] = _UNBOUNDED if rest is None else rest
-        for row, leaves in self._leaves.items():
+        for row, leaves in self._rows.leaves.items():
             for i in range(len(languages)):
                 # Whichever code point it becomes, the term can accept: narrower than need be, never wider.
                 shortest[i, row] = max(shortest[i, leaf] for leaf in leaves)
                 longest[i, row] = min(longest[i, leaf] for leaf in leaves)
-        for row, targets in enumerate(self._rows):
+        for row, targets in enumerate(self._rows.rows):
             for byte, target in targets.items():
                 table[row, byte] = target
             if accepts[row]:

@@ -10,7 +10,7 @@ never generated.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -23,12 +23,18 @@ class Vocabulary:
     """Token id to bytes of one tokenizer.
 
     Ids without bytes (special, padded) are never allowed by a mask, except end-of-sequence ids where the text
-    may end. `size` is the padded vocabulary: the width of the logits. ValueError where there is no
-    end-of-sequence id, an id is out of range, or some printable ASCII byte is no token.
+    may end, and special tokens that a grammar asks for by their text, which `special_tokens` gives the ids of.
+    `size` is the padded vocabulary: the width of the logits. ValueError where there is no end-of-sequence id, an id
+    is out of range, a special token has bytes or no text, or some printable ASCII byte is no token.
     """
 
     def __init__(
-        self, token_bytes: Sequence[bytes | None], eos_token_ids: Collection[int], size: int | None = None
+        self,
+        token_bytes: Sequence[bytes | None],
+        eos_token_ids: Collection[int],
+        size: int | None = None,
+        *,
+        special_tokens: Mapping[str, int] | None = None,
     ) -> None:
         self.size = len(token_bytes) if size is None else size
         self.eos_token_ids = tuple(sorted(set(eos_token_ids)))
@@ -43,6 +49,16 @@ class Vocabulary:
         self._token_bytes = tuple(
             token or None if token_id not in eos else None for token_id, token in enumerate(token_bytes)
         )
+        self.special_tokens = {
+            text.encode(): token_id for text, token_id in (special_tokens or {}).items() if token_id not in eos
+        }
+        """Ids by text of tokens without bytes, but for those that end the sequence."""
+        for text, token_id in self.special_tokens.items():
+            if not text or not 0 <= token_id < self.size or self.token_bytes(token_id) is not None:
+                raise ValueError(
+                    f"special token {text.decode()!r} with id {token_id} needs a text, an id between 0 and "
+                    f"{self.size - 1}, and no bytes of its own"
+                )
         ordered = sorted((token, token_id) for token_id, token in enumerate(self._token_bytes) if token)
         self.spellable_bytes = frozenset(token[0] for token, _ in ordered if len(token) == 1)
         missing = _PRINTABLE_ASCII - self.spellable_bytes
@@ -78,4 +94,6 @@ class Vocabulary:
         digest = hashlib.sha256(f"{self.size} {self.eos_token_ids}".encode())
         for token in self._token_bytes:
             digest.update(b"-" if token is None else b"%d:%s" % (len(token), token))
+        for text, token_id in sorted(self.special_tokens.items()):
+            digest.update(b" %d=%d:%s" % (token_id, len(text), text))
         return digest.hexdigest()

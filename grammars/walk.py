@@ -387,6 +387,72 @@ def hash_words(words: Words, weights: NDArray[np.uint64]) -> np.uint64:
     return total
 
 
+def walk_raw(
+    nodes: Nodes,
+    entry: int,
+    range_starts: Nodes,
+    lows: NDArray[np.uint8],
+    highs: NDArray[np.uint8],
+    targets: Nodes,
+    is_value: NDArray[np.uint8],
+    bytes_: NDArray[np.uint8],
+    skips: Nodes,
+    starts: Nodes,
+    token_ids: Nodes,
+    words: Words,
+    max_depth: int,
+) -> tuple[Nodes, Nodes]:
+    """Mark the tokens that stay inside raw text; return the nodes where a value begins, whose tokens are not marked.
+
+    The transitions are raw_text.RawText's. The second array holds the state at each of the nodes.
+    """
+    capacity = 0
+    for k in range(len(nodes)):
+        capacity += skips[nodes[k]] - nodes[k]
+    begun = np.empty(capacity, np.int32)
+    states = np.empty(capacity, np.int32)
+    num_begun = 0
+    state_at = np.empty(max_depth, np.int32)
+    end_at = np.empty(max_depth, np.int32)
+    for k in range(len(nodes)):
+        level = 0
+        state_at[0] = entry
+        end_at[0] = skips[nodes[k]]
+        node = nodes[k] + 1
+        while node < end_at[0]:
+            while node >= end_at[level]:
+                level -= 1
+            byte = bytes_[node]
+            first = range_starts[state_at[level]]
+            # The last range that begins at the byte or before it.
+            low = first
+            high = range_starts[state_at[level] + 1]
+            while low < high:
+                middle = (low + high) // 2
+                if lows[middle] <= byte:
+                    low = middle + 1
+                else:
+                    high = middle
+            if low == first or highs[low - 1] < byte:
+                node = skips[node]
+                continue
+            target = targets[low - 1]
+            if is_value[target]:
+                begun[num_begun] = node
+                states[num_begun] = target
+                num_begun += 1
+                node = skips[node]
+                continue
+            for i in range(starts[node], starts[node + 1]):
+                words[token_ids[i] >> 5] |= np.uint32(1) << np.uint32(token_ids[i] & 31)
+            if skips[node] > node + 1:
+                level += 1
+                state_at[level] = target
+                end_at[level] = skips[node]
+            node += 1
+    return begun[:num_begun].copy(), states[:num_begun].copy()
+
+
 class Kernels(NamedTuple):
     """The functions above, compiled; they take the same arguments, by position."""
 
@@ -399,6 +465,7 @@ class Kernels(NamedTuple):
     walk_number: Callable[..., tuple[Nodes, Nodes]]
     walk_texts: Callable[..., tuple[Nodes, Nodes]]
     hash_words: Callable[..., int]
+    walk_raw: Callable[..., tuple[Nodes, Nodes]]
 
 
 _SIGNATURES: dict[Callable[..., Any], str] = {
@@ -419,6 +486,10 @@ _SIGNATURES: dict[Callable[..., Any], str] = {
         " b1, u4[::1], i8)"
     ),
     hash_words: "u8(u4[::1], u8[::1])",
+    walk_raw: (
+        "Tuple((i4[::1], i4[::1]))(i4[::1], i8, i4[::1], u1[::1], u1[::1], i4[::1], u1[::1], u1[::1], i4[::1],"
+        " i4[::1], i4[::1], u4[::1], i8)"
+    ),
 }
 
 

@@ -63,7 +63,12 @@ class Engine:
         report = progress or (lambda _: None)
         report(ModelProgress(stage="preparing", description=_PREPARING, total=1))
         self._compiler = GrammarCompiler(
-            Vocabulary(tokenizer.token_bytes(), tokenizer.eos_token_ids, size=self._runtime.model_config.vocab_size),
+            Vocabulary(
+                tokenizer.token_bytes(),
+                tokenizer.eos_token_ids,
+                size=self._runtime.model_config.vocab_size,
+                special_tokens=tokenizer.special_tokens(),
+            ),
             limits=config.grammar_limits or Limits(),
         )
         report(ModelProgress(stage="preparing", description=_PREPARING, completed=1, total=1))

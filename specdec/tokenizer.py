@@ -89,6 +89,10 @@ class Tokenizer:
         """The bytes of each id below `vocab_size`; None for special tokens and ids without a token."""
         return list(self._token_bytes)
 
+    def special_tokens(self) -> dict[str, int]:
+        """The ids of the special tokens by their text."""
+        return {text: token_id for token_id, text in self._special_text.items()}
+
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Token ids of a text; special tokens spelt out in it become their ids.
 

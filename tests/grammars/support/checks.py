@@ -34,7 +34,7 @@ _CLOSERS = [b'"', b"}", b"]"]
 _ALPHABET = [
     bytes([byte])
     for byte in dict.fromkeys(
-        b"0123456789,:" + bytes(range(0x61, 0x7B)) + b"\x80\x98\x9f\xa8\xa9\xc3\xf0" + bytes(range(0x20, 0x7F))
+        b"0123456789,:\n" + bytes(range(0x61, 0x7B)) + b"\x80\x98\x9f\xa8\xa9\xc3\xf0" + bytes(range(0x20, 0x7F))
     )
 ]
 

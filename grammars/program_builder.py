@@ -1,0 +1,199 @@
+"""From a constraint to its program."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from specdec.grammars.constraints import (
+    AfterMarker,
+    Choice,
+    Constraint,
+    JsonSchema,
+    Regex,
+    TextOrToolCalls,
+    ToolCalls,
+)
+from specdec.grammars.errors import GrammarError, InvalidSchemaError, LimitExceededError, UnsatisfiableSchemaError
+from specdec.grammars.goals import compile_rules
+from specdec.grammars.layout import Layout, layout_of
+from specdec.grammars.lexicon import Lexicon
+from specdec.grammars.limits import Limits
+from specdec.grammars.lowering import Lowering
+from specdec.grammars.patterns import whole_pattern_language
+from specdec.grammars.program import Program
+from specdec.grammars.raw_text import RawTextBuilder, raw_bytes
+from specdec.grammars.report import EnforcementReport, Restriction
+from specdec.grammars.rules import Rule, renumbered
+from specdec.grammars.schema import SchemaDocument, schema_text
+from specdec.grammars.stopwatch import Stopwatch
+from specdec.grammars.tool_calls import add_calls, check_calls
+from specdec.grammars.vocabulary import Vocabulary
+
+_UNSPELLABLE = Restriction(reason="no character that the vocabulary cannot spell byte by byte", pointer="")
+
+
+def build_program(constraint: Constraint, vocabulary: Vocabulary, lexicon: Lexicon, limits: Limits) -> Program:
+    """The program of the constraint's texts; GrammarError where there is none.
+
+    What is wrong with a schema has its place in the schema as pointer, any other fault its place in the constraint.
+    """
+    return _ProgramBuilder(vocabulary, lexicon, limits).build(constraint)
+
+
+class _ProgramBuilder:
+    def __init__(self, vocabulary: Vocabulary, lexicon: Lexicon, limits: Limits) -> None:
+        self._lexicon = lexicon
+        self._limits = limits
+        self._vocabulary = vocabulary
+        self._stopwatch = Stopwatch(limits.max_compile_seconds)
+        self._raw = RawTextBuilder(vocabulary.spellable_bytes, vocabulary.special_tokens)
+        self._rules: list[Rule] = []
+        self._canonical_goals: set[int] = set()
+        self._enforced: set[str] = set()
+        self._annotations: set[str] = set()
+        self._restrictions: dict[Restriction, None] = {}
+        self._layout: Layout = None
+
+    def build(self, constraint: Constraint) -> Program:
+        start = None
+        match constraint:
+            case JsonSchema():
+                self._add_schema(constraint)
+            case AfterMarker():
+                marker = self._marker(constraint.marker, "marker", "/marker")
+                start = self._raw.free_text(marker, self._part(constraint.then), may_end=constraint.optional)
+            case ToolCalls():
+                start = self._add_calls(constraint, begin=None)
+            case TextOrToolCalls():
+                begin = self._marker(constraint.calls.format.begin, "begin", "/calls/format/begin")
+                start = self._add_calls(constraint.calls, begin=begin)
+            case _:
+                start = self._part(constraint)
+        raw_text = None if start is None else self._raw.build(start)
+        return Program(
+            self._rules,
+            frozenset(self._canonical_goals),
+            raw_text,
+            EnforcementReport(
+                enforced=tuple(sorted(self._enforced)),
+                restrictions=tuple(self._restrictions),
+                annotations=tuple(sorted(self._annotations)),
+            ),
+            _estimated_bytes(self._rules) + (0 if raw_text is None else raw_text.num_bytes),
+            self._layout,
+            self._stopwatch,
+        )
+
+    def _marker(self, text: str, keyword: str, pointer: str) -> bytes:
+        marker = raw_bytes(text, keyword, pointer)
+        if not marker:
+            raise InvalidSchemaError(
+                f"{keyword} is empty: nothing would part the free text from what follows it",
+                keyword=keyword,
+                pointer=pointer,
+            )
+        if not self._vocabulary.spells(marker):
+            raise UnsatisfiableSchemaError(
+                f"the vocabulary cannot spell {keyword} {text!r}", keyword=keyword, pointer=pointer
+            )
+        return marker
+
+    def _part(self, constraint: JsonSchema | Regex | Choice) -> int:
+        """The state of the raw text before a constraint's."""
+        match constraint:
+            case JsonSchema():
+                return self._raw.value(self._add_schema(constraint), None)
+            case Regex():
+                return self._add_pattern(constraint.pattern)
+            case Choice():
+                return self._add_choice(constraint.choices)
+
+    def _add_schema(self, constraint: JsonSchema, *, of: str = "", only_objects: bool = False) -> int:
+        """The number of the schema's rule; `of` says whose schema it is, where there are several."""
+        self._layout = layout_of(constraint.options)
+        document = SchemaDocument(constraint.schema, self._limits, constraint.options.documents)
+        lowering = Lowering(document, self._limits, constraint.options, stopwatch=self._stopwatch)
+        rules = compile_rules(lowering, self._lexicon)
+        first = len(self._rules)
+        root = first
+        if first:
+            rules = [renumbered(rule, first) for rule in rules]
+        if only_objects:
+            if not rules[0].objects:
+                raise UnsatisfiableSchemaError("no object satisfies the schema, and arguments are one")
+            # The schema may refer to itself, where it is what it says.
+            root = first + len(rules)
+            rules.append(replace(rules[0], literals=(), numbers=None, strings=(), terms=(), arrays=()))
+        self._rules += rules
+        if document.has_canonical_numbers:
+            self._canonical_goals.update(range(first, len(self._rules)))
+        report = lowering.report
+        self._enforced.update(report.enforced)
+        self._annotations.update(report.annotations)
+        for one in report.restrictions:
+            reason = f"{of}: {one.reason}" if of and one.pointer else one.reason
+            self._restrictions[Restriction(reason=reason, pointer=one.pointer)] = None
+        return root
+
+    def _add_pattern(self, pattern: str) -> int:
+        inner, outer = whole_pattern_language(pattern, pointer="/pattern")
+        self._enforced.add("pattern")
+        self._restrictions[_UNSPELLABLE] = None
+        if inner != outer:
+            self._restrictions[
+                Restriction(reason="no text in which ECMA-262 and Python's re do not both find a match",
+                            pointer="/pattern")
+            ] = None  # fmt: skip
+        if inner.is_empty:
+            raise UnsatisfiableSchemaError("no text matches the pattern", keyword="pattern", pointer="/pattern")
+        return self._raw.language(inner)
+
+    def _add_choice(self, choices: tuple[str, ...]) -> int:
+        if not choices:
+            raise InvalidSchemaError("there is no choice", keyword="choices", pointer="/choices")
+        if len(choices) > self._limits.max_enum_values:
+            raise LimitExceededError(
+                f"{len(choices)} choices are over the limit of {self._limits.max_enum_values} (max_enum_values)",
+                keyword="choices",
+                pointer="/choices",
+            )
+        self._enforced.add("choices")
+        spelt = []
+        for index, choice in enumerate(choices):
+            text = raw_bytes(choice, "choices", f"/choices/{index}")
+            if self._vocabulary.spells(text):
+                spelt.append(text)
+            else:
+                self._restrictions[
+                    Restriction(reason=f"the vocabulary cannot spell {choice!r}", pointer=f"/choices/{index}")
+                ] = None
+        if not spelt:
+            raise UnsatisfiableSchemaError("the vocabulary can spell no choice", keyword="choices", pointer="/choices")
+        return self._raw.choice(spelt)
+
+    def _add_calls(self, calls: ToolCalls, begin: bytes | None) -> int:
+        """The state before the first call or, where `begin` is free text's marker, before the free text."""
+        check_calls(calls)
+        goals = [self._add_function(calls, index) for index in range(len(calls.functions))]
+        first_call, first_body = add_calls(calls, goals, self._raw, self._vocabulary)
+        return first_call if begin is None else self._raw.free_text(begin, first_body, may_end=True)
+
+    def _add_function(self, calls: ToolCalls, index: int) -> int:
+        function = calls.functions[index]
+        try:
+            schema = JsonSchema(schema=schema_text(function.parameters, self._limits), options=calls.options)
+            return self._add_schema(schema, of=f"function {function.name!r}", only_objects=True)
+        except GrammarError as error:
+            error.message = f"function {function.name!r}: {error.message}"
+            raise
+
+
+def _estimated_bytes(rules: list[Rule]) -> int:
+    """Memory of the rules, by the number of their parts."""
+    total = 0
+    for rule in rules:
+        total += 400 + sum(60 + len(text) for texts in (rule.literals, rule.strings) for text in texts)
+        total += sum(term.language.rows.nbytes for term in rule.terms)
+        total += sum(400 + sum(150 + len(key) for key in shape.keys) for shape in rule.objects)
+        total += sum(200 + 8 * len(shape.prefix) for shape in rule.arrays)
+    return total

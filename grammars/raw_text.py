@@ -1,0 +1,379 @@
+"""RawText: text that is no JSON (a regular language, literals, free text) and where JSON values stand in it.
+
+One byte automaton over well-formed UTF-8. A *value* state is left at once: there a JSON value begins, and when it has
+ended, the text goes on in another state, or is complete.
+"""
+
+from __future__ import annotations
+
+import functools
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specdec.grammars.byte_rows import ByteRows
+from specdec.grammars.errors import InvalidSchemaError, LimitExceededError, UnsatisfiableSchemaError
+from specdec.grammars.languages import MAX_CODE_POINT, Language
+from specdec.grammars.text_automaton import MAX_TEXT_STATES
+from specdec.grammars.walk import DEAD, Nodes
+
+MAX_RAW_STATES = 200_000
+"""Byte states of one raw text; those of a language in it are at most MAX_TEXT_STATES."""
+MAX_MARKER_BYTES = 1024
+"""Of a marker, as UTF-8."""
+
+
+class ValueStart(NamedTuple):
+    """A JSON value within raw text."""
+
+    goal: int
+    """The rule that it satisfies."""
+    after: int | None
+    """The state after the value, None where the text is complete. Only an object or array may have one: its end needs
+    no look at what follows."""
+
+
+class RawText:
+    """The automaton: its transitions as sorted ranges of bytes, `accepting` uint8 [states] where the text may end.
+
+    Those of a state s are range_starts[s] .. range_starts[s + 1]: from lows[i] to highs[i] to the state targets[i].
+    `values` are the value states, from which no byte leads anywhere; `special` gives the targets of tokens without
+    bytes, by state and token id. From every state that the start leads to, by bytes alone, the text can be completed.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[Mapping[int, int]],
+        accepting: NDArray[np.uint8],
+        start: int,
+        values: Mapping[int, ValueStart],
+        special: Mapping[int, Mapping[int, int]],
+    ) -> None:
+        self.range_starts, self.lows, self.highs, self.targets = _ranges(rows)
+        self.accepting = accepting
+        self.start = start
+        self.values = values
+        self.special = special
+        self.is_value = np.zeros(len(accepting), np.uint8)
+        self.is_value[list(values)] = 1
+        # Their elements are Python's own numbers, which arrays' are not.
+        self._range_starts, self._lows = self.range_starts.data, self.lows.data
+        self._highs, self._targets = self.highs.data, self.targets.data
+
+    def is_accepting(self, state: int) -> bool:
+        return bool(self.accepting[state])
+
+    def step(self, state: int, byte: int) -> int:
+        """The state after the byte, or DEAD."""
+        begin = self._range_starts[state]
+        index = bisect_right(self._lows, byte, begin, self._range_starts[state + 1]) - 1
+        return self._targets[index] if index >= begin and byte <= self._highs[index] else DEAD
+
+    def scan(self, state: int, data: bytes, begin: int) -> tuple[int, int]:
+        """(state, end) after the bytes up to a value state, or to the data's end; DEAD where they lead nowhere."""
+        end = begin
+        while end < len(data):
+            state = self.step(state, data[end])
+            if state == DEAD:
+                return DEAD, end
+            end += 1
+            if state in self.values:
+                break
+        return state, end
+
+    def tail(self, state: int) -> tuple[bytes, int]:
+        """The bytes from a state to the nearest one where the text may end or a value begins, and that state."""
+        following = self._nearest[0]
+        tail = bytearray()
+        while not (self.accepting[state] or self.is_value[state]):
+            byte, state = following[state]
+            tail.append(byte)
+        return bytes(tail), state
+
+    @property
+    def longest_tail(self) -> int:
+        """Bytes of the longest tail of any state."""
+        return self._nearest[1]
+
+    @functools.cached_property
+    def _nearest(self) -> tuple[dict[int, tuple[int, int]], int]:
+        """By state the byte and the state that lead nearer to an end, and the length of the longest way."""
+        sources: dict[int, list[tuple[int, int]]] = {}
+        for state in range(len(self.accepting)):
+            for index in range(self._range_starts[state], self._range_starts[state + 1]):
+                sources.setdefault(self._targets[index], []).append((state, self._lows[index]))
+        frontier = [state for state in range(len(self.accepting)) if self.accepting[state] or self.is_value[state]]
+        following: dict[int, tuple[int, int]] = {}
+        reached = set(frontier)
+        length = 0
+        while frontier:
+            found: list[int] = []
+            for target in frontier:
+                for state, byte in sources.get(target, ()):
+                    if state not in reached:
+                        reached.add(state)
+                        following[state] = byte, target
+                        found.append(state)
+            frontier = found
+            length += bool(found)
+        return following, length
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the arrays."""
+        return 6 * len(self.lows) + 6 * len(self.accepting)
+
+
+class RawTextBuilder:
+    """Parts of a raw text, joined by the states at which one ends and the next begins."""
+
+    def __init__(self, spellable: frozenset[int], special_tokens: Mapping[bytes, int]) -> None:
+        """Bytes that are not spellable occur nowhere; special tokens stand for the text by which they are known."""
+        self._rows = ByteRows(spellable, _spell_raw)
+        self._spellable = spellable
+        self._special_tokens = special_tokens
+        self._accepting: set[int] = set()
+        self._values: dict[int, ValueStart] = {}
+        self._special: dict[int, dict[int, int]] = {}
+
+    def state(self, *, accepting: bool = False) -> int:
+        """A new state between code points, from which nothing leads yet."""
+        if len(self._rows.rows) >= MAX_RAW_STATES:
+            raise LimitExceededError(f"the text needs more than {MAX_RAW_STATES} byte states (max_raw_states)")
+        row = self._rows.add()
+        if accepting:
+            self._accepting.add(row)
+        return row
+
+    def value(self, goal: int, after: int | None) -> int:
+        """A new state at which a JSON value begins."""
+        row = self.state()
+        self._values[row] = ValueStart(goal, after)
+        return row
+
+    def literal(self, source: int, text: bytes, target: int | None = None) -> int:
+        """Lead from a state by the bytes, or by special tokens in their place, to a state: the target, or any.
+
+        Literals from one state share their common beginning; with a target, none may be the beginning of another.
+        """
+        specials = [(special, token_id) for special, token_id in self._special_tokens.items() if special in text]
+        path = [source]
+        for position, byte in enumerate(text):
+            row = self._rows.rows[path[-1]]
+            is_last = position + 1 == len(text)
+            if is_last and target is not None:
+                assert byte not in row, "a literal begins another"
+                row[byte] = target
+            elif byte not in row:
+                row[byte] = self.state()
+            path.append(row[byte])
+        for position, state in enumerate(path[:-1] if specials else ()):
+            for special, token_id in specials:
+                if text.startswith(special, position):
+                    self._add_special(state, token_id, path[position + len(special)])
+        return path[-1]
+
+    def blanks(self, source: int, max_length: int) -> list[int]:
+        """The state and those after each length of JSON's whitespace, up to a maximum."""
+        states = [source]
+        for _ in range(max_length):
+            row = self._rows.rows[states[-1]]
+            following = row[0x20] if 0x20 in row else self.state()
+            row.update(dict.fromkeys(b" \t\n\r", following))
+            states.append(following)
+        return states
+
+    def copy(self, source: int, target: int, byte: int) -> None:
+        """Let a state lead by a byte where another one does."""
+        self._rows.rows[target][byte] = self._rows.rows[source][byte]
+
+    def language(self, language: Language) -> int:
+        """A new state, from which the words of a language lead to where the text may end."""
+        first = len(self._rows.rows)
+        rows = {
+            state: self.state(accepting=language.accepting[state])
+            for state in range(language.num_states)
+            if language.is_live(state)
+        }
+        if not rows:
+            return self.state()
+        spans = list(
+            zip(language.boundaries, (*language.boundaries[1:], MAX_CODE_POINT + 1), language.columns, strict=True)
+        )
+        for state, row in rows.items():
+            targets: list[int] = language.rows[state].tolist()
+            ranges: dict[int, list[tuple[int, int]]] = {}
+            for low, after, column in spans:
+                if targets[column] in rows:
+                    ranges.setdefault(rows[targets[column]], []).append((low, after - 1))
+            self._rows.open(row, ranges)
+            if len(self._rows.rows) - first > MAX_TEXT_STATES:
+                raise LimitExceededError(
+                    f"the pattern needs more than {MAX_TEXT_STATES} byte states (max_text_states)", keyword="pattern"
+                )
+        return rows[0]
+
+    def choice(self, texts: Iterable[bytes]) -> int:
+        """A new state, from which each of the texts leads to where the text may end."""
+        start = self.state()
+        for text in texts:
+            state = start
+            for byte in text:
+                row = self._rows.rows[state]
+                if byte not in row:
+                    row[byte] = self.state()
+                state = row[byte]
+            self._accepting.add(state)
+        return start
+
+    def free_text(self, marker: bytes, after: int, *, may_end: bool) -> int:
+        """A new state, from which any text leads to `after` by the first occurrence of a marker.
+
+        Knuth, Morris, Pratt 1977, over bytes: the marker is whole code points, so that no occurrence begins within
+        one. A special token that the marker begins with commits to the marker.
+        """
+        if len(marker) > MAX_MARKER_BYTES:
+            raise LimitExceededError(
+                f"a marker of {len(marker)} bytes is over the limit max_marker_bytes = {MAX_MARKER_BYTES}"
+            )
+        # The rows of all texts, made into a product with how much of the marker the text ends with.
+        plain = ByteRows(self._spellable, _spell_raw)
+        between = plain.add()
+        plain.open(between, {between: [(0, MAX_CODE_POINT)]})
+        matches = _Matches(marker)
+        start = (between, 0)
+        states = {start: self.state(accepting=may_end)}
+        pending = [start]
+        committed = self._commitments(marker, after)
+        for place in pending:
+            row, matched = place
+            source = states[place]
+            for byte, reached in plain.rows[row].items():
+                length = matches.after(matched, byte)
+                if length == len(marker):
+                    self._rows.rows[source][byte] = after
+                    continue
+                following = (reached, length)
+                if following not in states:
+                    states[following] = self.state(accepting=may_end and reached == between)
+                    pending.append(following)
+                self._rows.rows[source][byte] = states[following]
+            if row == between and committed and matches.is_first_after(matched):
+                for token_id, target in committed.items():
+                    self._add_special(source, token_id, target)
+        return states[start]
+
+    def _commitments(self, marker: bytes, after: int) -> dict[int, int]:
+        """Where each special token leads that the marker begins with: to the rest of the marker."""
+        found: dict[int, int] = {}
+        for special, token_id in self._special_tokens.items():
+            if marker == special:
+                found[token_id] = after
+            elif marker.startswith(special):
+                found[token_id] = self.state()
+                self.literal(found[token_id], marker[len(special) :], after)
+        return found
+
+    def build(self, start: int) -> RawText:
+        """The automaton of all texts from a state; UnsatisfiableSchemaError where the vocabulary can spell none."""
+        live = self._live()
+        if start not in live:
+            raise UnsatisfiableSchemaError("no text that the vocabulary can spell satisfies the constraint")
+        rows = (
+            {byte: target for byte, target in targets.items() if byte in self._spellable and target in live}
+            for targets in self._rows.rows
+        )
+        accepting = np.zeros(len(self._rows.rows), np.uint8)
+        accepting[[row for row in self._accepting if row in live]] = 1
+        special = {
+            row: {token_id: target for token_id, target in targets.items() if target in live}
+            for row, targets in self._special.items()
+            if row in live
+        }
+        values = {row: value for row, value in self._values.items() if row in live}
+        return RawText(rows, accepting, start, values, special)
+
+    def _live(self) -> set[int]:
+        """The states from which the text can be completed by spellable bytes."""
+        sources: dict[int, list[int]] = {}
+        for row, targets in enumerate(self._rows.rows):
+            for target in {target for byte, target in targets.items() if byte in self._spellable}:
+                sources.setdefault(target, []).append(row)
+        for row, value in self._values.items():
+            if value.after is not None:
+                sources.setdefault(value.after, []).append(row)
+        live = {*self._accepting, *(row for row, value in self._values.items() if value.after is None)}
+        pending = list(live)
+        for target in pending:
+            for row in sources.get(target, ()):
+                if row not in live:
+                    live.add(row)
+                    pending.append(row)
+        return live
+
+    def _add_special(self, source: int, token_id: int, target: int) -> None:
+        self._special.setdefault(source, {})[token_id] = target
+
+
+class _Matches:
+    """How many bytes of a marker a text ends with."""
+
+    def __init__(self, marker: bytes) -> None:
+        self._marker = marker
+        self._borders = [0]
+        length = 0
+        for byte in marker[1:]:
+            length = self.after(length, byte)
+            self._borders.append(length)
+
+    def after(self, matched: int, byte: int) -> int:
+        """How many after one more byte."""
+        while matched and self._marker[matched] != byte:
+            matched = self._borders[matched - 1]
+        return matched + 1 if self._marker[matched] == byte else 0
+
+    def is_first_after(self, matched: int) -> bool:
+        """Whether the whole marker, written now, is the first occurrence of it."""
+        for byte in self._marker[:-1]:
+            matched = self.after(matched, byte)
+            if matched == len(self._marker):
+                return False
+        return self.after(matched, self._marker[-1]) == len(self._marker)
+
+
+def raw_bytes(text: str, keyword: str, pointer: str) -> bytes:
+    """The text as UTF-8; InvalidSchemaError where it has a lone surrogate, which no text has."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidSchemaError(
+            f"{keyword} has a lone surrogate at character {error.start}", keyword=keyword, pointer=pointer
+        ) from None
+
+
+def _ranges(rows: Iterable[Mapping[int, int]]) -> tuple[Nodes, NDArray[np.uint8], NDArray[np.uint8], Nodes]:
+    """(range_starts, lows, highs, targets) of RawText."""
+    starts, targets = [0], list[int]()
+    lows, highs = bytearray(), bytearray()
+    for row in rows:
+        for byte in sorted(row):
+            if len(lows) > starts[-1] and highs[-1] == byte - 1 and targets[-1] == row[byte]:
+                highs[-1] = byte
+            else:
+                lows.append(byte)
+                highs.append(byte)
+                targets.append(row[byte])
+        starts.append(len(lows))
+    return (
+        np.array(starts, np.int32),
+        np.frombuffer(lows, np.uint8),
+        np.frombuffer(highs, np.uint8),
+        np.array(targets, np.int32),
+    )
+
+
+def _spell_raw(point: int) -> bytes:
+    return bytes((point,))

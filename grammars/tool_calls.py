@@ -1,0 +1,106 @@
+"""Tool calls as raw text: all but the arguments, which are a JSON value each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from specdec.grammars.constraints import ToolCalls
+from specdec.grammars.errors import InvalidSchemaError, UnsatisfiableSchemaError
+from specdec.grammars.options import SchemaOptions
+from specdec.grammars.raw_text import RawTextBuilder, raw_bytes
+from specdec.grammars.spelling import spell_string
+from specdec.grammars.vocabulary import Vocabulary
+
+
+def check_calls(calls: ToolCalls) -> None:
+    """InvalidSchemaError for functions that cannot be told apart and formats that cannot be parsed."""
+    if not calls.functions:
+        raise InvalidSchemaError("there is no function to call", keyword="functions", pointer="/functions")
+    names = [function.name for function in calls.functions]
+    for index, name in enumerate(names):
+        if not name:
+            raise InvalidSchemaError("a function without a name", keyword="name", pointer=f"/functions/{index}/name")
+        if names.index(name) < index:
+            raise InvalidSchemaError(
+                f"two functions are named {name!r}", keyword="name", pointer=f"/functions/{index}/name"
+            )
+    form = calls.format
+    if form.name_key == form.arguments_key:
+        raise InvalidSchemaError(
+            f"name_key and arguments_key are both {form.name_key!r}",
+            keyword="arguments_key",
+            pointer="/format/arguments_key",
+        )
+    if calls.parallel and not form.separator + form.begin:
+        raise InvalidSchemaError(
+            "parallel calls need a separator, or text with which they begin",
+            keyword="separator",
+            pointer="/format/separator",
+        )
+
+
+def add_calls(calls: ToolCalls, goals: Sequence[int], raw: RawTextBuilder, vocabulary: Vocabulary) -> tuple[int, int]:
+    """The states before the first call and after its `begin`; `goals` are the rules of the functions' arguments.
+
+    UnsatisfiableSchemaError where the vocabulary cannot spell the format or a name.
+    """
+    form = calls.format
+    for name in ("begin", "end", "separator", "name_key", "arguments_key"):
+        if not vocabulary.spells(raw_bytes(getattr(form, name), name, f"/format/{name}")):
+            raise UnsatisfiableSchemaError(
+                f"the vocabulary cannot spell {name}", keyword=name, pointer=f"/format/{name}"
+            )
+    writer = _Writer(raw, calls.options)
+    before = raw.state()
+    inside = raw.literal(before, form.begin.encode())
+    done = raw.state(accepting=True)
+    after_arguments = raw.state()
+    end = form.end.encode()
+    closed = writer.token(writer.gap(after_arguments, b"\n"), b"}", None if end else done)
+    if end:
+        raw.literal(closed, end, done)
+    if calls.parallel:
+        raw.literal(done, (form.separator + form.begin).encode(), inside)
+    name_key = writer.token(writer.gap(writer.token([inside], b"{"), b"\n  "), _spelt(form.name_key))
+    names = writer.gap(writer.token(writer.gap(name_key), b":"), b" ")
+    for index, (function, goal) in enumerate(zip(calls.functions, goals, strict=True)):
+        spelt = spell_string(function.name)
+        if spelt is None or not vocabulary.spells(spelt):
+            raise UnsatisfiableSchemaError(
+                f"the vocabulary cannot spell the name of function {function.name!r}",
+                keyword="name",
+                pointer=f"/functions/{index}/name",
+            )
+        comma = writer.token(writer.gap(writer.token(names, b'"' + spelt)), b",")
+        key = writer.token(writer.gap(comma, b"\n  "), _spelt(form.arguments_key))
+        writer.token(writer.gap(key), writer.colon, raw.value(goal, after_arguments))
+    return before, inside
+
+
+def _spelt(key: str) -> bytes:
+    spelt = spell_string(key)
+    assert spelt is not None, "a key with a surrogate has been refused"
+    return b'"' + spelt
+
+
+class _Writer:
+    """Tokens of JSON, with the whitespace between them that the options ask for."""
+
+    def __init__(self, raw: RawTextBuilder, options: SchemaOptions) -> None:
+        self._raw = raw
+        self._options = options
+        self.colon = b": " if options.whitespace == "pretty" else b":"
+        """The colon before a value, which itself begins with the whitespace that is left to choose."""
+
+    def token(self, sources: Sequence[int], text: bytes, target: int | None = None) -> int:
+        """The state after a token that may begin in any of the states."""
+        reached = self._raw.literal(sources[-1], text, target)
+        for source in sources[:-1]:
+            self._raw.copy(sources[-1], source, text[0])
+        return reached
+
+    def gap(self, source: int, pretty: bytes = b"") -> list[int]:
+        """The states in which the whitespace after a token may end."""
+        if self._options.whitespace == "flexible":
+            return self._raw.blanks(source, self._options.max_whitespace)
+        return [self._raw.literal(source, pretty if self._options.whitespace == "pretty" else b"")]

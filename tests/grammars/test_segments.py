@@ -1,0 +1,223 @@
+"""Constraints beyond JSON: patterns, choices, calls of tools, and free text before a grammar."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from typing import Any
+
+import pytest
+from checks import accepts, allowed_ids, check_state
+from vocabularies import merged_vocabulary, small_vocabulary
+
+from specdec.grammars import (
+    AfterMarker,
+    BudgetedGrammar,
+    BudgetError,
+    Choice,
+    Constraint,
+    Function,
+    GrammarCompiler,
+    GrammarError,
+    InvalidSchemaError,
+    JsonSchema,
+    Regex,
+    SchemaOptions,
+    TextOrToolCalls,
+    ToolCallFormat,
+    ToolCalls,
+    UnsatisfiableSchemaError,
+    Vocabulary,
+)
+from specdec.grammars.final_check import FinalCheck
+
+_PLACE = Function(
+    name="place",
+    parameters=json.dumps(
+        {"type": "object", "properties": {"a": {"$ref": "#/$defs/s"}, "b": {"$ref": "#"}}, "required": ["a"],
+         "additionalProperties": False, "$defs": {"s": {"enum": ["x", "é", 1]}}}
+    ),
+)  # fmt: skip
+_STOP = Function(name="stop é")
+_SHORT = ToolCallFormat(begin="<t>", end="</t>", separator="\n", name_key="n", arguments_key="a")
+_SCHEMA = JsonSchema(schema='{"type":"array","items":{"type":["boolean","integer"]},"maxItems":3}')
+
+CONSTRAINTS: list[Constraint] = [
+    Regex(pattern="[ab]{2,4}c?"),
+    Regex(pattern="a|ab|é+|"),
+    Regex(pattern="(?=.*a)[a-z]{3}"),
+    Regex(pattern="[A-Z\u00c0-\u00ff]*\\d"),
+    Regex(pattern="[^\\n]*"),
+    Choice(choices=("a", "ab", "abc", "é", "é!", "")),
+    Choice(choices=("yes", "no", 'q"\n')),
+    ToolCalls(functions=(_PLACE, _STOP)),
+    ToolCalls(functions=(_PLACE, _STOP), parallel=True, format=_SHORT),
+    ToolCalls(functions=(_PLACE,), format=_SHORT, options=SchemaOptions(whitespace="pretty")),
+    ToolCalls(functions=(_PLACE,), format=_SHORT, options=SchemaOptions(whitespace="flexible", property_order="any")),
+    AfterMarker(marker="aab", then=_SCHEMA),
+    AfterMarker(marker="é😀", then=Choice(choices=("a", "b"))),
+    AfterMarker(marker="</t>", then=Regex(pattern="a*"), optional=True),
+    AfterMarker(marker="\n", then=JsonSchema(schema='{"const":1.5}')),
+    TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), parallel=True, format=_SHORT)),
+]
+
+
+def _vocabulary(base: Vocabulary) -> Vocabulary:
+    words: list[bytes | None] = [
+        b"\n", b"<t>", b'<t>{"', b'</t>', b'"}}</t>', b"aab[", b"b1", b"aa", b"aaa", "é😀".encode(), b"\n1.",
+        b"</t>\n<t>", b"ab]", b"t>", b"abc",
+    ]  # fmt: skip
+    return Vocabulary([*(base.token_bytes(token_id) for token_id in range(base.size)), *words], base.eos_token_ids)
+
+
+def _walk(compiler: GrammarCompiler, constraint: Constraint, rng: random.Random, *, num_checked: int) -> str:
+    vocabulary, grammar = compiler.vocabulary, compiler.compile(constraint)
+    minimum = grammar.minimum_tokens
+    assert minimum is not None, "short texts are enough"
+    budgeted = BudgetedGrammar(grammar, minimum + rng.randint(0, 25))
+    state, text = budgeted.initial_state, b""
+    while not budgeted.only_eos(state):
+        if num_checked:
+            num_checked -= 1
+            check_state(vocabulary, compiler, grammar, state.state)
+        token_id = rng.choice(allowed_ids(compiler, budgeted, state))
+        if token_id in vocabulary.eos_token_ids:
+            break
+        after = budgeted.advance(state, token_id)
+        assert after is not None, f"an allowed token does not advance after {text!r}"
+        state, text = after, text + (vocabulary.token_bytes(token_id) or b"")
+    assert budgeted.is_accepting(state), f"{text!r} is not complete"
+    return text.decode()
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS, ids=lambda one: f"{type(one).__name__}")
+@pytest.mark.parametrize("vocabulary", [small_vocabulary(), merged_vocabulary()], ids=["small", "merged"])
+def test_walks_satisfy_the_constraint_and_masks_are_exact(constraint: Constraint, vocabulary: Vocabulary) -> None:
+    compiler = GrammarCompiler(_vocabulary(vocabulary))
+    check = FinalCheck(constraint)
+    rng = random.Random(7)
+    for _ in range(12):
+        text = _walk(compiler, constraint, rng, num_checked=6)
+        assert check.violation(text) is None, text
+
+
+def _accepted(constraint: Constraint, texts: list[str]) -> list[bool]:
+    grammar = GrammarCompiler(_vocabulary(small_vocabulary())).compile(constraint)
+    return [accepts(grammar, text.encode()) for text in texts]
+
+
+@pytest.mark.parametrize("pattern", ["[ab]{2,4}c?", "a|ab|b", "(?=.*a)[a-z]{3}", "^a.?$", "x*"])
+def test_a_pattern_is_matched_as_a_whole(pattern: str) -> None:
+    texts = ["", "a", "ab", "abc", "aabb", "aabbc", "b", "xaz", "xyz", "xx", "ca", "a!", "aé"]
+    assert _accepted(Regex(pattern=pattern), texts) == [re.fullmatch(pattern, text) is not None for text in texts]
+
+
+def test_a_choice_is_one_of_the_texts_and_nothing_else() -> None:
+    choice = Choice(choices=("a", "ab", "é"))
+    assert _accepted(choice, ["a", "ab", "é", "", "b", "abc", "e", "aab"]) == [True] * 3 + [False] * 5
+
+
+def _call(name: str, arguments: Any) -> str:
+    body = json.dumps({"n": name, "a": arguments}, ensure_ascii=False, separators=(",", ":"))
+    return f"<t>{body}</t>"
+
+
+def test_calls_have_the_arguments_of_their_function() -> None:
+    one = ToolCalls(functions=(_PLACE, _STOP), format=_SHORT)
+    good = [_call("place", {"a": "é", "b": {"a": 1}}), _call("stop é", {}), _call("stop é", {"a": "z"})]
+    bad = [_call("place", {}), _call("place", {"a": "z"}), _call("stop", {}), _call("place", []),
+           good[0] + "\n" + good[1], "", good[0][:-1], '<t>{"a":{},"n":"stop é"}</t>']  # fmt: skip
+    assert _accepted(one, good + bad) == [True] * 3 + [False] * len(bad)
+    several = ToolCalls(functions=(_PLACE, _STOP), parallel=True, format=_SHORT)
+    assert _accepted(several, [good[0], good[0] + "\n" + good[1], good[0] + good[1], good[0] + "\n"]) == [
+        True, True, False, False,
+    ]  # fmt: skip
+
+
+def test_the_first_occurrence_of_a_marker_counts() -> None:
+    constraint = AfterMarker(marker="aab", then=Choice(choices=("x", "aab")))
+    texts = ["aabx", "aaabx", "éaaaabaab", "aabaab", "x", "aab", "aabxaabx", "aabaabx", "ab"]
+    assert _accepted(constraint, texts) == [True, True, True, True, False, False, False, False, False]
+    optional = AfterMarker(marker="aab", then=Choice(choices=("x",)), optional=True)
+    assert _accepted(optional, ["", "é", "aa", "aabx", "aab", "aaby"]) == [True, True, True, True, False, False]
+
+
+def test_text_may_end_in_calls() -> None:
+    constraint = TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=_SHORT))
+    call = _call("stop é", {})
+    texts = ["", "words <t", "words " + call, call, "<t>", "words <t>{}", call + " more", "<<t>" + call[3:]]
+    assert _accepted(constraint, texts) == [True, True, True, True, False, False, False, True]
+
+
+def test_a_marker_that_is_a_special_token_is_taken_as_that_token() -> None:
+    base = small_vocabulary()
+    tokens = [base.token_bytes(token_id) for token_id in range(base.size)]
+    vocabulary = Vocabulary([*tokens, None], base.eos_token_ids, special_tokens={"<end>": len(tokens)})
+    compiler = GrammarCompiler(vocabulary)
+    grammar = compiler.compile(AfterMarker(marker="<end>", then=Choice(choices=("a",))))
+    rng = random.Random(0)
+    state = grammar.initial_state
+    for _ in range(5):
+        check_state(vocabulary, compiler, grammar, state)
+        assert len(tokens) in allowed_ids(compiler, grammar, state)
+        after = grammar.advance(state, len(tokens))
+        assert after is not None, "the special token stands for the marker"
+        end = grammar.advance_bytes(after, b"a")
+        assert end is not None, "the choice follows"
+        assert grammar.only_eos(end)
+        following = grammar.advance_bytes(state, rng.choice([b"a", b"x", b"!"]))
+        assert following is not None, "free text takes any letter"
+        state = following
+
+
+def test_a_budget_reserves_what_comes_after_the_marker() -> None:
+    compiler = GrammarCompiler(_vocabulary(small_vocabulary()))
+    grammar = compiler.compile(AfterMarker(marker="</t>", then=_SCHEMA))
+    minimum = grammar.minimum_tokens
+    assert minimum == 2, "the marker and an empty array are a token each"
+    with pytest.raises(BudgetError):
+        BudgetedGrammar(grammar, 1)
+    budgeted = BudgetedGrammar(grammar, 12)
+    state = budgeted.initial_state
+    letter = next(i for i in range(compiler.vocabulary.size) if compiler.vocabulary.token_bytes(i) == b"x")
+    num_letters = 0
+    while budgeted.advance(state, letter) is not None and letter in allowed_ids(compiler, budgeted, state):
+        state, num_letters = budgeted.advance(state, letter) or state, num_letters + 1
+    assert 3 <= num_letters <= 10
+    rng = random.Random(1)
+    while not budgeted.only_eos(state):
+        token_id = rng.choice(
+            [one for one in allowed_ids(compiler, budgeted, state) if one not in compiler.vocabulary.eos_token_ids]
+        )
+        state = budgeted.advance(state, token_id) or state
+    assert budgeted.is_accepting(state)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "error", "named"),
+    [
+        (Regex(pattern="("), InvalidSchemaError, "pattern"),
+        (Regex(pattern="[^\\s\\S]"), UnsatisfiableSchemaError, "pattern"),
+        (Choice(choices=()), InvalidSchemaError, "choice"),
+        (ToolCalls(functions=()), InvalidSchemaError, "function"),
+        (ToolCalls(functions=(_PLACE, _PLACE)), InvalidSchemaError, "place"),
+        (ToolCalls(functions=(Function(name=""),)), InvalidSchemaError, "name"),
+        (ToolCalls(functions=(Function(name="f", parameters='{"type":"string"}'),)), UnsatisfiableSchemaError, "'f'"),
+        (ToolCalls(functions=(Function(name="f", parameters='{"type":"nothing"}'),)), InvalidSchemaError, "'f'"),
+        (AfterMarker(marker="", then=_SCHEMA), InvalidSchemaError, "marker"),
+        (AfterMarker(marker="日本", then=_SCHEMA), UnsatisfiableSchemaError, "marker"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else type(one).__name__,
+)
+def test_what_cannot_be_is_refused_by_name(constraint: Constraint, error: type[GrammarError], named: str) -> None:
+    with pytest.raises(error, match=re.escape(named)):
+        GrammarCompiler(small_vocabulary()).compile(constraint)
+
+
+def test_a_grammar_knows_its_constraint_and_is_compiled_once() -> None:
+    compiler = GrammarCompiler(small_vocabulary())
+    for constraint in CONSTRAINTS[:6]:
+        grammar = compiler.compile(constraint)
+        assert grammar.constraint == constraint
+        assert compiler.compile(constraint) is grammar
