@@ -7,13 +7,13 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 # Tests run beside other work: threads that wait should sleep.
-test test-model test-slow check: export OMP_WAIT_POLICY ?= passive
+test test-model test-slow test-peers check: export OMP_WAIT_POLICY ?= passive
 
 # Keeps the checkout's folders `kernels`, `server` and `evals` from being importable under those bare names.
 SAFE := PYTHONSAFEPATH=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve model test test-model test-slow check fmt clean
+.PHONY: help install serve model test test-peers test-model test-slow check fmt clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,11 +45,15 @@ serve: $(STAMP) ## pull the default model and serve it on 127.0.0.1:8000
 	@$(BIN)/specdec serve $(ARGS)
 
 test: $(STAMP) ## the tests that need no model, no GPU and little time
-	$(SAFE) $(BIN)/pytest -m "not slow and not gpu and not model" $(ARGS)
+	$(SAFE) $(BIN)/pytest -m "not slow and not gpu and not model and not peers" $(ARGS)
 
 test-model: $(STAMP) ## the tests on the default model, which they pull
 	@$(BIN)/specdec pull
 	$(SAFE) $(BIN)/pytest -m "model and not slow and not gpu" $(ARGS)
+
+test-peers: $(STAMP) ## our verdicts beside those of llguidance, xgrammar and outlines-core, which it installs
+	$(BIN)/python -m pip install --quiet -e '.[dev,peers]'
+	$(SAFE) $(BIN)/pytest -m peers $(ARGS)
 
 test-slow: $(STAMP) ## the tests that take more than ten seconds each
 	@$(BIN)/specdec pull
