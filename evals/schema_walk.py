@@ -1,4 +1,4 @@
-"""Schema walks: texts that a grammar ends, by random tokens for a while and then by those that close soonest."""
+"""Schema walks: texts that a grammar ends, inside a budget or by choosing tokens that close."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from specdec.evals.schema_engine import EOS_TOKEN_ID
-from specdec.grammars import Grammar, GrammarCompiler, GrammarState
+from specdec.grammars import BudgetedGrammar, Grammar, GrammarCompiler
 
 _MAX_FREE_TOKENS = 60
+"""Tokens of a budget beyond the fewest that the grammar guarantees."""
 _MAX_TOKENS = 3000
 _CLOSING = (b"}", b"]", b'"', b"null", b"true", b"false", b"0", b"1", b'""', b"[]", b"{}", b":", b",")
 """Outside a string, the tokens that lead to the end soonest come first."""
@@ -18,16 +19,32 @@ _LETTERS = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789")
 
 
 def closed_walk(compiler: GrammarCompiler, grammar: Grammar, rng: random.Random) -> bytes | None:
-    """The text of a walk that took end-of-sequence; None where it did not come to that.
+    """The text of a walk to its end; None where the grammar's texts are too long to plan for.
 
-    RuntimeError where a mask and `advance` disagree, or a mask is empty.
+    RuntimeError where a mask and `advance` disagree, a mask is empty, or the budget is spent before the text is
+    complete.
     """
+    minimum = grammar.minimum_tokens
+    if minimum is None:
+        return None
+    budgeted = BudgetedGrammar(grammar, minimum + rng.randrange(_MAX_FREE_TOKENS))
+    state = budgeted.initial_state
     text = bytearray()
-    for token in walk(compiler, grammar, rng, num_free=rng.randrange(_MAX_FREE_TOKENS)):
-        if token is None:
-            return bytes(text)
-        text += token
-    return None
+    while not budgeted.only_eos(state):
+        allowed = _allowed_ids(compiler, budgeted.mask_row(state))
+        if not allowed:
+            raise RuntimeError(f"no token is allowed after {bytes(text)!r}")
+        token_id = rng.choice(allowed)
+        if token_id == EOS_TOKEN_ID:
+            break
+        successor = budgeted.advance(state, token_id)
+        if successor is None:
+            raise RuntimeError(f"token {token_id} is allowed after {bytes(text)!r} but does not advance")
+        state = successor
+        text += compiler.vocabulary.token_bytes(token_id) or b""
+    if not budgeted.is_accepting(state):
+        raise RuntimeError(f"the budget is spent and the text is not complete: {bytes(text)!r}")
+    return bytes(text)
 
 
 def walk(compiler: GrammarCompiler, grammar: Grammar, rng: random.Random, *, num_free: int) -> Iterator[bytes | None]:
@@ -39,7 +56,7 @@ def walk(compiler: GrammarCompiler, grammar: Grammar, rng: random.Random, *, num
     text = bytearray()
     place = _Place()
     for position in range(_MAX_TOKENS):
-        allowed = _allowed_ids(compiler, grammar, state)
+        allowed = _allowed_ids(compiler, grammar.mask_row(state))
         if not allowed:
             raise RuntimeError(f"no token is allowed after {bytes(text)!r}")
         is_free = position < num_free and rng.random() < 0.85
@@ -74,8 +91,7 @@ class _Place:
                 self.is_in_string = not self.is_in_string
 
 
-def _allowed_ids(compiler: GrammarCompiler, grammar: Grammar, state: GrammarState) -> list[int]:
-    row = grammar.mask_row(state)
+def _allowed_ids(compiler: GrammarCompiler, row: int) -> list[int]:
     words = np.asarray(compiler.mask_table.rows[row])
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")
     return [int(token_id) for token_id in np.flatnonzero(bits)]

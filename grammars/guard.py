@@ -13,8 +13,9 @@ import numpy as np
 
 from specdec.grammars.automaton import Automaton, Config, Stack
 from specdec.grammars.closings import Closings
+from specdec.grammars.frames import ObjectFrame
 from specdec.grammars.masks import FRESH, MaskWalker, StringBodies
-from specdec.grammars.positions import AfterKey, Completed, Key, Literal, Position, Raw, String
+from specdec.grammars.positions import Completed, Key, Literal, Position, Raw, String
 from specdec.grammars.texts import TextSet
 from specdec.grammars.vocabulary import Vocabulary
 from specdec.grammars.walk import DEAD, Nodes, Words
@@ -84,9 +85,24 @@ class GuardWalker(MaskWalker):
         spelling = self._closings.of((position, stack))
         if spelling is None:
             return None
-        # The key that FRESH stands for may be one that the closing would use.
-        margin = 2 if isinstance(position, AfterKey) and FRESH in position.frame.seen else 0
-        return spelling.num_tokens + margin
+        return spelling.num_tokens + self._margin(position, stack)
+
+    def _margin(self, position: Position, stack: Stack | None) -> int:
+        """What a closing may cost more where the key that FRESH stands for is one that it uses."""
+        frames: list[object] = [getattr(position, "frame", None)]
+        while stack is not None and stack.depth >= self._depth:
+            frames.append(stack.frame)
+            stack = stack.below
+        margin = 0
+        for frame in frames:
+            if isinstance(frame, ObjectFrame) and FRESH in frame.seen:
+                classes = self._automaton.key_classes(frame)
+                longest = 1
+                if classes is not None:
+                    shortest = classes.automaton.shortest[classes.automaton.longest >= 0]
+                    longest = _LONGEST_CODE_POINT * (1 + int(shortest.max(initial=0)))
+                margin += longest + len(frame.seen)
+        return margin
 
     def _enter(self, position: Position, stack: Stack | None, nodes: Nodes) -> Nodes:
         cost = self._cost(position, stack)

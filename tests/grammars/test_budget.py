@@ -138,3 +138,25 @@ def test_walks_end_within_their_budget_with_tokens_over_many_symbols() -> None:
 def test_walks_end_within_their_budget_over_many_schemas() -> None:
     _check_walks(range(10_000, 10_400), schemas.random_schema, merged_vocabulary())
     _check_walks(range(20_000, 20_800), all_keywords.random_schema, small_vocabulary())
+
+
+def test_a_key_written_inside_a_token_is_not_used_again_by_the_plan() -> None:
+    base = small_vocabulary()
+    words: list[bytes | None] = [b'":true,"', b'":1,"', b'a":true,"', b'","', b'":{"']
+    vocabulary = Vocabulary(
+        [*(base.token_bytes(token_id) for token_id in range(base.size)), *words], base.eos_token_ids
+    )
+    compiler = GrammarCompiler(vocabulary)
+    rng = random.Random(5)
+    for schema in (
+        {"type": "object", "minProperties": 3},
+        {"type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"]},
+        {"type": "object", "propertyNames": {"pattern": "^a*$"}, "minProperties": 4},
+    ):
+        grammar, judge = compiler.compile_json_schema(schema), Judge(schema)
+        minimum = grammar.minimum_tokens
+        assert minimum is not None
+        for _ in range(40):
+            budgeted = BudgetedGrammar(grammar, minimum + rng.randint(0, 12))
+            text = _walk(vocabulary, compiler, budgeted, rng, num_checked=30)
+            assert judge.violation(text.decode()) is None, text
