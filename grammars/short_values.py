@@ -370,11 +370,14 @@ class ShortValues:
             _, text, counted = best
             if seen is not None:
                 taken.add(text)
-            parts += [b"," if has_items else b"", text]
-            size += len(text) + 1
+            # Past the prefix, items that need not differ are all alike.
+            is_alike = seen is None and not rule.counts and num_items >= len(rule.prefix)
+            repeats = max(1, rule.min_items - num_items) if is_alike else 1
+            size += (len(text) + 1) * repeats
             if size > _MAX_BYTES:
                 return None
-            num_items += 1
+            parts += [b"," if has_items else b"", text, (b"," + text) * (repeats - 1)]
+            num_items += repeats
             has_items, must_continue = True, False
         return b"".join((*parts, b"]"))
 
