@@ -12,6 +12,7 @@ from specdec.grammars.closings import Closings
 from specdec.grammars.constraints import Constraint
 from specdec.grammars.frames import Frame
 from specdec.grammars.guard import GuardWalker, Levels
+from specdec.grammars.layout import Pretty
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.mask_table import EOS_ROW, MaskTable
 from specdec.grammars.masks import MaskWalker, StringBodies, shared_position
@@ -200,13 +201,19 @@ class Grammar:
 
     def _cached_mask(self, position: Position, stack: Stack | None) -> tuple[int, int] | None:
         masks, table = self._runtime.masks, self._runtime.mask_table
-        key: tuple[object, Position | Frame | None] = (self, position)
+        key: tuple[object, Position | Frame | None] = (self._mask_root(stack), position)
         mask = masks.get(key)
         while mask is _DEEPER:
             key = (key, None if stack is None else stack.frame)
             stack = None if stack is None else stack.below
             mask = masks.get(key)
         return None if mask is None or table.stamps[mask[0]] != mask[1] else mask
+
+    def _mask_root(self, stack: Stack | None) -> object:
+        """What a mask depends on beside the position and frames: where lines are indented, how deep they are."""
+        if isinstance(self._automaton.layout, Pretty):
+            return self, 0 if stack is None else stack.depth
+        return self
 
     def _walk(self, state: GrammarState, shared: Position) -> tuple[int, int]:
         runtime = self._runtime
@@ -219,7 +226,7 @@ class Grammar:
         # Tokens decided one by one depend on everything, and that is what the position and all frames are.
         num_frames = 2**31 if walker.decided_singly else walker.num_frames_read
         key: tuple[object, Position | Frame | None]
-        key = (self, state.position if walker.decided_singly else shared)
+        key = (self._mask_root(state.stack), state.position if walker.decided_singly else shared)
         stack = state.stack
         for _ in range(num_frames):
             runtime.masks.put(key, _DEEPER)

@@ -113,7 +113,7 @@ def test_pretty_is_what_json_dumps_writes() -> None:
     grammar = compiler.compile_json_schema(schema, PRETTY)
     rng = random.Random(0)
     for _ in range(60):
-        text = _walk(vocabulary, compiler, grammar, rng, num_checked=2).decode()
+        text = _walk(vocabulary, compiler, grammar, rng, num_checked=30).decode()
         assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False)
 
 
