@@ -15,6 +15,7 @@ import pytest
 from live_server import LiveServer, chat_body, read_events, serving, slowed, wait_until
 
 from specdec import Engine
+from specdec.async_engine import STATS_INTERVAL_S
 
 CHAT = "/v1/chat/completions"
 
@@ -50,6 +51,9 @@ def num_finished(slow_live: LiveServer) -> Callable[[], int]:
         finished = slow_live.async_engine.stats().num_finished
         return finished.get("stop", 0) + finished.get("length", 0)
 
+    # The snapshot of an idle engine may be that much older than the end of the last request.
+    wait_until(lambda: slow_live.async_engine.num_in_flight == 0, "earlier requests to be forgotten")
+    time.sleep(2 * STATS_INTERVAL_S)
     before = count()
     return lambda: count() - before
 
