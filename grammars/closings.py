@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from weakref import WeakKeyDictionary
 
-from specdec.grammars.automaton import Automaton, Config, Stack
+from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import ArrayFrame, ObjectFrame, RawFrame
 from specdec.grammars.layout import Pretty
@@ -39,6 +39,7 @@ from specdec.grammars.positions import (
 from specdec.grammars.program import Program
 from specdec.grammars.short_values import ShortValues
 from specdec.grammars.speller import EMPTY, Speller, Spelling
+from specdec.grammars.stacks import Config, Stack
 from specdec.grammars.stopwatch import Stopwatch
 from specdec.grammars.tails import Tails
 from specdec.grammars.texts import TextSet
@@ -306,7 +307,7 @@ class Closings:
 
     def _key_parts(self, position: Key, stack: Stack | None) -> Iterator[Part]:
         for key in self.keys(position):
-            classes = self._automaton.key_classes(position.frame)
+            classes = self._automaton.keys.classes(position.frame)
             waiting = (
                 position.frame.after_key(key)
                 if classes is None
@@ -317,7 +318,7 @@ class Closings:
                 yield from ((tail + data, goal) for data, goal in self._after_key_parts(waiting, stack))
 
     def _classes(self, position: Key, key: bytes) -> frozenset[tuple[int, int]]:
-        classes = self._automaton.key_classes(position.frame)
+        classes = self._automaton.keys.classes(position.frame)
         assert classes is not None, "asked where keys have classes"
         if position.state == DEAD:
             return frozenset()
@@ -335,10 +336,10 @@ class Closings:
         yield from found
         if not frame.takes_free_keys() or position.state == DEAD:
             return
-        classes = self._automaton.key_classes(frame)
+        classes = self._automaton.keys.classes(frame)
         if classes is None:
             key = text + self.tails.to_body(position.state)
-            for _ in range(len(self._automaton.special_keys(frame).texts) + 1):
+            for _ in range(len(self._automaton.keys.special(frame).texts) + 1):
                 if key + b'"' not in found and frame.after_key(key + b'"') is not None:
                     yield key + b'"'
                     return
@@ -358,7 +359,7 @@ class Closings:
                 return
 
     def _literal_parts(self, position: Literal, stack: Stack | None) -> Iterator[Part]:
-        rules = self._automaton.value_rules(position.goals, stack)
+        rules = self._automaton.value_rules.of(position.goals, stack)
         if position.text is not None:
             yield from _text_parts(rules.literals, position.text)
         if rules.numbers is not None and position.number != DEAD:
@@ -366,7 +367,7 @@ class Closings:
             yield from ((tail, goal) for goal in rules.met_by_literal(None, state))
 
     def _string_parts(self, position: String, stack: Stack | None) -> Iterator[Part]:
-        rules = self._automaton.value_rules(position.goals, stack)
+        rules = self._automaton.value_rules.of(position.goals, stack)
         if position.text is not None:
             yield from _text_parts(rules.strings, position.text)
         if rules.text_automaton is None:
@@ -417,7 +418,7 @@ def _accepts(automaton: Automaton, config: Config) -> bool:
     if stack is not None:
         return False
     if isinstance(position, Literal):
-        return bool(automaton.value_rules(position.goals, None).met_by_literal(position.text, position.number))
+        return bool(automaton.value_rules.of(position.goals, None).met_by_literal(position.text, position.number))
     return isinstance(position, Done)
 
 

@@ -6,7 +6,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from specdec.grammars.automaton import Automaton, Config, Stack
+from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.closings import Closings
 from specdec.grammars.constraints import Constraint
@@ -19,6 +19,7 @@ from specdec.grammars.masks import MaskWalker, StringBodies, shared_position
 from specdec.grammars.positions import Done, Literal, Position, Raw, Terminated
 from specdec.grammars.program import Program
 from specdec.grammars.speller import Speller, Spelling
+from specdec.grammars.stacks import Config, Stack
 from specdec.grammars.stopwatch import Stopwatch
 from specdec.grammars.vocabulary import Vocabulary
 
@@ -128,7 +129,7 @@ class Grammar:
             return False
         position = state.position
         if isinstance(position, Literal):
-            rules = self._automaton.value_rules(position.goals, None)
+            rules = self._automaton.value_rules.of(position.goals, None)
             return bool(rules.met_by_literal(position.text, position.number))
         if isinstance(position, Raw):
             return self._automaton.raw_text.is_accepting(position.state)

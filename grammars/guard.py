@@ -11,11 +11,12 @@ from bisect import bisect_right
 
 import numpy as np
 
-from specdec.grammars.automaton import Automaton, Config, Stack
+from specdec.grammars.automaton import Automaton
 from specdec.grammars.closings import Closings
 from specdec.grammars.frames import ObjectFrame
 from specdec.grammars.masks import FRESH, MaskWalker, StringBodies
 from specdec.grammars.positions import Completed, Key, Literal, Position, Raw, String
+from specdec.grammars.stacks import Config, Stack
 from specdec.grammars.texts import TextSet
 from specdec.grammars.vocabulary import Vocabulary
 from specdec.grammars.walk import DEAD, Nodes, Words
@@ -96,7 +97,7 @@ class GuardWalker(MaskWalker):
         margin = 0
         for frame in frames:
             if isinstance(frame, ObjectFrame) and FRESH in frame.seen:
-                classes = self._automaton.key_classes(frame)
+                classes = self._automaton.keys.classes(frame)
                 longest = 1
                 if classes is not None:
                     shortest = classes.automaton.shortest[classes.automaton.longest >= 0]
@@ -165,7 +166,7 @@ class GuardWalker(MaskWalker):
 
     def _string_bound(self, position: String, stack: Stack | None) -> int | None:
         """No less than it costs to end the string and the text, wherever inside the string a token ends."""
-        rules = self._automaton.value_rules(position.goals, stack)
+        rules = self._automaton.value_rules.of(position.goals, stack)
         num_bytes = _LONGEST_CODE_POINT + 1
         if position.text is not None:
             num_bytes = max(num_bytes, _longest_rest(rules.strings, position.text))
@@ -180,7 +181,7 @@ class GuardWalker(MaskWalker):
         return self._rest_bound(position.goals, stack, num_bytes)
 
     def _literal_bound(self, position: Literal, stack: Stack | None) -> int | None:
-        rules = self._automaton.value_rules(position.goals, stack)
+        rules = self._automaton.value_rules.of(position.goals, stack)
         num_bytes = 0 if position.text is None else _longest_rest(rules.literals, position.text)
         if rules.numbers is not None and position.number != DEAD:
             num_bytes = max(num_bytes, self._closings.tails.longest_of_number(rules.numbers))
@@ -188,8 +189,8 @@ class GuardWalker(MaskWalker):
 
     def _key_bound(self, position: Key, stack: Stack | None) -> int | None:
         frame = position.frame
-        classes = self._automaton.key_classes(frame)
-        special = self._automaton.special_keys(frame)
+        classes = self._automaton.keys.classes(frame)
+        special = self._automaton.keys.special(frame)
         num_bytes = max(_LONGEST_CODE_POINT, _longest_rest(special, position.text)) + len(special.texts) + 1
         if classes is not None:
             automaton = classes.automaton

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from specdec.grammars.automaton import Automaton, Config, Stack, literal_start
+from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import ArrayFrame, ObjectFrame
 from specdec.grammars.layout import WHITESPACE
@@ -40,6 +40,8 @@ from specdec.grammars.positions import (
     String,
     Value,
 )
+from specdec.grammars.scalar_steps import literal_start
+from specdec.grammars.stacks import Config, Stack
 from specdec.grammars.text_automaton import TextAutomaton
 from specdec.grammars.texts import TextSet
 from specdec.grammars.value_rules import UNBOUNDED, KeyClasses, ValueRules
@@ -266,7 +268,7 @@ class MaskWalker:
                     self._pending.append((*after, children))
         bare = position.after if isinstance(position, Gap) else position
         if isinstance(bare, Value):
-            rules = self._automaton.value_rules(bare.goals, stack)
+            rules = self._automaton.value_rules.of(bare.goals, stack)
             self._follow_literal(literal_start(bare, rules), stack, nodes)
         elif isinstance(bare, ArrayStart) and not self._automaton.needs_line(bare, stack):
             item = self._automaton.first_item(bare, stack)
@@ -275,7 +277,7 @@ class MaskWalker:
 
     def _follow_literal(self, position: Literal, stack: Stack | None, nodes: Nodes) -> None:
         v = self._vocabulary
-        rules = self._automaton.value_rules(position.goals, stack)
+        rules = self._automaton.value_rules.of(position.goals, stack)
         met = rules.met_by_literal(position.text, position.number)
         if met:
             self._go_on(Completed(met), stack, nodes)
@@ -293,7 +295,7 @@ class MaskWalker:
         self._complete(met_at, stack)
 
     def _follow_string(self, position: String, stack: Stack | None, nodes: Nodes) -> None:
-        rules = self._automaton.value_rules(position.goals, stack)
+        rules = self._automaton.value_rules.of(position.goals, stack)
         if rules.text_automaton is not None:
             self._follow_terms(position, rules, rules.text_automaton, stack, nodes)
             return
@@ -346,11 +348,11 @@ class MaskWalker:
 
     def _follow_key(self, position: Key, stack: Stack | None, nodes: Nodes) -> None:
         frame = position.frame
-        classes = self._automaton.key_classes(frame)
+        classes = self._automaton.keys.classes(frame)
         if classes is not None:
             self._follow_classed_key(position, classes, stack, nodes)
             return
-        special = self._automaton.special_keys(frame)
+        special = self._automaton.keys.special(frame)
         is_free = frame.takes_free_keys()
         closed: Nodes = np.empty(0, np.int32)
         if is_free:
@@ -369,7 +371,7 @@ class MaskWalker:
 
     def _follow_classed_key(self, position: Key, classes: KeyClasses, stack: Stack | None, nodes: Nodes) -> None:
         frame = position.frame
-        candidates = self._automaton.candidate_keys(frame)
+        candidates = self._automaton.keys.candidates(frame)
         closed: list[tuple[int, int, int]] = []
         decided: set[int] = set()
         is_free = frame.takes_free_keys() and position.state != DEAD
@@ -408,8 +410,8 @@ class MaskWalker:
     ) -> list[tuple[int, int, int]]:
         """Take back the tokens that begin a key which only keys that have occurred begin with."""
         v = self._vocabulary
-        declared = self._automaton.candidate_keys(position.frame)
-        for dead in self._automaton.dead_keys(position.frame, classes):
+        declared = self._automaton.keys.candidates(position.frame)
+        for dead in self._automaton.keys.dead(position.frame, classes):
             if not dead.startswith(position.text) or any(
                 text.startswith(dead) and text not in position.frame.seen for text in declared.texts
             ):
@@ -463,7 +465,7 @@ class MaskWalker:
 def shared_position(position: Position, automaton: Automaton) -> Position:
     """The position that stands for all those with the same mask, if no token is decided singly."""
     if isinstance(position, Key) and position.frame.takes_free_keys():
-        special = automaton.special_keys(position.frame)
+        special = automaton.keys.special(position.frame)
         if not special.begins(position.text):
             return Key(msgspec.structs.replace(position.frame, seen=frozenset()), position.state, FRESH)
     return position

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from specdec.grammars.any_order import KeyRule
+from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import NO_CHILD, ArrayRun, Goals, KeyClass, ObjectRun
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.numerals import NumeralAutomaton
 from specdec.grammars.rules import Rule
+from specdec.grammars.stacks import Stack
 from specdec.grammars.strings import StringTerm
 from specdec.grammars.text_automaton import TextAutomaton
 from specdec.grammars.texts import TextSet
@@ -90,6 +92,25 @@ class ValueRules:
         assert self.text_automaton is not None, "asked where terms have an automaton"
         accepted = self.text_automaton.accepted(state, length)
         return frozenset[int]().union(*(self.terms[term][1] for term in accepted))
+
+
+class KnownValueRules:
+    """The ValueRules of one program's goals; a bounded cache."""
+
+    def __init__(self, rules: list[Rule], canonical_goals: range | frozenset[int], lexicon: Lexicon) -> None:
+        self._rules = rules
+        self._canonical_goals = canonical_goals
+        self._lexicon = lexicon
+        self._known: BoundedCache[tuple[Goals, bool], ValueRules] = BoundedCache(512)
+
+    def of(self, goals: Goals, stack: Stack | None) -> ValueRules:
+        """The rules of the goals, where the stack is around them: remembered items have one spelling."""
+        canonical = goals[0] in self._canonical_goals or (stack is not None and stack.is_remembered)
+        rules = self._known.get((goals, canonical))
+        if rules is None:
+            rules = ValueRules(goals, self._rules, self._lexicon, canonical=canonical)
+            self._known.put((goals, canonical), rules)
+        return rules
 
 
 class KeyClasses:

@@ -19,7 +19,7 @@ def automata(vocabulary):
     for pattern in PATTERNS:
         grammar = compiler.compile_json_schema({"type": "string", "pattern": pattern})
         state = grammar.advance_bytes(grammar.initial_state, b'"')
-        found = grammar._automaton.value_rules(state.position.goals, None).text_automaton
+        found = grammar._automaton.value_rules.of(state.position.goals, None).text_automaton
         assert found is not None
         yield compiler._runtime.bodies, found
 

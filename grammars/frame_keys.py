@@ -1,0 +1,74 @@
+"""FrameKeys: the keys that may come next in an object, worked out once for each frame."""
+
+from __future__ import annotations
+
+import json
+
+from specdec.grammars.any_order import KeyRule
+from specdec.grammars.bounded_cache import BoundedCache
+from specdec.grammars.frames import KeyClass, ObjectFrame
+from specdec.grammars.lexicon import Lexicon
+from specdec.grammars.texts import TextSet
+from specdec.grammars.value_rules import KeyClasses
+
+
+class FrameKeys:
+    """Caches that change no result."""
+
+    def __init__(self, lexicon: Lexicon) -> None:
+        self._lexicon = lexicon
+        self._special: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
+        self._of_rules: BoundedCache[tuple[tuple[KeyRule, ...], frozenset[KeyClass]], KeyClasses] = BoundedCache(256)
+        self._classes: BoundedCache[ObjectFrame, KeyClasses] = BoundedCache(256)
+        self._candidates: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
+        self._dead: BoundedCache[ObjectFrame, list[bytes]] = BoundedCache(256)
+
+    def special(self, frame: ObjectFrame) -> TextSet:
+        """The keys of `ObjectFrame.special_keys`."""
+        keys = self._special.get(frame)
+        if keys is None:
+            keys = TextSet((key, 0) for key in frame.special_keys())
+            self._special.put(frame, keys)
+        return keys
+
+    def candidates(self, frame: ObjectFrame) -> TextSet:
+        """The declared keys that may come next."""
+        keys = self._candidates.get(frame)
+        if keys is None:
+            keys = TextSet((key, 0) for run in frame.runs for key in run.rule.candidates(*run.progress))
+            self._candidates.put(frame, keys)
+        return keys
+
+    def classes(self, frame: ObjectFrame) -> KeyClasses | None:
+        """The classes that a free key of the frame may have; None where all free keys are alike."""
+        found = self._classes.get(frame)
+        if found is not None:
+            return found
+        classes = frame.open_classes()
+        if classes is None:
+            return None
+        known = frame.rules(), classes
+        found = self._of_rules.get(known)
+        if found is None:
+            found = KeyClasses(*known, self._lexicon)
+            self._of_rules.put(known, found)
+        self._classes.put(frame, found)
+        return found
+
+    def dead(self, frame: ObjectFrame, classes: KeyClasses) -> list[bytes]:
+        """The shortest beginnings of keys, spelt, that only keys that have occurred begin with."""
+        if classes.is_endless:
+            return []
+        known = self._dead.get(frame)
+        if known is not None:
+            return known
+        dead: dict[bytes, None] = {}
+        seen = [key[:-1] for key in frame.seen]
+        texts = [json.loads(b'"' + key + b'"') for key in seen]
+        for text in texts:
+            for length in range(len(text) + 1):
+                if classes.is_used_up(text[:length], texts):
+                    dead[json.dumps(text[:length], ensure_ascii=False)[1:-1].encode()] = None
+                    break
+        self._dead.put(frame, list(dead))
+        return list(dead)
