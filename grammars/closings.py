@@ -36,7 +36,7 @@ from specdec.grammars.positions import (
     Terminated,
     Value,
 )
-from specdec.grammars.program import Program
+from specdec.grammars.program import Program, ShortTexts
 from specdec.grammars.short_values import ShortValues
 from specdec.grammars.speller import EMPTY, Speller, Spelling
 from specdec.grammars.stacks import Config, Stack
@@ -63,12 +63,19 @@ class Closings:
         self._speller = speller
         self.tails = Tails(lexicon)
         self._values = {
-            is_canonical: ShortValues(rules, lexicon, speller, self.tails, is_canonical=is_canonical)
+            is_canonical: ShortValues(
+                rules,
+                lexicon,
+                speller,
+                self.tails,
+                is_canonical=is_canonical,
+                known=program.short_texts.of_rules.get(is_canonical, {}),
+            )
             for is_canonical in {canonical, True}
         }
         self._canonical = canonical
         self._after: WeakKeyDictionary[Stack, dict[int, Spelling | None]] = WeakKeyDictionary()
-        self._most_per_frame: int | None = None
+        self._most_per_frame = program.short_texts.most_per_frame
         self._has_raw_text = program.raw_text is not None
         self._most_after_key: BoundedCache[tuple[ObjectFrame, Stack | None], int] = BoundedCache(1024)
         self._known: BoundedCache[Config, Spelling] = BoundedCache(4096)
@@ -97,12 +104,13 @@ class Closings:
             known[goal] = self._best(self._frame_parts(stack.frame, goal, stack.below), stack.below)
         return known[goal]
 
-    def prepare(self, stopwatch: Stopwatch) -> None:
-        """Work out `bound`'s part of a frame, until two thirds of the time to compile are over."""
-        self._most_per_frame = self._values[True].most_bytes(stopwatch)
-        if not self._canonical and self._most_per_frame is not None:
-            most = self._values[False].most_bytes(stopwatch)
-            self._most_per_frame = None if most is None else max(most, self._most_per_frame)
+    def short_texts(self, stopwatch: Stopwatch) -> ShortTexts:
+        """What a program holds of its short values, as far as half of the time to compile allows."""
+        most = self._values[True].most_bytes(stopwatch)
+        if not self._canonical and most is not None:
+            other = self._values[False].most_bytes(stopwatch)
+            most = None if other is None else max(most, other)
+        return ShortTexts(most, {is_canonical: values.known for is_canonical, values in self._values.items()})
 
     def bound(self, stack: Stack | None) -> int | None:
         """No fewer tokens than it takes to complete the text after any one token where this stack is around it.

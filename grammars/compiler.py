@@ -83,9 +83,8 @@ class GrammarCompiler:
                 return entry[0]
             self.cache_misses += 1
         try:
-            program = build_program(constraint, self.vocabulary, self._lexicon, self.limits)
+            program = build_program(constraint, self.vocabulary, self._lexicon, self._runtime.speller, self.limits)
             grammar = Grammar(constraint, program, self._runtime)
-            grammar.prepare(program.stopwatch)
         finally:
             with self._lock:
                 self.compile_seconds += time.perf_counter() - begin

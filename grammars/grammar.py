@@ -20,7 +20,6 @@ from specdec.grammars.positions import Done, Literal, Position, Raw, Terminated
 from specdec.grammars.program import Program
 from specdec.grammars.speller import Speller, Spelling
 from specdec.grammars.stacks import Config, Stack
-from specdec.grammars.stopwatch import Stopwatch
 from specdec.grammars.vocabulary import Vocabulary
 
 
@@ -70,19 +69,15 @@ class Grammar:
         self.report = program.report
         self._runtime = runtime
         self._eos = frozenset(runtime.vocabulary.eos_token_ids)
-        self._automaton = Automaton(program, runtime.lexicon)
-        self._closings = Closings(self._automaton, program, runtime.lexicon, runtime.speller)
+        lexicon = runtime.lexicon.with_used(program.automata)
+        self._automaton = Automaton(program, lexicon)
+        self._closings = Closings(self._automaton, program, lexicon, runtime.speller)
         self._levels: BoundedCache[GrammarState, Levels] = BoundedCache(128)
         self._states: WeakValueDictionary[Config, GrammarState] = WeakValueDictionary()
         self.initial_state: GrammarState = self._intern(self._automaton.start)
         self._terminated = self._intern((Terminated(), None))
         self.initial_plan = self.closing(self.initial_state)
         """What completes the empty text in few tokens; None where it is too long to plan for."""
-
-    def prepare(self, stopwatch: Stopwatch) -> None:
-        """Do ahead of the first walk what can be known without a text."""
-        self._automaton.prepare(stopwatch)
-        self._closings.prepare(stopwatch)
 
     def advance(self, state: GrammarState, token_id: int) -> GrammarState | None:
         """The state after the token; None where it is not allowed.

@@ -48,6 +48,11 @@ class Language:
         self.accepting: tuple[bool, ...] = tuple(flag != 0 for flag in accepting.tolist())
         self._hash = hash((boundaries, columns, rows.tobytes(), self.accepting))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # A hash belongs to one process.
+        flags = np.array(self.accepting, np.uint8)
+        return Language, (self.boundaries, self.columns, self.rows, flags)
+
     @staticmethod
     def of(strings: Iterable[str], *, max_states: int = MAX_STATES) -> Language:
         """Exactly these strings; those that hold a surrogate are in no language."""

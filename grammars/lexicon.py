@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -13,7 +14,8 @@ from specdec.grammars.free_depths import free_depths, load_kernels
 from specdec.grammars.languages import EVERYTHING, Language, from_automaton
 from specdec.grammars.lexemes import string_table
 from specdec.grammars.numbers import NumberSet
-from specdec.grammars.numerals import CombinedAutomaton, NumeralAutomaton, combine, numeral_automaton
+from specdec.grammars.numerals import NumeralAutomaton, combine, numeral_automaton
+from specdec.grammars.scalar_automata import CombinedNumerals, LargestTexts, ScalarAutomata
 from specdec.grammars.strings import StringTerm, bounded
 from specdec.grammars.text_automaton import TextAutomaton, build_text_automaton, spelling_of
 
@@ -21,10 +23,15 @@ _Part = TypeVar("_Part")
 _MAX_FAILED = 3
 """Alternatives that are found not to fit beside others before no more are tried: each try takes up to a second."""
 _Built = TypeVar("_Built")
+_Key = TypeVar("_Key")
 
 
 class Lexicon:
-    """What the bytes that a vocabulary can spell make of numbers and strings."""
+    """What the bytes that a vocabulary can spell make of numbers and strings.
+
+    One is shared by all grammars and forgets. `recorded` gives one that notes what a compilation uses, and `with_used`
+    one that has it at hand, so that it is not built again while a text is walked.
+    """
 
     def __init__(self, spellable: frozenset[int]) -> None:
         # Compiled to machine code now, and not while a request waits.
@@ -34,9 +41,31 @@ class Lexicon:
         """The automaton of all strings."""
         self.plain_steps: list[list[int]] = self.plain_table.tolist()
         self.texts = _spellable_texts(spellable)
+        self.used: ScalarAutomata | None = None
+        """The automata that one grammar uses; None for the lexicon that all share."""
+        self._is_recording = False
         self._numerals: BoundedCache[tuple[NumberSet, bool], NumeralAutomaton] = BoundedCache(1024)
-        self._combined: BoundedCache[tuple[tuple[NumberSet, ...], bool], CombinedAutomaton] = BoundedCache(256)
-        self._automata: BoundedCache[tuple[StringTerm, ...], TextAutomaton] = BoundedCache(64)
+        self._combined: BoundedCache[tuple[tuple[NumberSet, ...], bool], CombinedNumerals] = BoundedCache(256)
+        self._texts: BoundedCache[tuple[StringTerm, ...], TextAutomaton] = BoundedCache(64)
+        self._largest: BoundedCache[tuple[StringTerm, ...], LargestTexts] = BoundedCache(64)
+
+    def recorded(self) -> Lexicon:
+        """The same lexicon; what it is asked for goes into its `used`."""
+        own = copy.copy(self)
+        own.used = ScalarAutomata()
+        own._is_recording = True  # noqa: SLF001
+        return own
+
+    def with_used(self, used: ScalarAutomata) -> Lexicon:
+        """The same lexicon with these automata at hand; those that others use as well are one object."""
+        own = copy.copy(self)
+        own.used = ScalarAutomata(
+            numerals=_adopted(self._numerals, used.numerals),
+            combined=_adopted(self._combined, used.combined),
+            texts=_adopted(self._texts, used.texts),
+            largest=_adopted(self._largest, used.largest),
+        )
+        return own
 
     def spells(self, text: bytes) -> bool:
         """Whether every byte of the text is spellable."""
@@ -50,38 +79,75 @@ class Lexicon:
 
     def numerals(self, numbers: NumberSet, *, canonical: bool = False) -> NumeralAutomaton:
         """The numerals of a set, one for each number if canonical."""
-        found = self._numerals.get((numbers, canonical))
-        if found is None:
-            found = numeral_automaton(numbers, self.spellable, canonical=canonical)
-            self._numerals.put((numbers, canonical), found)
-        return found
+        return self._find(
+            self._numerals,
+            None if self.used is None else self.used.numerals,
+            (numbers, canonical),
+            lambda: numeral_automaton(numbers, self.spellable, canonical=canonical),
+        )
 
-    def largest_numerals(
-        self, sets: Sequence[NumberSet], *, canonical: bool
-    ) -> tuple[tuple[NumberSet, ...], CombinedAutomaton]:
+    def largest_numerals(self, sets: Sequence[NumberSet], *, canonical: bool) -> CombinedNumerals:
         """As many of the sets as fit one automaton, the first at least; each of them alone is known to fit."""
-        return _largest(tuple(sets), lambda some: self._combined_numerals(some, canonical))
+        return self._find(
+            self._combined,
+            None if self.used is None else self.used.combined,
+            (tuple(sets), canonical),
+            lambda: _largest(
+                tuple(sets), lambda some: combine([self.numerals(numbers, canonical=canonical) for numbers in some])
+            ),
+        )
 
-    def largest_texts(self, terms: Sequence[StringTerm]) -> tuple[tuple[StringTerm, ...], TextAutomaton]:
+    def largest_texts(self, terms: Sequence[StringTerm]) -> LargestTexts:
         """As many of the terms as fit one automaton, the first at least; each of them alone is known to fit."""
-        return _largest(tuple(terms), self.text_automaton)
-
-    def _combined_numerals(self, sets: tuple[NumberSet, ...], canonical: bool) -> CombinedAutomaton:
-        found = self._combined.get((sets, canonical))
-        if found is None:
-            found = combine([self.numerals(numbers, canonical=canonical) for numbers in sets])
-            self._combined.put((sets, canonical), found)
-        return found
+        return self._find(
+            self._largest,
+            None if self.used is None else self.used.largest,
+            tuple(terms),
+            lambda: _largest(tuple(terms), self._shared_texts),
+        )
 
     def text_automaton(self, terms: tuple[StringTerm, ...]) -> TextAutomaton:
         """The bodies of any of the terms."""
-        found = self._automata.get(terms)
+        return self._find(
+            self._texts, None if self.used is None else self.used.texts, terms, lambda: self._build_texts(terms)
+        )
+
+    def _shared_texts(self, terms: tuple[StringTerm, ...]) -> TextAutomaton:
+        """As `text_automaton`, for a try that may be for nothing."""
+        return self._find(self._texts, None, terms, lambda: self._build_texts(terms))
+
+    def _build_texts(self, terms: tuple[StringTerm, ...]) -> TextAutomaton:
+        built = build_text_automaton(terms, self.spellable)
+        if not built.is_counted:
+            built.free_depths = free_depths(built.table, self.plain_table, built.is_boundary)
+        return built
+
+    def _find(
+        self,
+        shared: BoundedCache[_Key, _Built],
+        used: dict[_Key, _Built] | None,
+        key: _Key,
+        build: Callable[[], _Built],
+    ) -> _Built:
+        found = None if used is None else used.get(key)
         if found is None:
-            found = build_text_automaton(terms, self.spellable)
-            if not found.is_counted:
-                found.free_depths = free_depths(found.table, self.plain_table, found.is_boundary)
-            self._automata.put(terms, found)
+            found = shared.get(key)
+            if found is None:
+                found = build()
+                shared.put(key, found)
+            if used is not None and self._is_recording:
+                used[key] = found
         return found
+
+
+def _adopted(shared: BoundedCache[_Key, _Built], given: dict[_Key, _Built]) -> dict[_Key, _Built]:
+    adopted: dict[_Key, _Built] = {}
+    for key, automaton in given.items():
+        known = shared.get(key)
+        if known is None:
+            shared.put(key, automaton)
+        adopted[key] = automaton if known is None else known
+    return adopted
 
 
 def _largest(

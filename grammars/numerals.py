@@ -38,6 +38,14 @@ class NumeralAutomaton:
         """The rows of the table, which Python indexes faster this way."""
         self.is_final: list[bool] = (table == DEAD).all(axis=1).tolist()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return NumeralAutomaton, (self.table, self.accepting)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory, roughly."""
+        return self.table.nbytes + 300 * len(self.table)
+
     @property
     def num_states(self) -> int:
         return len(self.table)
@@ -61,6 +69,9 @@ class CombinedAutomaton(NumeralAutomaton):
     def __init__(self, table: Table, accepts: Sequence[frozenset[int]]) -> None:
         super().__init__(table, np.array([bool(indices) for indices in accepts], np.uint8))
         self.accepts: tuple[frozenset[int], ...] = tuple(accepts)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return CombinedAutomaton, (self.table, self.accepts)
 
 
 def numeral_automaton(

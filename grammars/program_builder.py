@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from specdec.grammars.automaton import Automaton
+from specdec.grammars.closings import Closings
 from specdec.grammars.constraints import (
     AfterMarker,
     Choice,
@@ -20,11 +22,13 @@ from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.limits import Limits
 from specdec.grammars.lowering import Lowering
 from specdec.grammars.patterns import whole_pattern_language
-from specdec.grammars.program import Program
+from specdec.grammars.program import Program, ShortTexts
 from specdec.grammars.raw_text import RawTextBuilder, raw_bytes
 from specdec.grammars.report import EnforcementReport, Restriction
 from specdec.grammars.rules import Rule, renumbered
+from specdec.grammars.scalar_automata import ScalarAutomata
 from specdec.grammars.schema import SchemaDocument, schema_text
+from specdec.grammars.speller import Speller
 from specdec.grammars.stopwatch import Stopwatch
 from specdec.grammars.tool_calls import add_calls, check_calls
 from specdec.grammars.vocabulary import Vocabulary
@@ -32,20 +36,34 @@ from specdec.grammars.vocabulary import Vocabulary
 _UNSPELLABLE = Restriction(reason="no character that the vocabulary cannot spell byte by byte", pointer="")
 
 
-def build_program(constraint: Constraint, vocabulary: Vocabulary, lexicon: Lexicon, limits: Limits) -> Program:
+def build_program(
+    constraint: Constraint, vocabulary: Vocabulary, lexicon: Lexicon, speller: Speller, limits: Limits
+) -> Program:
     """The program of the constraint's texts; GrammarError where there is none.
 
     What is wrong with a schema has its place in the schema as pointer, any other fault its place in the constraint.
+    `lexicon` is the one that all grammars share, and `speller` of the same vocabulary.
     """
-    return _ProgramBuilder(vocabulary, lexicon, limits).build(constraint)
+    stopwatch = Stopwatch(limits.max_compile_seconds)
+    recorded = lexicon.recorded()
+    program = _ProgramBuilder(vocabulary, recorded, limits, stopwatch).build(constraint)
+    return _prepared(program, recorded, speller, stopwatch)
+
+
+def _prepared(program: Program, recorded: Lexicon, speller: Speller, stopwatch: Stopwatch) -> Program:
+    """The program with what can be known before any text is walked, and time allows."""
+    automaton = Automaton(program, recorded)
+    automaton.prepare(stopwatch)
+    short_texts = Closings(automaton, program, recorded, speller).short_texts(stopwatch)
+    return program._replace(short_texts=short_texts, num_bytes=program.num_bytes + program.automata.num_bytes)
 
 
 class _ProgramBuilder:
-    def __init__(self, vocabulary: Vocabulary, lexicon: Lexicon, limits: Limits) -> None:
+    def __init__(self, vocabulary: Vocabulary, lexicon: Lexicon, limits: Limits, stopwatch: Stopwatch) -> None:
         self._lexicon = lexicon
         self._limits = limits
         self._vocabulary = vocabulary
-        self._stopwatch = Stopwatch(limits.max_compile_seconds)
+        self._stopwatch = stopwatch
         self._raw = RawTextBuilder(vocabulary.spellable_bytes, vocabulary.special_tokens)
         self._rules: list[Rule] = []
         self._canonical_goals: set[int] = set()
@@ -79,9 +97,10 @@ class _ProgramBuilder:
                 restrictions=tuple(self._restrictions),
                 annotations=tuple(sorted(self._annotations)),
             ),
-            _estimated_bytes(self._rules) + (0 if raw_text is None else raw_text.num_bytes),
             self._layout,
-            self._stopwatch,
+            self._lexicon.used or ScalarAutomata(),
+            ShortTexts(),
+            _estimated_bytes(self._rules) + (0 if raw_text is None else raw_text.num_bytes),
         )
 
     def _marker(self, text: str, keyword: str, pointer: str) -> bytes:

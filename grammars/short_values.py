@@ -6,7 +6,7 @@ leaves least to show. That a rule allows it means that it can be finished, so ea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 from specdec.grammars.any_order import KeyRule
@@ -40,14 +40,22 @@ class ShortValues:
     """Of the rules of one grammar. `is_canonical` says which numerals its numbers have."""
 
     def __init__(
-        self, rules: Sequence[Rule], lexicon: Lexicon, speller: Speller, tails: Tails, *, is_canonical: bool
+        self,
+        rules: Sequence[Rule],
+        lexicon: Lexicon,
+        speller: Speller,
+        tails: Tails,
+        *,
+        is_canonical: bool,
+        known: Mapping[int, bytes | None],
     ) -> None:
         self._rules = rules
         self._lexicon = lexicon
         self._speller = speller
         self._tails = tails
         self._is_canonical = is_canonical
-        self._texts: dict[int, bytes | None] = {}
+        self.known: dict[int, bytes | None] = dict(known)
+        """What `text` has found."""
         self._unsettled: dict[int, bytes | None] = {}
         """Of the rules that are being settled together, the shortest so far."""
         self._known_object_rests: BoundedCache[tuple[object, ...], bytes] = BoundedCache(8192)
@@ -55,9 +63,9 @@ class ShortValues:
 
     def text(self, number: int) -> bytes | None:
         """A short value of the rule, the same whenever it is asked for; None where the shortest is too long."""
-        if number not in self._texts:
-            self._texts[number] = self._settle(number)
-        return self._texts[number]
+        if number not in self.known:
+            self.known[number] = self._settle(number)
+        return self.known[number]
 
     def object_rest(
         self, run: ObjectRun, seen: frozenset[bytes], *, has_keys: bool, must_continue: bool, has_one_free_key: bool
@@ -149,7 +157,7 @@ class ShortValues:
         pending, needed = [number], {number}
         while pending:
             for child in self._children(self._rules[pending.pop()]):
-                if child not in needed and child not in self._texts:
+                if child not in needed and child not in self.known:
                     needed.add(child)
                     pending.append(child)
         for child in needed:

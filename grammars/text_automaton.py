@@ -38,7 +38,9 @@ class TextAutomaton:
         shortest: NDArray[np.int32],
         longest: NDArray[np.int32],
         terms: Sequence[StringTerm],
+        free_depths: NDArray[np.int32] | None = None,
     ) -> None:
+        self._terms = tuple(terms)
         self.table = table
         self.start = start
         self.is_boundary = is_boundary
@@ -49,7 +51,7 @@ class TextAutomaton:
         self.highs = np.array(
             [_UNBOUNDED if term.max_length is None else min(term.max_length, _UNBOUNDED) for term in terms], np.int32
         )
-        self.free_depths: NDArray[np.int32] | None = None
+        self.free_depths = free_depths
         """Of each state between code points, for how many bytes it takes what any body has (free_depths.py); set by
         the lexicon where no lengths are counted."""
         self.is_counted = any(not term.is_unbounded() for term in terms)
@@ -62,6 +64,15 @@ class TextAutomaton:
         self._shortest: list[list[int]] = shortest.tolist()
         self._longest: list[list[int]] = longest.tolist()
         self._boundaries: list[int] = is_boundary.tolist()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        parts = (self.table, self.start, self.is_boundary, self.accepts, self.shortest, self.longest)
+        return TextAutomaton, (*parts, self._terms, self.free_depths)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory, roughly."""
+        return self.table.nbytes + 12 * (self.shortest.nbytes + self.longest.nbytes) + 300 * len(self.table)
 
     def scan(self, state: int, length: int, data: bytes, begin: int) -> tuple[int, int, int, int]:
         """(state before, state, code points begun, end) after the bytes up to the closing quote or the data's end."""
