@@ -10,6 +10,7 @@ state = grammar.advance(state, token_id)   # None where the token is not allowed
 from __future__ import annotations
 
 from specdec.grammars.budget import BudgetedGrammar, BudgetedState
+from specdec.grammars.compile_pool import CompileBusyError, CompilePoolError
 from specdec.grammars.compiler import GrammarCompiler
 from specdec.grammars.constraints import (
     HERMES,
@@ -31,6 +32,7 @@ from specdec.grammars.errors import (
     UnsatisfiableSchemaError,
     UnsupportedSchemaError,
 )
+from specdec.grammars.flights import Interest, LeftError
 from specdec.grammars.grammar import Grammar, GrammarState
 from specdec.grammars.limits import Limits
 from specdec.grammars.mask_table import MaskTable
@@ -45,6 +47,8 @@ __all__ = [
     "BudgetedGrammar",
     "BudgetedState",
     "Choice",
+    "CompileBusyError",
+    "CompilePoolError",
     "Constraint",
     "EnforcementReport",
     "Function",
@@ -52,8 +56,10 @@ __all__ = [
     "GrammarCompiler",
     "GrammarError",
     "GrammarState",
+    "Interest",
     "InvalidSchemaError",
     "JsonSchema",
+    "LeftError",
     "LimitExceededError",
     "Limits",
     "MaskTable",

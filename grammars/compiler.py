@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import threading
@@ -13,7 +14,11 @@ from typing import Any
 import msgspec
 
 from specdec.grammars import language_kernels
+from specdec.grammars.bounded_cache import BoundedCache
+from specdec.grammars.compile_pool import CompileJob, CompilePool
 from specdec.grammars.constraints import Constraint, JsonSchema
+from specdec.grammars.errors import CompileResourceError, GrammarError
+from specdec.grammars.flights import Flight, Interest
 from specdec.grammars.grammar import Grammar, Runtime
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.limits import Limits
@@ -21,17 +26,21 @@ from specdec.grammars.mask_table import MaskTable
 from specdec.grammars.masks import StringBodies
 from specdec.grammars.options import DEFAULT_OPTIONS, SchemaOptions
 from specdec.grammars.pattern_kernels import load_determinise
+from specdec.grammars.program import Program
 from specdec.grammars.program_builder import build_program
 from specdec.grammars.schema import schema_text
 from specdec.grammars.vocabulary import Vocabulary
 
 _DEFAULT_LIMITS = Limits()
+_MAX_REFUSALS = 1024
+"""Constraints that are known to have no grammar."""
 
 
 class GrammarCompiler:
     """Owns the mask table shared by all its grammars and a bounded cache of them by constraint; thread-safe.
 
-    `cache_hits`, `cache_misses` and `compile_seconds` (of the misses) only grow.
+    With `num_workers` constraints are compiled in so many processes of their own (compile_pool.py), else on the thread
+    that asks. `cache_hits`, `cache_misses` and `compile_seconds` (of the misses, as they were waited for) only grow.
     """
 
     def __init__(
@@ -39,6 +48,7 @@ class GrammarCompiler:
         vocabulary: Vocabulary,
         *,
         limits: Limits = _DEFAULT_LIMITS,
+        num_workers: int = 0,
         max_cache_entries: int = 512,
         max_cache_bytes: int = 128 * 1024 * 1024,
         max_mask_table_bytes: int = 256 * 1024 * 1024,
@@ -51,11 +61,15 @@ class GrammarCompiler:
         load_determinise()
         self._lexicon = Lexicon(vocabulary.spellable_bytes)
         self._runtime = Runtime(vocabulary, self.mask_table, self._lexicon, StringBodies(vocabulary, self._lexicon))
+        # Last, so that its process finds the machine code in its cache.
+        self._pool = CompilePool(vocabulary, limits, num_workers=num_workers) if num_workers else None
         self._max_cache_entries = max_cache_entries
         self._max_cache_bytes = max_cache_bytes
         self._lock = threading.Lock()
         self._grammars: OrderedDict[bytes, tuple[Grammar, int]] = OrderedDict()
         self._cache_bytes = 0
+        self._flights: dict[bytes, Flight[Grammar]] = {}
+        self._refusals: BoundedCache[bytes, GrammarError] = BoundedCache(_MAX_REFUSALS)
         self.cache_hits = 0
         self.cache_misses = 0
         self.compile_seconds = 0.0
@@ -65,31 +79,90 @@ class GrammarCompiler:
         return len(self._grammars)
 
     @property
+    def cache_bytes(self) -> int:
+        """Memory of the grammars kept, roughly."""
+        return self._cache_bytes
+
+    @property
+    def num_killed(self) -> int:
+        """Compilations that were ended before they had a result; only grows."""
+        return 0 if self._pool is None else self._pool.num_killed
+
+    @property
     def num_computed_masks(self) -> int:
         """How many masks were computed, for any grammar, rather than found in a cache; only grows."""
         return self._runtime.num_computed_masks
 
-    def compile(self, constraint: Constraint) -> Grammar:
-        """The grammar of the texts that satisfy the constraint; GrammarError where there is none."""
-        begin = time.perf_counter()
+    def compile(self, constraint: Constraint, interest: Interest | None = None) -> Grammar:
+        """The grammar of the texts that satisfy the constraint; GrammarError where there is none.
+
+        Whoever asks for the same constraint at the same time gets the same grammar. `interest` can be left from another
+        thread: then this raises LeftError. With workers it also raises CompilePoolError.
+        """
         if isinstance(constraint, JsonSchema):
             schema_text(constraint.schema, self.limits)
         digest = _digest(constraint)
+        interest = interest or Interest()
+        job = CompileJob()
         with self._lock:
             entry = self._grammars.get(digest)
             if entry is not None:
                 self.cache_hits += 1
                 self._grammars.move_to_end(digest)
                 return entry[0]
-            self.cache_misses += 1
+            refusal = self._refusals.get(digest)
+            if refusal is not None:
+                self.cache_hits += 1
+                raise copy.copy(refusal)
+            flight = self._flights.get(digest)
+            is_first = flight is None or flight.is_over
+            if flight is None or flight.is_over:
+                self.cache_misses += 1
+                flight = self._flights[digest] = Flight(self._lock, lambda: self._abandon(job))
+            else:
+                self.cache_hits += 1
+            flight.join()
+        if not interest.watch(flight.leave):
+            flight.leave()
+        if is_first:
+            self._fly(flight, constraint, digest, job)
         try:
-            program = build_program(constraint, self.vocabulary, self._lexicon, self._runtime.speller, self.limits)
-            grammar = Grammar(constraint, program, self._runtime)
+            return flight.wait(interest)
         finally:
-            with self._lock:
-                self.compile_seconds += time.perf_counter() - begin
-        self._keep(digest, grammar, program.num_bytes)
-        return grammar
+            interest.unwatch()
+
+    def _fly(self, flight: Flight[Grammar], constraint: Constraint, digest: bytes, job: CompileJob) -> None:
+        begin = time.perf_counter()
+        grammar: Grammar | None = None
+        error: Exception | None = None
+        try:
+            program = self._program(constraint, job)
+            grammar = Grammar(constraint, program, self._runtime)
+            self._keep(digest, grammar, program.num_bytes)
+        except Exception as caught:  # noqa: BLE001, those that wait raise it
+            error = caught
+            if isinstance(caught, GrammarError) and not isinstance(caught, CompileResourceError):
+                with self._lock:
+                    self._refusals.put(digest, caught.with_traceback(None))
+        with self._lock:
+            self.compile_seconds += time.perf_counter() - begin
+            if self._flights.get(digest) is flight:
+                del self._flights[digest]
+        flight.land(grammar, error)
+
+    def _program(self, constraint: Constraint, job: CompileJob) -> Program:
+        if self._pool is not None:
+            return self._pool.build(constraint, job)
+        return build_program(constraint, self.vocabulary, self._lexicon, self._runtime.speller, self.limits)
+
+    def _abandon(self, job: CompileJob) -> None:
+        if self._pool is not None:
+            self._pool.abandon(job)
+
+    def close(self) -> None:
+        """End the workers; nothing is compiled any more where there were some."""
+        if self._pool is not None:
+            self._pool.close()
 
     # A schema is any JSON value that a caller parsed; its shape is what compiling checks.
     def compile_json_schema(

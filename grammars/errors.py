@@ -5,7 +5,10 @@ GrammarError
 ├── InvalidSchemaError         not a JSON Schema: a malformed keyword, an unresolvable $ref
 ├── UnsatisfiableSchemaError   no JSON value is an instance
 ├── LimitExceededError         larger than the compiler's limits allow
+│   └── CompileResourceError   it took too much time or memory; another time, or elsewhere, it may not
 └── BudgetError                no answer is guaranteed to fit the tokens given
+
+What is no fault of the constraint is none of these: compile_pool.py has errors of its own.
 """
 
 from __future__ import annotations
@@ -39,6 +42,10 @@ class UnsatisfiableSchemaError(GrammarError):
 
 class LimitExceededError(GrammarError):
     """The schema exceeds a limit of the compiler; the message gives the value and the limit."""
+
+
+class CompileResourceError(LimitExceededError):
+    """Compiling took more time or memory than it may, as far as it got."""
 
 
 class BudgetError(GrammarError):

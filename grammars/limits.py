@@ -28,6 +28,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Classes of the keys of one object, told apart by the patternProperties that match them."""
     max_compile_seconds: float = 5.0
     """Processor time of one compilation."""
+    max_compile_bytes: int = 1024**3
+    """Memory of one compilation, where it is made in a process of its own on Linux."""
     max_one_of_negated: int = 64
     """Branches of a oneOf that is negated: all pairs of them are ways to violate it."""
     max_steps: int = 2_000_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from specdec.grammars.errors import LimitExceededError
+from specdec.grammars.errors import CompileResourceError
 
 
 class Stopwatch:
@@ -19,9 +19,9 @@ class Stopwatch:
         return time.thread_time() - self._begin > self._max_seconds / 2
 
     def check(self, pointer: str = "") -> None:
-        """Raise LimitExceededError once the time is up."""
+        """Raise CompileResourceError once the time is up."""
         if time.thread_time() - self._begin > self._max_seconds:
-            raise LimitExceededError(
+            raise CompileResourceError(
                 f"compiling the schema takes more than {self._max_seconds:g} s of processor time (max_compile_seconds)",
                 pointer=pointer,
             )

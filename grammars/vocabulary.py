@@ -75,6 +75,10 @@ class Vocabulary:
         self.num_words = (self.size + 31) // 32
         self.digest = self._compute_digest()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        special = {text.decode(): token_id for text, token_id in self.special_tokens.items()}
+        return _restored, (self._token_bytes, self.eos_token_ids, self.size, special)
+
     def __len__(self) -> int:
         return self.size
 
@@ -97,3 +101,9 @@ class Vocabulary:
         for text, token_id in sorted(self.special_tokens.items()):
             digest.update(b" %d=%d:%s" % (token_id, len(text), text))
         return digest.hexdigest()
+
+
+def _restored(
+    token_bytes: Sequence[bytes | None], eos_token_ids: Collection[int], size: int, special_tokens: Mapping[str, int]
+) -> Vocabulary:
+    return Vocabulary(token_bytes, eos_token_ids, size, special_tokens=special_tokens)

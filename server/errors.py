@@ -13,6 +13,7 @@ from litestar.exceptions import HTTPException
 
 from specdec import (
     BudgetTooSmallError,
+    EngineBusyError,
     EngineClosedError,
     EngineDeadError,
     EngineError,
@@ -95,6 +96,12 @@ def of_exception(exception: BaseException) -> ApiError:
             return ApiError(400, error)
         case RequestError():
             return bad_request(str(exception), param=exception.param, code=exception.code or "invalid_value")
+        case EngineBusyError():
+            return ApiError(
+                503,
+                ErrorObject(message=str(exception), type="service_unavailable", code="engine_busy"),
+                {"retry-after": str(RETRY_AFTER_S)},
+            )
         case EngineClosedError():
             return ApiError(
                 503,

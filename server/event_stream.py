@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 from litestar.response import Stream
@@ -86,27 +86,7 @@ def event_stream(frames: AsyncGenerator[bytes], headers: dict[str, str]) -> Stre
     return Stream(frames, status_code=200, media_type="text/event-stream", headers={**HEADERS, **headers})
 
 
-async def gather_answer(deltas: AsyncIterator[TokenDelta], answer: Answer, receive: Any) -> bool:
-    """Read a whole answer; False if the client left first. (Any: Litestar's and ASGI's Receive differ.)"""
-    reading = asyncio.create_task(_read_all(deltas, answer))
-    leaving = asyncio.create_task(_wait_for_disconnect(receive))
-    try:
-        await asyncio.wait((reading, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not reading.done():
-            return False
-        await reading
-        return True
-    finally:
-        for task in (reading, leaving):
-            task.cancel()
-        await asyncio.gather(reading, leaving, return_exceptions=True)
-
-
-async def _read_all(deltas: AsyncIterator[TokenDelta], answer: Answer) -> None:
+async def gather_answer(deltas: AsyncIterator[TokenDelta], answer: Answer) -> None:
+    """Read a whole answer."""
     async for delta in deltas:
         answer.add(delta)
-
-
-async def _wait_for_disconnect(receive: Any) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -9,16 +9,14 @@ import msgspec
 from litestar import Request as HttpRequest
 from litestar import Response
 
-from specdec import Request, RequestError
+from specdec import DeltaStream, Request, RequestError
 from specdec.server.answer import Answer
 from specdec.server.body import IGNORED_HEADER
-from specdec.server.errors import ApiError, ErrorObject
+from specdec.server.connection import while_connected
 from specdec.server.event_stream import Chunks, event_frames, event_stream, gather_answer
-from specdec.server.exchange import exchange_of
+from specdec.server.exchange import Exchange, exchange_of
 from specdec.server.metrics import LatencyObserver
-from specdec.server.service import service_of
-
-CLIENT_CLOSED_REQUEST = 499
+from specdec.server.service import Service, service_of
 
 
 async def respond(
@@ -40,19 +38,21 @@ async def respond(
     service, exchange = service_of(http_request), exchange_of(http_request)
     answer = Answer(requests, keeps_content=chunks is None, has_report=has_report)
     try:
-        deltas = await service.engine.submit(*requests, observer=LatencyObserver(service.metrics, requests))
+        deltas = await while_connected(_submit(service, exchange, requests), http_request.receive)
     except RequestError as error:
         if error.param is not None:
             error.param = params.get(error.param, error.param)
         raise
-    exchange.at_end(deltas.close)
     headers = {IGNORED_HEADER: ignored} if ignored else {}
     if chunks is not None:
         frames = event_frames(deltas, answer, chunks(answer), service.config.keep_alive_interval_s)
         return event_stream(frames, headers)
-    if not await gather_answer(deltas, answer, http_request.receive):
-        raise ApiError(
-            CLIENT_CLOSED_REQUEST,
-            ErrorObject(message="the client closed the connection", type="invalid_request_error"),
-        )
+    await while_connected(gather_answer(deltas, answer), http_request.receive)
     return Response(whole(answer), status_code=200, media_type="application/json", headers=headers)
+
+
+async def _submit(service: Service, exchange: Exchange, requests: Sequence[Request]) -> DeltaStream:
+    """Start the requests; they end with the exchange at the latest."""
+    deltas = await service.engine.submit(*requests, observer=LatencyObserver(service.metrics, requests))
+    exchange.at_end(deltas.close)
+    return deltas

@@ -135,6 +135,7 @@ class _EngineCollector(Collector):
         yield self._gauge("kv_blocks_in_use", "KV blocks that running choices hold.", stats.num_kv_blocks_in_use)
         yield self._gauge("kv_blocks_cached", "KV blocks with a prefix hash.", stats.num_kv_blocks_cached)
         yield self._gauge("grammar_cache_entries", "Compiled constraints kept.", stats.grammar_cache_entries)
+        yield self._gauge("grammar_cache_bytes", "Memory of compiled constraints.", stats.grammar_cache_bytes)
         yield self._gauge("grammar_mask_rows", "Mask rows in the table.", stats.num_mask_rows)
         for name, text, value in (
             ("engine_steps", "Engine steps.", stats.num_steps),
@@ -147,6 +148,7 @@ class _EngineCollector(Collector):
             ("grammar_cache_hits", "Constraints found compiled.", stats.grammar_cache_hits),
             ("grammar_cache_misses", "Constraints compiled.", stats.grammar_cache_misses),
             ("grammar_compile_seconds", "Time spent compiling constraints.", stats.grammar_compile_seconds),
+            ("grammar_compile_kills", "Compilations ended early.", stats.num_compilations_killed),
             ("grammar_mask_seconds", "Time spent computing masks.", stats.grammar_mask_seconds),
             ("outputs_checked", "Finished constrained choices that were judged.", stats.num_outputs_checked),
             ("output_check_failures", "Judged choices that broke their constraint.", stats.num_output_check_failures),

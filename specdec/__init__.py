@@ -27,6 +27,7 @@ _HOME_OF = {
     "DeltaStream": "specdec.delta_stream",
     "EnforcementReport": "specdec.grammars.report",
     "Engine": "specdec.engine",
+    "EngineBusyError": "specdec.errors",
     "EngineClosedError": "specdec.errors",
     "EngineConfig": "specdec.config",
     "EngineDeadError": "specdec.errors",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from specdec.errors import BudgetTooSmallError as BudgetTooSmallError
     from specdec.errors import ConfigError as ConfigError
     from specdec.errors import ContextLengthError as ContextLengthError
+    from specdec.errors import EngineBusyError as EngineBusyError
     from specdec.errors import EngineClosedError as EngineClosedError
     from specdec.errors import EngineDeadError as EngineDeadError
     from specdec.errors import EngineError as EngineError

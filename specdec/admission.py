@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from specdec.errors import BudgetTooSmallError, ContextLengthError, RequestError, SchemaError
+from specdec.errors import (
+    BudgetTooSmallError,
+    ContextLengthError,
+    EngineBusyError,
+    EngineError,
+    RequestError,
+    SchemaError,
+)
 from specdec.grammars import (
     BudgetedGrammar,
     BudgetError,
+    CompileBusyError,
+    CompilePoolError,
     Grammar,
     GrammarCompiler,
     GrammarError,
+    Interest,
     LimitExceededError,
     UnsupportedSchemaError,
 )
@@ -37,8 +47,12 @@ def admit(
     max_model_len: int,
     pool_tokens: int,
     next_seed: Callable[[], int],
+    interest: Interest,
 ) -> PreparedRequest:
-    """Check every limit and compile the constraint. Raises RequestError naming the field and the limit."""
+    """Check every limit and compile the constraint. Raises RequestError naming the field and the limit.
+
+    Raises LeftError once `interest` is left, and EngineError where nothing can be compiled now.
+    """
     params = request.sampling_params
     _check_token_ids("prompt", request.prompt_token_ids, vocab_size)
     _check_token_ids("logit_bias", params.logit_bias, vocab_size)
@@ -52,7 +66,7 @@ def admit(
                     f"{name} cannot be combined with a constraint, which alone says where the answer ends; drop it",
                     param=name,
                 )
-        grammar = _within_budget(_compile(request.constraint, compiler), max_tokens)
+        grammar = _within_budget(_compile(request.constraint, compiler, interest), max_tokens)
     seed = params.seed if params.seed is not None else next_seed()
     return PreparedRequest(request, max_tokens, seed, grammar)
 
@@ -94,9 +108,13 @@ def _within_budget(grammar: Grammar, max_tokens: int) -> BudgetedGrammar:
         raise BudgetTooSmallError(error.message, minimum_tokens=error.minimum_tokens, param="max_tokens") from error
 
 
-def _compile(constraint: Constraint, compiler: GrammarCompiler) -> Grammar:
+def _compile(constraint: Constraint, compiler: GrammarCompiler, interest: Interest) -> Grammar:
     try:
-        return compiler.compile(constraint)
+        return compiler.compile(constraint, interest)
+    except CompileBusyError as error:
+        raise EngineBusyError(str(error)) from error
+    except CompilePoolError as error:
+        raise EngineError(str(error)) from error
     except GrammarError as error:
         is_unsupported = isinstance(error, UnsupportedSchemaError | LimitExceededError)
         match constraint:

@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from specdec.admission import PreparedRequest
     from specdec.config import EngineConfig
     from specdec.engine import Engine
+    from specdec.grammars import Interest
     from specdec.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 NUM_PREPARE_THREADS = 2
-NUM_COMPILE_THREADS = 2
+NUM_COMPILE_THREADS = 64
+"""They wait for the processes that compile (grammars/compile_pool.py), and one another's results."""
 STATS_INTERVAL_S = 0.05
 """Oldest that a snapshot of a busy engine gets; an engine that goes idle publishes one at once."""
 JOIN_TIMEOUT_S = 30.0
@@ -87,6 +89,7 @@ class AsyncEngine:
         if self._thread is not None:
             self._thread.stop()
             await asyncio.to_thread(self._thread.join, JOIN_TIMEOUT_S)
+        await asyncio.to_thread(self._engine.close)
 
     async def submit(self, *requests: Request, observer: DeltaObserver | None = None) -> DeltaStream:
         """Prepare the requests off the event loop and start them; all of them, or none.
@@ -175,14 +178,20 @@ class AsyncEngine:
     async def _prepare(self, requests: Sequence[Request], stream: DeltaStream) -> list[PreparedRequest]:
         constrained = any(request.constraint is not None for request in requests)
         pool = self._compile_pool if constrained else self._prepare_pool
-        work = functools.partial(_prepare_all, self._engine, requests)
+        from specdec.grammars import Interest  # noqa: PLC0415, the compiler is loaded only where an engine is
+
+        interest = Interest()
+        work = functools.partial(_prepare_all, self._engine, requests, interest)
         preparing = asyncio.get_running_loop().run_in_executor(pool, work)
         # When the stream fails first, or the caller is cancelled, nobody else asks for its exception.
         preparing.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.wait((preparing, stream.failure), return_when=asyncio.FIRST_COMPLETED)
-        if stream.failure.done():
-            raise stream.failure.result()
-        return await preparing
+        try:
+            await asyncio.wait((preparing, stream.failure), return_when=asyncio.FIRST_COMPLETED)
+            if stream.failure.done():
+                raise stream.failure.result()
+            return await preparing
+        finally:
+            interest.leave()
 
     def _check_open(self) -> None:
         if self._end is not None:
@@ -349,8 +358,8 @@ class _EngineThread(threading.Thread):
             self._stats_time = now
 
 
-def _prepare_all(engine: Engine, requests: Sequence[Request]) -> list[PreparedRequest]:
-    return [engine.prepare(request) for request in requests]
+def _prepare_all(engine: Engine, requests: Sequence[Request], interest: Interest) -> list[PreparedRequest]:
+    return [engine.prepare(request, interest) for request in requests]
 
 
 def _again(error: EngineError) -> EngineError:

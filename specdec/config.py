@@ -72,6 +72,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     speculative: SpeculativeConfig | None = None
     grammar_limits: Limits | None = None
     """How large a schema may be, and what compiling it may take; None is Limits()."""
+    num_compile_workers: int = 2
+    """Processes that compile constraints; 0 compiles on the thread that asks, which slows down everything else."""
     check_outputs: bool = False
     """Judge every finished constrained answer against its whole constraint before its last delta is handed out."""
 
@@ -93,6 +95,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ConfigError(f"max_model_len is {self.max_model_len}; it must be at least 2", flag="--max-model-len")
+        if not 0 <= self.num_compile_workers <= 64:
+            raise ConfigError(
+                f"num_compile_workers is {self.num_compile_workers}; it must be between 0 and 64",
+                flag="--num-compile-workers",
+            )
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ConfigError(
                 f"gpu_memory_utilization is {self.gpu_memory_utilization}; it must be above 0 and at most 1",

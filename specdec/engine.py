@@ -17,7 +17,7 @@ from specdec.block_pool import BlockPool
 from specdec.build import EngineDescription, build_runtime, max_batched_tokens
 from specdec.config import EngineConfig
 from specdec.errors import EngineError, GenerationError, RequestError
-from specdec.grammars import GrammarCompiler, Limits, SchemaOptions, Vocabulary
+from specdec.grammars import GrammarCompiler, Interest, Limits, SchemaOptions, Vocabulary
 from specdec.models.progress import ModelProgress, ProgressCallback
 from specdec.output_check import OutputChecker
 from specdec.output_types import constraint_of
@@ -70,6 +70,7 @@ class Engine:
                 special_tokens=tokenizer.special_tokens(),
             ),
             limits=config.grammar_limits or Limits(),
+            num_workers=config.num_compile_workers,
         )
         report(ModelProgress(stage="preparing", description=_PREPARING, completed=1, total=1))
         self._eos_token_ids = frozenset(tokenizer.eos_token_ids)
@@ -166,10 +167,11 @@ class Engine:
                     raise GenerationError(choice.error or "the engine gave no reason", tuple(outputs))
         return outputs
 
-    def prepare(self, request: Request) -> PreparedRequest:
+    def prepare(self, request: Request, interest: Interest | None = None) -> PreparedRequest:
         """Check a request against model, pool and grammar, and compile its constraint.
 
-        Thread-safe, and the slow part of admission: call it off the engine's thread. Raises RequestError.
+        Thread-safe, and the slow part of admission: call it off the engine's thread. Raises RequestError, EngineError
+        where no constraint can be compiled now, and LeftError once `interest` is left.
         """
         return admit(
             request,
@@ -178,6 +180,7 @@ class Engine:
             max_model_len=self.max_model_len,
             pool_tokens=self._pool_tokens,
             next_seed=lambda: self._seeds.getrandbits(_SEED_BITS),
+            interest=interest or Interest(),
         )
 
     def add_request(self, request: Request | PreparedRequest) -> None:
@@ -218,6 +221,10 @@ class Engine:
     def has_unfinished_requests(self) -> bool:
         return self.scheduler.has_unfinished or bool(self._checker and self._checker.request_ids)
 
+    def close(self) -> None:
+        """End the processes that compile constraints; also done when the engine is no longer used."""
+        self._compiler.close()
+
     def describe(self) -> EngineDescription:
         """What was built: model, dtype, device, pool, proposer."""
         return self._runtime.description
@@ -244,7 +251,9 @@ class Engine:
             grammar_cache_hits=compiler.cache_hits,
             grammar_cache_misses=compiler.cache_misses,
             grammar_cache_entries=compiler.cache_entries,
+            grammar_cache_bytes=compiler.cache_bytes,
             grammar_compile_seconds=compiler.compile_seconds,
+            num_compilations_killed=compiler.num_killed,
             grammar_mask_seconds=self._mask_seconds,
             num_mask_rows=compiler.mask_table.num_rows,
             num_outputs_checked=self._checker.num_checked if self._checker else 0,

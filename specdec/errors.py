@@ -11,6 +11,7 @@
     │   ├── ContextLengthError        the prompt and what it asks for do not fit the context or the pool
     │   └── SchemaError               a schema that is malformed, unsatisfiable or not enforceable
     └── EngineError                   the engine, not the request, failed
+        ├── EngineBusyError           there is no room for the request now
         ├── GenerationError           one request failed while it was answered; the engine goes on
         ├── EngineDeadError           the engine thread has died; every request in flight gets this
         └── EngineClosedError         the engine was shut down
@@ -100,6 +101,10 @@ class SchemaError(RequestError):
 
 class EngineError(SpecdecError):
     """The engine failed; the request was not at fault."""
+
+
+class EngineBusyError(EngineError):
+    """There is no room for the request now; later there may be."""
 
 
 class GenerationError(EngineError):

@@ -36,7 +36,11 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     grammar_cache_hits: int = 0
     grammar_cache_misses: int = 0
     grammar_cache_entries: int = 0
+    grammar_cache_bytes: int = 0
+    """Memory of the grammars kept, roughly."""
     grammar_compile_seconds: float = 0.0
+    num_compilations_killed: int = 0
+    """Compilations ended for their time, their memory, or because nobody waited any more."""
     grammar_mask_seconds: float = 0.0
     num_mask_rows: int = 0
     num_outputs_checked: int = 0

@@ -155,6 +155,13 @@ class EngineFlags:
             rich_help_panel="Schemas",
         ),
     ] = None
+    num_compile_workers: Annotated[
+        int,
+        typer.Option(
+            help="Processes that compile constraints; 0 compiles them in the engine's own process.",
+            rich_help_panel="Structured outputs",
+        ),
+    ] = _DEFAULTS.num_compile_workers
     check_outputs: Annotated[
         bool,
         typer.Option(
@@ -185,6 +192,7 @@ class EngineFlags:
             exact=self.exact,
             speculative=self._speculative(),
             grammar_limits=self._grammar_limits(),
+            num_compile_workers=self.num_compile_workers,
             check_outputs=self.check_outputs,
         )
 

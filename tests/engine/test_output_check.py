@@ -50,8 +50,8 @@ def miscompiled(make_engine) -> Engine:
     engine = make_engine()
     compile_rightly = engine._compiler.compile
 
-    def compile_wrongly(constraint: object) -> object:
-        return compile_rightly(JsonSchema(schema='{"const":"maybe"}') if constraint == WORD else constraint)
+    def compile_wrongly(constraint: object, interest: object) -> object:
+        return compile_rightly(JsonSchema(schema='{"const":"maybe"}') if constraint == WORD else constraint, interest)
 
     engine._compiler.compile = compile_wrongly
     return engine

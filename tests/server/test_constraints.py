@@ -211,7 +211,9 @@ def miscompiled(make_engine: Callable[..., Engine]) -> Iterator[LiveServer]:
     engine = make_engine()
     compile_rightly = engine._compiler.compile
     wrong, right = JsonSchema(schema='{"const":"yes"}'), JsonSchema(schema='{"const":"no"}')
-    engine._compiler.compile = lambda constraint: compile_rightly(right if constraint == wrong else constraint)
+    engine._compiler.compile = lambda constraint, interest: compile_rightly(
+        right if constraint == wrong else constraint, interest
+    )
     with serving(engine) as server:
         yield server
 

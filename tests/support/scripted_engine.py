@@ -33,7 +33,7 @@ class ScriptedEngine:
     def __post_init__(self) -> None:
         self.is_open.set()
 
-    def prepare(self, request: Request) -> Request:
+    def prepare(self, request: Request, interest: object = None) -> Request:
         self.on_prepare(request)
         if not request.prompt_token_ids:
             raise RequestError("the prompt has no tokens", param="prompt")
@@ -46,6 +46,9 @@ class ScriptedEngine:
         self.num_added += 1
         self._requests[request.request_id] = request
         self._progress[request.request_id] = [0] * request.sampling_params.n
+
+    def close(self) -> None:
+        pass
 
     def abort_request(self, request_id: str) -> None:
         self._note_thread()

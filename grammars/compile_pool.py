@@ -1,0 +1,204 @@
+"""CompilePool: constraints compiled in processes of their own, so that a compilation cannot hurt anything else.
+
+A compilation is Python that holds the interpreter's lock: on a thread of this process it would slow everything down,
+and nothing could end it. A worker (compile_worker.py) has limits of time and memory, and is killed when its time is up
+or nobody waits for its result any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+
+from specdec.grammars.compile_nursery import Nursery, NurseryError, Worker
+from specdec.grammars.compile_worker import Reply, Setup
+from specdec.grammars.constraints import Constraint
+from specdec.grammars.errors import CompileResourceError, GrammarError
+from specdec.grammars.limits import Limits
+from specdec.grammars.program import Program
+from specdec.grammars.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+_WALL_FACTOR = 4
+"""A compilation may take this many times max_compile_seconds on the clock, since others may have the processors."""
+_WAIT_SECONDS = 30.0
+"""Longest that a constraint waits for a worker."""
+_MAX_RESIDENT_BYTES = 512 * 2**20
+"""A worker that has grown beyond this is replaced."""
+
+
+class CompilePoolError(Exception):
+    """No result, and no fault of the constraint's; the message says why."""
+
+
+class CompileBusyError(CompilePoolError):
+    """No worker became free in time."""
+
+
+class CompileAbandonedError(CompilePoolError):
+    """Nobody waits for the result any more."""
+
+    def __init__(self) -> None:
+        super().__init__("nobody waits for the grammar any more")
+
+
+class CompileJob:
+    """One compilation, from before a worker is free until there is a result. Its fields are the pool's."""
+
+    def __init__(self) -> None:
+        self.is_abandoned = False
+        self.jobs: Connection | None = None
+        """To the worker that works on it."""
+
+
+class CompilePool:
+    """Thread-safe; the counts only grow."""
+
+    def __init__(self, vocabulary: Vocabulary, limits: Limits, *, num_workers: int) -> None:
+        """The processes start at once, in the background."""
+        self.limits = limits
+        self.num_workers = num_workers
+        self.num_killed = 0
+        """Compilations that were ended: for time, for memory, or because nobody waited any more."""
+        self._setup = Setup(vocabulary, limits)
+        self._free = threading.Condition()
+        self._idle: list[Worker | None] = [None] * num_workers
+        """Places that are free; None where the worker has yet to be forked."""
+        self._is_closed = False
+        self._nursery: Nursery | None = None
+        self._nursery_lock = threading.Lock()
+        threading.Thread(target=self._warm_up, name="specdec-warm-up", daemon=True).start()
+
+    def build(self, constraint: Constraint, job: CompileJob) -> Program:
+        """The constraint's program, as `build_program` says.
+
+        Raises GrammarError, CompileResourceError also where a worker had to be killed, and CompilePoolError.
+        """
+        place = self._wait_for_place(job)
+        kept: Worker | None = None
+        try:
+            worker = place or self._new_worker()
+            try:
+                reply = self._reply(worker, constraint, job)
+                kept = worker if reply.resident_bytes <= _MAX_RESIDENT_BYTES else None
+            finally:
+                if kept is None:
+                    worker.end()
+                    kept = self._replacement()
+        finally:
+            with self._free:
+                self._idle.append(kept)
+                self._free.notify()
+        if isinstance(reply.result, str):
+            logger.error("the compiler failed on a constraint:\n%s", reply.result)
+            raise CompilePoolError("the compiler failed on the constraint, which is a fault of the compiler")
+        if isinstance(reply.result, GrammarError):
+            raise reply.result
+        return reply.result
+
+    def abandon(self, job: CompileJob) -> None:
+        """From any thread, at once: `build` raises CompileAbandonedError and ends what the job is about."""
+        with self._free:
+            job.is_abandoned = True
+            if job.jobs is not None:
+                # The thread that waits for the worker sees its end, and kills it.
+                with socket.socket(fileno=os.dup(job.jobs.fileno())) as end, contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            self._free.notify_all()
+
+    def close(self) -> None:
+        """End all processes, and what they are doing; `build` raises CompilePoolError from now on."""
+        with self._nursery_lock:
+            self._is_closed = True
+            if self._nursery is not None:
+                self._nursery.close()
+
+    def _wait_for_place(self, job: CompileJob) -> Worker | None:
+        deadline = time.monotonic() + _WAIT_SECONDS
+        with self._free:
+            while not self._idle:
+                if job.is_abandoned:
+                    raise CompileAbandonedError
+                if not self._free.wait(deadline - time.monotonic()):
+                    raise CompileBusyError(
+                        f"all {self.num_workers} compilers have been busy for {_WAIT_SECONDS:g} s; try again later"
+                    )
+            return self._idle.pop()
+
+    def _reply(self, worker: Worker, constraint: Constraint, job: CompileJob) -> Reply:
+        begin = time.monotonic()
+        seconds = _WALL_FACTOR * self.limits.max_compile_seconds
+        try:
+            with self._worked_on(job, worker):
+                worker.jobs.send_bytes(pickle.dumps(constraint, pickle.HIGHEST_PROTOCOL))
+                if worker.jobs.poll(seconds):
+                    reply: Reply = pickle.loads(worker.jobs.recv_bytes())  # noqa: S301, from a process of our own
+                    return reply
+        except (EOFError, OSError) as error:
+            if self._is_closed:
+                raise CompilePoolError("the engine is being closed") from error
+            self.num_killed += 1
+            if job.is_abandoned:
+                raise CompileAbandonedError from error
+        else:
+            self.num_killed += 1
+        limits = self.limits
+        raise CompileResourceError(
+            f"compiling was ended after {time.monotonic() - begin:.1f} s; it may take {limits.max_compile_seconds:g} s "
+            f"of processor time (max_compile_seconds), {_WALL_FACTOR} times as much on the clock, and "
+            f"{limits.max_compile_bytes / 2**20:g} MiB of memory (max_compile_bytes)"
+        )
+
+    @contextlib.contextmanager
+    def _worked_on(self, job: CompileJob, worker: Worker) -> Iterator[None]:
+        with self._free:
+            if job.is_abandoned:
+                raise CompileAbandonedError
+            job.jobs = worker.jobs
+        try:
+            yield
+        finally:
+            with self._free:
+                job.jobs = None
+
+    def _warm_up(self) -> None:
+        for _ in range(self.num_workers):
+            with self._free:
+                place = self._idle.pop() if self._idle else None
+            worker = place or self._replacement()
+            with self._free:
+                self._idle.insert(0, worker)
+                self._free.notify()
+
+    def _replacement(self) -> Worker | None:
+        """A new worker, for whoever comes next; None where that one has to try again."""
+        try:
+            return self._new_worker()
+        except CompilePoolError as error:
+            if not self._is_closed:
+                logger.warning("%s", error)
+            return None
+
+    def _new_worker(self) -> Worker:
+        with self._nursery_lock:
+            for is_last in (False, True):
+                if self._is_closed:
+                    raise CompilePoolError("the engine is being closed")
+                try:
+                    self._nursery = self._nursery or Nursery(self._setup)
+                    return self._nursery.fork()
+                except NurseryError as error:
+                    nursery, self._nursery = self._nursery, None
+                    if nursery is not None:
+                        nursery.close()
+                    if is_last:
+                        raise CompilePoolError(str(error)) from error
+        raise AssertionError("the last try returns or raises")
