@@ -44,6 +44,7 @@ _GROUP = re.compile(r"\((?:\?(?:(?P<look><?[=!])|:|P?<(?P<name>[^\W\d]\w*)>|(?P<
 _QUANTIFIER = re.compile(r"(?:(?P<sign>[*+?])|\{(?P<low>[0-9]+)(?P<comma>,(?P<high>[0-9]+)?)?\})(?P<after>[?+]?)")
 _UNICODE = re.compile(r"u(?:\{(?P<braced>[0-9a-fA-F]+)\}|(?P<four>[0-9a-fA-F]{4}))")
 _LOW_SURROGATE = re.compile(r"\\u(d[c-f][0-9a-f]{2})", re.IGNORECASE)
+_CLASS_CONTROL = re.compile(r"c([0-9_])")
 
 
 class _Group:
@@ -304,5 +305,10 @@ class _Reader:
             return self._escaped_set()
         if not following:
             raise self._malformed("a \\ at the end")
+        control = _CLASS_CONTROL.match(self._source, self._position)
+        if control is not None:
+            # Annex B's ClassControlLetter, which outside a class there is not.
+            self._position = control.end()
+            return ord(control[1]) % 32
         self._position += 1
         return self._escaped_code_point(following)
