@@ -18,6 +18,8 @@ from specdec.grammars.languages import EVERYTHING, MAX_STATES, NOTHING, Language
 # The ends of the ranges that surrogates and planes make, and letters.
 ALPHABET = "ab\0\ud7ff\ue000\U0010ffff"
 ALL_SHORT = ["".join(letters) for length in range(4) for letters in itertools.product(ALPHABET, repeat=length)]
+# Where spellings change their length, surrogates begin and end, and code points do.
+EDGE_POINTS = [0, 1, 0x7F, 0x80, 0x7FF, 0x800, 0xD7FF, 0xD800, 0xDFFF, 0xE000, 0xFFFF, 0x10000, 0x10FFFE, 0x10FFFF]
 
 words = st.text(alphabet=ALPHABET, max_size=3)
 finite_sets = st.frozensets(words, max_size=8)
@@ -72,6 +74,16 @@ def test_finite_languages_are_their_words(first: frozenset[str], second: frozens
     assert (a | b) == Language.of(first | second)
     assert (a & b) == Language.of(first & second)
     assert len(first) == 0 or a.words(len(first) - 1) is None
+
+
+@given(st.frozensets(st.sampled_from(EDGE_POINTS), max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_words_of_one_code_point_are_ranges_of_one(points: frozenset[int]) -> None:
+    listed = Language.of(map(chr, points))
+    spans = Language.of_ranges([(point, point) for point in points])
+    assert listed == spans
+    assert hash(listed) == hash(spans)
+    assert listed <= spans <= listed
 
 
 @given(languages)
