@@ -17,7 +17,7 @@ from specdec.grammars.walk import DEAD, Table
 MAX_TEXT_STATES = 16_000
 """Byte states of one automaton of strings: 8 MiB of table."""
 MAX_SPANS = 4_000_000
-"""Spans of lengths of one automaton of strings, of all its states together: 32 MiB."""
+"""Spans of lengths of all states of one automaton of strings, where a state has several of a term: 32 MiB."""
 
 Spans = tuple[tuple[int, int], ...]
 """Of rests, the fewest and the most code points; every length between them occurs."""
@@ -202,7 +202,7 @@ class _Builder:
         """(shortest, longest) of a TextAutomaton, from [term][row] -> spans."""
         num_terms, num_rows = len(spans), len(self._rows.rows)
         num_layers = max([1, *(len(some) for one in spans for some in one)])
-        if num_layers * num_terms * num_rows > MAX_SPANS:
+        if num_layers > 1 and num_layers * num_terms * num_rows > MAX_SPANS:
             raise LimitExceededError(
                 f"the strings of one place need more than {MAX_SPANS} spans of lengths (max_text_spans)"
             )
