@@ -87,7 +87,7 @@ class _Reader:
         self._source = source
         self._position = 0
         # What \1 and \k mean depends on groups that may come later.
-        bare = re.sub(r"(?s)\\.|\[(?:\\.|[^\]\\])*\]?", "", source)
+        bare = re.sub(r"(?s)\\.|\[(?:\\.|[^\]\\])*\]?", "_", source)
         self._num_groups = len(re.findall(r"\((?!\?)|\(\?P?<(?![=!])", bare))
         self._has_names = re.search(r"\(\?P?<(?![=!])", bare) is not None
         self._names: set[str] = set()

@@ -232,6 +232,7 @@ def test_any_source_is_read_as_re_reads_it_or_refused(source: str, text: str) ->
         (r"^\cA\ca$", ["\x01\x01"], ["A"]),
         (r"^\c$", ["\\c"], ["c"]),
         (r"^[\c]$", ["\\", "c"], ["x"]),
+        (r"^(\d?<a>)\k$", ["1<a>k", "<a>k"], ["1<a>"]),
         (r"^[\c1]$", ["\x11"], ["c", "1", "\\"]),
         (r"^[\c_]$", ["\x1f"], ["c", "_", "\\"]),
         (r"^\c1$", ["\\c1"], ["\x11"]),
@@ -288,6 +289,8 @@ def test_where_the_dialects_differ_inner_is_what_both_find_and_outer_what_either
     ("source", "error", "message"),
     [
         (r"(a)\1", UnsupportedSchemaError, "back-reference"),
+        (r"(\1?)", UnsupportedSchemaError, "back-reference"),
+        (r"([a]?)\1", UnsupportedSchemaError, "back-reference"),
         (r"(?<n>a)\k<n>", UnsupportedSchemaError, "back-reference"),
         (r"\p{Script=Greek}", UnsupportedSchemaError, "Script=Greek"),
         (r"(?<=a(?=b))", UnsupportedSchemaError, "inside a look-behind"),
