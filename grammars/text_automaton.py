@@ -61,7 +61,7 @@ class TextAutomaton:
             * num_layers,
             np.int32,
         )
-        self._num_terms = len(terms)
+        self.num_terms = len(terms)
         self.free_depths: NDArray[np.int32] | None = None
         """Of each state between code points, for how many bytes it takes what any body has (free_depths.py); set by
         the lexicon where no lengths are counted."""
@@ -104,7 +104,7 @@ class TextAutomaton:
 
     def is_live_for(self, term: int, state: int, length: int) -> bool:
         """Whether the term can still accept."""
-        return any(self._holds(span, state, length) for span in range(term, len(self._lows), self._num_terms))
+        return any(self._holds(span, state, length) for span in range(term, len(self._lows), self.num_terms))
 
     def _holds(self, span: int, state: int, length: int) -> bool:
         return (

@@ -126,3 +126,18 @@ def test_code_points_that_begin_alike_leave_no_counted_string_without_an_end(
     state = grammar.advance_bytes(grammar.initial_state, b'"' + begun.encode())
     assert state is not None
     assert allowed_ids(compiler, grammar, state)
+
+
+def test_a_key_that_ends_with_the_code_point_begun_has_a_plan() -> None:
+    compiler = GrammarCompiler(small_vocabulary())
+    grammar = compiler.compile_json_schema(
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "patternProperties": {"^a+é$": True},
+            "minProperties": 1,
+        }
+    )
+    state = grammar.advance_bytes(grammar.initial_state, b'{"aa\xc3')
+    assert state is not None
+    assert grammar.closing(state) is not None
