@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from vocabularies import small_vocabulary
 
 from specdec.grammars import GrammarCompiler
+from specdec.grammars.errors import LimitExceededError
 from specdec.grammars.languages import MAX_CODE_POINT, Language, from_automaton
 from specdec.grammars.lexemes import CLOSED
 from specdec.grammars.strings import StringTerm
@@ -141,3 +142,13 @@ def test_a_key_that_ends_with_the_code_point_begun_has_a_plan() -> None:
     state = grammar.advance_bytes(grammar.initial_state, b'{"aa\xc3')
     assert state is not None
     assert grammar.closing(state) is not None
+
+
+def test_too_many_spans_are_refused_by_the_limits_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    # After é at most one character follows, after è at least two.
+    term = StringTerm(Language.of(["é", "éa", "èaa", "èaaa"]))
+    automaton = build_text_automaton((term,), EVERY_BYTE)
+    assert len(automaton.shortest) == 2
+    monkeypatch.setattr("specdec.grammars.text_automaton.MAX_SPANS", 2 * len(automaton.table) - 1)
+    with pytest.raises(LimitExceededError, match="max_text_spans"):
+        build_text_automaton((term,), EVERY_BYTE)
