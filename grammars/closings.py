@@ -355,7 +355,7 @@ class Closings:
             return
         values = self._short_values(None)
         num_found = 0
-        for term in range(len(classes.automaton.lows)):
+        for term in range(classes.automaton.num_terms):
             for tail in values.members(classes.automaton, term, position.state):
                 key = text + tail
                 if key not in found and frame.after_key(key, self._classes(position, key)) is not None:

@@ -112,7 +112,6 @@ def equivalent_states(table: Ints, final: Flags) -> Ints:  # noqa: C901 (numba c
     begin = np.zeros(num_states + 1, np.int32)
     end = np.zeros(num_states + 1, np.int32)
     num_marked = np.zeros(num_states + 1, np.int32)
-    is_waiting = np.zeros(num_states + 1, np.uint8)
     num_members = 0
     for wanted in range(1, -1, -1):
         for s in range(num_states):
@@ -132,12 +131,10 @@ def equivalent_states(table: Ints, final: Flags) -> Ints:  # noqa: C901 (numba c
     num_blocks = 2
     waiting = np.empty(num_states + 1, np.int32)
     waiting[0] = 0 if 2 * num_final <= num_states else 1
-    is_waiting[waiting[0]] = 1
     num_waiting = 1
     touched = np.empty(num_states + 1, np.int32)
     while num_waiting > 0:
         num_waiting -= 1
-        is_waiting[waiting[num_waiting]] = 0
         splitter = members[begin[waiting[num_waiting]] : end[waiting[num_waiting]]].copy()
         for c in range(num_columns):
             num_touched = 0
@@ -174,7 +171,6 @@ def equivalent_states(table: Ints, final: Flags) -> Ints:  # noqa: C901 (numba c
                 for i in range(begin[num_blocks], end[num_blocks]):
                     block_of[members[i]] = num_blocks
                 waiting[num_waiting] = num_blocks
-                is_waiting[num_blocks] = 1
                 num_waiting += 1
                 num_blocks += 1
     return block_of

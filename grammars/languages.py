@@ -72,7 +72,8 @@ class Language:
         ranges = {0: 0}
         for point in points:
             ranges[point] = column_of[point]
-            ranges.setdefault(point + 1, 0)
+            if point < MAX_CODE_POINT:
+                ranges.setdefault(point + 1, 0)
         return from_automaton(ranges, rows, final, max_states=max_states)
 
     @staticmethod
@@ -82,7 +83,6 @@ class Language:
         end = 0
         for low, high in sorted(ranges):
             if high >= max(low, end):
-                starts.setdefault(max(low, end), 1)
                 starts[max(low, end)] = 1
                 end = high + 1
                 if end <= MAX_CODE_POINT:
@@ -261,8 +261,10 @@ class Language:
 def from_automaton(ranges: dict[int, int], rows: Table, final: Flags, *, max_states: int = MAX_STATES) -> Language:
     """The language of a complete automaton that starts in state 0, in canonical form.
 
-    `ranges` gives the column that the code points from each key up to the next one read; it has the key 0.
+    `ranges` gives the column that the code points from each key up to the next one read; it has the key 0, and none
+    beyond MAX_CODE_POINT.
     """
+    assert max(ranges) <= MAX_CODE_POINT
     if len(rows) > max_states:
         raise states_exceeded(max_states)
     starts: list[int] = []

@@ -1,5 +1,9 @@
 """Patterns as ECMA-262 reads them with the flag u, or as Annex B does where the flag would make them an error.
 
+Code points are matched in both cases, never halves of surrogate pairs. A pattern that needs the flag for one construct
+and Annex B for another has no meaning in any engine and is refused; escaped punctuation counts for neither, as it means
+itself everywhere.
+
 Three readings are Python's, because ECMA-262 has none and authors mean the same: \\A and \\Z, and (?P<name>...).
 An escaped ASCII letter without a meaning is refused, not read as itself: it meant something in another dialect.
 """
@@ -44,6 +48,7 @@ _GROUP = re.compile(r"\((?:\?(?:(?P<look><?[=!])|:|P?<(?P<name>[^\W\d]\w*)>|(?P<
 _QUANTIFIER = re.compile(r"(?:(?P<sign>[*+?])|\{(?P<low>[0-9]+)(?P<comma>,(?P<high>[0-9]+)?)?\})(?P<after>[?+]?)")
 _UNICODE = re.compile(r"u(?:\{(?P<braced>[0-9a-fA-F]+)\}|(?P<four>[0-9a-fA-F]{4}))")
 _LOW_SURROGATE = re.compile(r"\\u(d[c-f][0-9a-f]{2})", re.IGNORECASE)
+_CLASS_CONTROL = re.compile(r"c([0-9_])")
 
 
 class _Group:
@@ -76,20 +81,34 @@ def read_pattern(source: str) -> Node:
 
 
 class _Reader:
-    __slots__ = ("_has_names", "_num_groups", "_position", "_source")
+    __slots__ = ("_has_names", "_names", "_needs_annex_b", "_needs_flag", "_num_groups", "_position", "_source")
 
     def __init__(self, source: str) -> None:
         self._source = source
         self._position = 0
         # What \1 and \k mean depends on groups that may come later.
-        bare = re.sub(r"(?s)\\.|\[(?:\\.|[^\]\\])*\]?", "", source)
+        bare = re.sub(r"(?s)\\.|\[(?:\\.|[^\]\\])*\]?", "_", source)
         self._num_groups = len(re.findall(r"\((?!\?)|\(\?P?<(?![=!])", bare))
         self._has_names = re.search(r"\(\?P?<(?![=!])", bare) is not None
+        self._names: set[str] = set()
+        # The first construct that only the flag u has, and the first that it forbids.
+        self._needs_flag: str | None = None
+        self._needs_annex_b: str | None = None
 
     def read(self) -> Node:
+        node = self._read()
+        if self._needs_flag is not None and self._needs_annex_b is not None:
+            raise InvalidSchemaError(
+                f"{self._source!r} is not a pattern of ECMA-262: {self._needs_flag} needs the flag u, "
+                f"which forbids {self._needs_annex_b}",
+                keyword="pattern",
+            )
+        return node
+
+    def _read(self) -> Node:
         source = self._source
         groups = [_Group()]
-        can_repeat = False
+        can_repeat = is_after_look = False
         while self._position < len(source):
             character = source[self._position]
             top = groups[-1]
@@ -101,9 +120,11 @@ class _Reader:
                     raise self._malformed(f"the quantifier {quantifier[0]!r}")
                 top.parts[-1] = self._repetition(top.parts[-1], quantifier)
                 self._position = quantifier.end()
+                if is_after_look:
+                    self._note_annex_b(f"{quantifier[0]!r} after a look-ahead")
                 can_repeat = False
                 continue
-            can_repeat = True
+            can_repeat, is_after_look = True, False
             self._position += 1
             if character == "(":
                 groups.append(self._open_group())
@@ -119,6 +140,7 @@ class _Reader:
                 groups.pop()
                 groups[-1].parts.append(top.close())
                 # Annex B lets a look-ahead be repeated, but not a look-behind.
+                is_after_look = top.look is not None
                 can_repeat = top.look is None or top.look[0]
             elif character == "|":
                 top.branches.append(sequence(top.parts))
@@ -134,6 +156,8 @@ class _Reader:
                 top.parts.append(node)
                 can_repeat = isinstance(node, Characters)
             else:
+                if character in "]{}":
+                    self._note_annex_b(f"a single {character!r}")
                 ranges = NOT_LINE_END if character == "." else as_ranges([(ord(character), ord(character))])
                 top.parts.append(Characters(ranges))
         if len(groups) > 1:
@@ -146,12 +170,23 @@ class _Reader:
             keyword="pattern",
         )
 
+    def _note_flag(self, start: int) -> None:
+        """What is in the source from start to here has this meaning only with the flag u."""
+        self._needs_flag = self._needs_flag or repr(self._source[start : self._position])
+
+    def _note_annex_b(self, what: str) -> None:
+        self._needs_annex_b = self._needs_annex_b or what
+
     def _open_group(self) -> _Group:
         group = _GROUP.match(self._source, self._position - 1)
         assert group is not None
         if group["bad"] is not None:
             raise self._malformed(f"the group {self._source[group.start() : group.start() + 4]!r}")
         self._position = group.end()
+        if group["name"] in self._names:
+            raise self._malformed(f"the second group of the name {group['name']!r}")
+        if group["name"] is not None:
+            self._names.add(group["name"])
         look = group["look"]
         return _Group(None if look is None else ("<" not in look, "!" in look))
 
@@ -211,6 +246,8 @@ class _Reader:
             octal = re.compile(r"[0-3]?[0-7]{1,2}").match(source, self._position - 1)
             assert octal is not None
             self._position = octal.end()
+            if octal[0] != "0" or source[self._position : self._position + 1] in {"8", "9"}:
+                self._note_annex_b(f"'\\{octal[0]}'")
             return int(octal[0], 8)
         if character == "c":
             letter = source[self._position : self._position + 1]
@@ -218,6 +255,7 @@ class _Reader:
                 self._position += 1
                 return ord(letter) % 32
             # Annex B reads the \ as itself.
+            self._note_annex_b("'\\c' without a letter")
             self._position -= 1
             return ord("\\")
         if character == "x":
@@ -227,11 +265,14 @@ class _Reader:
                 return int(two[0], 16)
         if character == "u":
             return self._unicode_escape()
-        if character.isascii() and character.isalpha() and character != "k":
+        if character.isascii() and character.isalpha() and (character != "k" or self._has_names):
             raise self._malformed(f"the escape \\{character}")
+        if character in "89k":
+            self._note_annex_b(f"'\\{character}'")
         return ord(character)
 
     def _unicode_escape(self) -> int:
+        start = self._position - 2
         escape = _UNICODE.match(self._source, self._position - 1)
         if escape is None:
             raise self._malformed("the escape \\u")
@@ -239,9 +280,12 @@ class _Reader:
         point = int(escape["braced"] or escape["four"], 16)
         if point > 0x10FFFF:
             raise self._malformed(f"the escape \\{escape[0]}")
+        if escape["braced"]:
+            self._note_flag(start)
         low = _LOW_SURROGATE.match(self._source, self._position)
         if escape["four"] and 0xD800 <= point < 0xDC00 and low is not None:
             self._position = low.end()
+            self._note_flag(start)
             return 0x10000 + ((point - 0xD800) << 10) + int(low[1], 16) - 0xDC00
         return point
 
@@ -249,7 +293,8 @@ class _Reader:
         name = re.compile(r"\{([A-Za-z0-9_]+(?:=[A-Za-z0-9_]+)?)\}").match(self._source, self._position)
         if name is None:
             raise self._malformed("the escape \\p without a property in braces")
-        self._position = name.end()
+        start, self._position = self._position - 2, name.end()
+        self._note_flag(start)
         ranges = property_set(name[1])
         if ranges is None:
             raise UnsupportedSchemaError(
@@ -285,6 +330,7 @@ class _Reader:
                 spans.append((low, high))
             else:
                 # Annex B: beside a class such as \w the hyphen is a character.
+                self._note_annex_b("a '-' beside a set in a class")
                 for end in (low, high, ord("-")):
                     spans.extend([(end, end)] if isinstance(end, int) else end)
         ranges = as_ranges(spans)
@@ -304,5 +350,11 @@ class _Reader:
             return self._escaped_set()
         if not following:
             raise self._malformed("a \\ at the end")
+        control = _CLASS_CONTROL.match(self._source, self._position)
+        if control is not None:
+            # Annex B's ClassControlLetter, which outside a class there is not.
+            self._note_annex_b(f"'\\{control[0]}'")
+            self._position = control.end()
+            return ord(control[1]) % 32
         self._position += 1
         return self._escaped_code_point(following)

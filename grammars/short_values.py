@@ -327,7 +327,7 @@ class ShortValues:
                 num_left -= 1
                 if num_left < 0:
                     return
-                if begun == length:
+                if begun == length and automaton.is_boundary[current]:
                     if term in automaton.accepts[current]:
                         yield text + b'"'
                     is_cut = True

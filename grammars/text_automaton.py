@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,11 @@ from specdec.grammars.walk import DEAD, Table
 
 MAX_TEXT_STATES = 16_000
 """Byte states of one automaton of strings: 8 MiB of table."""
+MAX_SPANS = 4_000_000
+"""Spans of lengths of all states of one automaton of strings, where a state has several of a term: 32 MiB."""
+
+Spans = tuple[tuple[int, int], ...]
+"""Of rests, the fewest and the most code points; every length between them occurs."""
 
 _UNBOUNDED = 2**30
 _SHORT_ESCAPES = {0x22: b'"', 0x5C: b"\\", 0x08: b"b", 0x0C: b"f", 0x0A: b"n", 0x0D: b"r", 0x09: b"t"}
@@ -25,8 +30,12 @@ class TextAutomaton:
     """The byte automaton of string bodies in any of several terms, as JSON spells them.
 
     `table` int16 [states, 256]; a closing quote leads to CLOSED from the states in which some term accepts. State
-    `start` is before the first byte; `is_boundary` marks the states between code points. A term t can still accept from
-    state s after `length` code points iff length + shortest[t, s] <= highs[t] and length + longest[t, s] >= lows[t].
+    `start` is before the first byte; `is_boundary` marks the states between code points.
+
+    A span i is one of the term i % len(terms). That term can still accept from state s after `length` code points iff
+    one of its spans has length + shortest[i, s] <= highs[i] and length + longest[i, s] >= lows[i]. Between code points
+    only the first one of a term, i < len(terms), can hold; inside a code point there may be one for each that it can
+    become.
     """
 
     def __init__(
@@ -47,10 +56,14 @@ class TextAutomaton:
         self.accepts = tuple(accepts)
         self.shortest = shortest
         self.longest = longest
-        self.lows = np.array([term.min_length for term in terms], np.int32)
+        num_layers = len(shortest) // len(terms)
+        self.lows = np.array([term.min_length for term in terms] * num_layers, np.int32)
         self.highs = np.array(
-            [_UNBOUNDED if term.max_length is None else min(term.max_length, _UNBOUNDED) for term in terms], np.int32
+            [_UNBOUNDED if term.max_length is None else min(term.max_length, _UNBOUNDED) for term in terms]
+            * num_layers,
+            np.int32,
         )
+        self.num_terms = len(terms)
         self.free_depths = free_depths
         """Of each state between code points, for how many bytes it takes what any body has (free_depths.py); set by
         the lexicon where no lengths are counted."""
@@ -98,13 +111,16 @@ class TextAutomaton:
 
     def is_live(self, state: int, length: int) -> bool:
         """Whether some term can still accept."""
-        return not self.is_counted or any(self.is_live_for(term, state, length) for term in range(len(self._lows)))
+        return not self.is_counted or any(self._holds(span, state, length) for span in range(len(self._lows)))
 
     def is_live_for(self, term: int, state: int, length: int) -> bool:
         """Whether the term can still accept."""
+        return any(self._holds(span, state, length) for span in range(term, len(self._lows), self.num_terms))
+
+    def _holds(self, span: int, state: int, length: int) -> bool:
         return (
-            length + self._shortest[term][state] <= self._highs[term]
-            and length + self._longest[term][state] >= self._lows[term]
+            length + self._shortest[span][state] <= self._highs[span]
+            and length + self._longest[span][state] >= self._lows[span]
         )
 
 
@@ -172,8 +188,7 @@ class _Builder:
         table = np.full((num_rows, 256), DEAD, np.int16)
         is_boundary = np.zeros(num_rows, np.uint8)
         accepts: list[frozenset[int]] = [frozenset()] * num_rows
-        shortest = np.full((len(languages), num_rows), _UNBOUNDED, np.int32)
-        longest = np.full((len(languages), num_rows), -1, np.int32)
+        spans: list[list[Spans]] = [[()] * num_rows for _ in languages]
         for state, row in self._states.items():
             is_boundary[row] = 1
             accepts[row] = frozenset(
@@ -182,16 +197,39 @@ class _Builder:
             for i, (language, at) in enumerate(zip(languages, state, strict=True)):
                 if language.is_live(at):
                     rest = language.max_rest(at)
-                    shortest[i, row] = language.min_rest(at)
-                    longest[i, row] = _UNBOUNDED if rest is None else rest
+                    spans[i][row] = ((language.min_rest(at), _UNBOUNDED if rest is None else rest),)
         for row, leaves in self._rows.leaves.items():
-            for i in range(len(languages)):
-                # Whichever code point it becomes, the term can accept: narrower than need be, never wider.
-                shortest[i, row] = max(shortest[i, leaf] for leaf in leaves)
-                longest[i, row] = min(longest[i, leaf] for leaf in leaves)
+            for one in spans:
+                one[row] = _widest({span for leaf in leaves for span in one[leaf]})
+        shortest, longest = self._layers(spans)
         for row, targets in enumerate(self._rows.rows):
             for byte, target in targets.items():
                 table[row, byte] = target
             if accepts[row]:
                 table[row, ord('"')] = CLOSED
         return TextAutomaton(table, start, is_boundary, accepts, shortest, longest, self._terms)
+
+    def _layers(self, spans: list[list[Spans]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """(shortest, longest) of a TextAutomaton, from [term][row] -> spans."""
+        num_terms, num_rows = len(spans), len(self._rows.rows)
+        num_layers = max([1, *(len(some) for one in spans for some in one)])
+        if num_layers > 1 and num_layers * num_terms * num_rows > MAX_SPANS:
+            raise LimitExceededError(
+                f"the strings of one place need more than {MAX_SPANS} spans of lengths (max_text_spans)"
+            )
+        shortest = np.full((num_layers * num_terms, num_rows), _UNBOUNDED, np.int32)
+        longest = np.full((num_layers * num_terms, num_rows), -1, np.int32)
+        for term, one in enumerate(spans):
+            for row, some in enumerate(one):
+                for layer, span in enumerate(some):
+                    shortest[layer * num_terms + term, row], longest[layer * num_terms + term, row] = span
+        return shortest, longest
+
+
+def _widest(spans: Iterable[tuple[int, int]]) -> Spans:
+    """Those that lie in no other."""
+    kept: list[tuple[int, int]] = []
+    for low, high in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if not kept or high > kept[-1][1]:
+            kept.append((low, high))
+    return tuple(kept)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from specdec.grammars.languages import EVERYTHING, MAX_STATES, NOTHING, Language
 # The ends of the ranges that surrogates and planes make, and letters.
 ALPHABET = "ab\0\ud7ff\ue000\U0010ffff"
 ALL_SHORT = ["".join(letters) for length in range(4) for letters in itertools.product(ALPHABET, repeat=length)]
+# Where spellings change their length, surrogates begin and end, and code points do.
+EDGE_POINTS = [0, 1, 0x7F, 0x80, 0x7FF, 0x800, 0xD7FF, 0xD800, 0xDFFF, 0xE000, 0xFFFF, 0x10000, 0x10FFFE, 0x10FFFF]
 
 words = st.text(alphabet=ALPHABET, max_size=3)
 finite_sets = st.frozensets(words, max_size=8)
@@ -72,6 +75,75 @@ def test_finite_languages_are_their_words(first: frozenset[str], second: frozens
     assert (a | b) == Language.of(first | second)
     assert (a & b) == Language.of(first & second)
     assert len(first) == 0 or a.words(len(first) - 1) is None
+
+
+Holds = Callable[[str], bool]
+EDGE_LETTERS = [chr(point) for point in [*EDGE_POINTS, ord("a")] if not 0xD800 <= point < 0xE000]
+SHORT_OF_EDGES = ["".join(letters) for length in range(3) for letters in itertools.product(EDGE_LETTERS, repeat=length)]
+
+
+def random_expression(rng: random.Random, depth: int) -> tuple[Language, Holds]:
+    """A language, and which strings belong to it."""
+    kind = rng.random()
+    if depth == 0 or kind < 0.1:
+        if kind < 0.4:
+            listed = set(rng.sample(SHORT_OF_EDGES, rng.randint(0, 6)))
+            return Language.of(listed), listed.__contains__
+        if kind < 0.6:
+            spans = [tuple(sorted(rng.choices(EDGE_POINTS, k=2))) for _ in range(rng.randint(0, 3))]
+            return Language.of_ranges(
+                spans
+            ), lambda text: len(text) == 1 and any(low <= ord(text) <= high for low, high in spans)
+        num_states, starts = rng.randint(1, 4), [0, *rng.sample(EDGE_POINTS[1:], 3)]
+        columns = {start: rng.randrange(3) for start in starts}
+        rows = [[rng.randrange(num_states) for _ in range(3)] for _ in range(num_states)]
+        final = [rng.random() < 0.4 for _ in rows]
+
+        def runs(text: str) -> bool:
+            state = 0
+            for character in text:
+                state = rows[state][columns[max(start for start in starts if start <= ord(character))]]
+            return final[state]
+
+        return from_automaton(columns, np.array(rows, np.int32), np.array(final, np.uint8)), runs
+    a, in_a = random_expression(rng, depth - 1)
+    if kind < 0.3:
+        return ~a, lambda text: not in_a(text)
+    b, in_b = random_expression(rng, depth - 1)
+    if kind < 0.55:
+        return a & b, lambda text: in_a(text) and in_b(text)
+    if kind < 0.8:
+        return a | b, lambda text: in_a(text) or in_b(text)
+    return a - b, lambda text: in_a(text) and not in_b(text)
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=100, deadline=None)
+def test_nested_operators_are_set_operations_at_every_edge_of_the_code_points(seed: int) -> None:
+    rng = random.Random(seed)
+    language, holds = random_expression(rng, 3)
+    expected = sorted(filter(holds, SHORT_OF_EDGES))
+    short = Language.of(SHORT_OF_EDGES)
+    assert [text for text in SHORT_OF_EDGES if text in language] == [text for text in SHORT_OF_EDGES if holds(text)]
+    assert (language & short).words(1000) == tuple(expected)
+    assert (language & short).num_words == len(expected)
+    assert (language & short).shortest() == min(expected, key=lambda text: (len(text), text), default=None)
+    assert language & short == Language.of(expected)
+    assert (language & short) | (language - short) == language
+    other, _ = random_expression(rng, 2)
+    # Being equal is holding one another, and both are asked of the automata in other ways.
+    assert (language == other) == (language <= other <= language)
+    assert hash((language & other) | (language - other)) == hash(language)
+
+
+@given(st.frozensets(st.sampled_from(EDGE_POINTS), max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_words_of_one_code_point_are_ranges_of_one(points: frozenset[int]) -> None:
+    listed = Language.of(map(chr, points))
+    spans = Language.of_ranges([(point, point) for point in points])
+    assert listed == spans
+    assert hash(listed) == hash(spans)
+    assert listed <= spans <= listed
 
 
 @given(languages)
