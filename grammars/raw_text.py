@@ -341,7 +341,7 @@ class _Matches:
             matched = self.after(matched, byte)
             if matched == len(self._marker):
                 return False
-        return self.after(matched, self._marker[-1]) == len(self._marker)
+        return True
 
 
 def raw_bytes(text: str, keyword: str, pointer: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -20,6 +21,7 @@ from specdec.grammars import (
     Function,
     GrammarCompiler,
     GrammarError,
+    GrammarState,
     InvalidSchemaError,
     JsonSchema,
     Regex,
@@ -169,6 +171,53 @@ def test_a_marker_that_is_a_special_token_is_taken_as_that_token() -> None:
         following = grammar.advance_bytes(state, rng.choice([b"a", b"x", b"!"]))
         assert following is not None, "free text takes any letter"
         state = following
+
+
+def _is_well_formed(text: bytes) -> bool:
+    return text.decode(errors="replace").encode() == text
+
+
+def _is_marked(marker: bytes, tokens: tuple[bytes | str, ...], *, is_optional: bool) -> bool:
+    """Text, marker, `a`, by definition; special tokens, which are str here, write the marker from its beginning."""
+    pieces = [token if isinstance(token, bytes) else token.encode() for token in tokens]
+    ends = list(itertools.accumulate(len(piece) for piece in pieces))
+    spans = [(end - len(piece), end) for piece, end in zip(pieces, ends, strict=True)]
+    special = [span for token, span in zip(tokens, spans, strict=True) if isinstance(token, str)]
+    before, found, rest = b"".join(pieces).partition(marker)
+    if not found:
+        return is_optional and not special and _is_well_formed(before)
+    begin, end = len(before), len(before + marker)
+    return (
+        _is_well_formed(before) and rest == b"a" and (not special or (special[0][0] == begin and special[-1][1] <= end))
+    )
+
+
+@pytest.mark.parametrize("is_optional", [False, True])
+@pytest.mark.parametrize("marker", ["aéa", "éaé"])
+def test_the_first_marker_ends_free_text_whatever_tokens_write_it(marker: str, is_optional: bool) -> None:
+    # Some tokens end inside a code point, some go beyond the marker, some special ones are parts of it.
+    spelt = [b"a", b"\xc3", b"\xa9", b"a\xc3", b"\xa9a", b"aa"]
+    special = ["aé", "aéa", "é", "éa"]
+    base = small_vocabulary()
+    size = base.size
+    vocabulary = Vocabulary(
+        [*(base.token_bytes(token_id) for token_id in range(size)), *spelt, *(None for _ in special)],
+        base.eos_token_ids,
+        special_tokens={text: size + len(spelt) + index for index, text in enumerate(special)},
+    )
+    tokens = [*spelt, *special]
+    compiler = GrammarCompiler(vocabulary)
+    grammar = compiler.compile(AfterMarker(marker=marker, then=Choice(choices=("a",)), optional=is_optional))
+    states: dict[tuple[bytes | str, ...], GrammarState | None] = {(): grammar.initial_state}
+    for length in range(1, 6):
+        for written in itertools.product(tokens, repeat=length):
+            state = states[written[:-1]]
+            after = None if state is None else grammar.advance(state, size + tokens.index(written[-1]))
+            is_accepted = after is not None and grammar.is_accepting(after)
+            assert is_accepted == _is_marked(marker.encode(), written, is_optional=is_optional), written
+            states[written] = after
+    for state in {state for state in states.values() if state is not None}:
+        check_state(vocabulary, compiler, grammar, state)
 
 
 def test_a_budget_reserves_what_comes_after_the_marker() -> None:
