@@ -264,6 +264,70 @@ def test_what_cannot_be_is_refused_by_name(constraint: Constraint, error: type[G
         GrammarCompiler(small_vocabulary()).compile(constraint)
 
 
+_BAD_SCHEMA = '{"properties":{"a/b":{"type":"nothing"}}}'
+_NOT_A_TYPE = Function(name="f", parameters=_BAD_SCHEMA)
+_WITH_DOCUMENT = SchemaOptions(documents={"urn:d": {"type": "nothing"}})
+
+
+@pytest.mark.parametrize(
+    ("constraint", "pointer"),
+    [
+        (JsonSchema(schema=_BAD_SCHEMA), "/properties/a~1b/type"),
+        (AfterMarker(marker="m", then=JsonSchema(schema=_BAD_SCHEMA)), "/then/schema/properties/a~1b/type"),
+        (AfterMarker(marker="m", then=JsonSchema(schema="{")), "/then/schema"),
+        (AfterMarker(marker="m", then=JsonSchema(schema="false")), "/then/schema"),
+        (AfterMarker(marker="m", then=JsonSchema(schema='{"$ref":"urn:d"}', options=_WITH_DOCUMENT)), "urn:d/type"),
+        (Regex(pattern="("), ""),
+        (AfterMarker(marker="m", then=Regex(pattern="(")), "/then/pattern"),
+        (AfterMarker(marker="m", then=Regex(pattern="日{9999}{99}")), "/then/pattern"),
+        (AfterMarker(marker="m", then=Regex(pattern="[^\\s\\S]")), "/then/pattern"),
+        (Choice(choices=()), ""),
+        (Choice(choices=("a", "\ud800")), "/1"),
+        (AfterMarker(marker="m", then=Choice(choices=())), "/then/choices"),
+        (AfterMarker(marker="m", then=Choice(choices=("日",))), "/then/choices"),
+        (AfterMarker(marker="m", then=Choice(choices=("a", "\ud800"))), "/then/choices/1"),
+        (AfterMarker(marker="", then=_SCHEMA), "/marker"),
+        (ToolCalls(functions=()), "/functions"),
+        (ToolCalls(functions=(_PLACE, _NOT_A_TYPE)), "/functions/1/parameters/properties/a~1b/type"),
+        (ToolCalls(functions=(_PLACE, Function(name="日"))), "/functions/1/name"),
+        (ToolCalls(functions=(_PLACE,), format=ToolCallFormat(end="日")), "/format/end"),
+        (TextOrToolCalls(calls=ToolCalls(functions=())), "/calls/functions"),
+        (TextOrToolCalls(calls=ToolCalls(functions=(_STOP, _STOP), format=_SHORT)), "/calls/functions/1/name"),
+        (
+            TextOrToolCalls(calls=ToolCalls(functions=(_NOT_A_TYPE,), format=_SHORT)),
+            "/calls/functions/0/parameters/properties/a~1b/type",
+        ),
+        (TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=ToolCallFormat(begin=""))), "/calls/format/begin"),
+        (TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=ToolCallFormat(end="日"))), "/calls/format/end"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else type(one).__name__,
+)
+def test_an_error_points_into_the_constraint_that_was_given(constraint: Constraint, pointer: str) -> None:
+    with pytest.raises(GrammarError) as caught:
+        GrammarCompiler(_vocabulary(small_vocabulary())).compile(constraint)
+    assert caught.value.pointer == pointer
+
+
+def test_a_restriction_points_into_the_constraint_that_was_given() -> None:
+    compiler = GrammarCompiler(_vocabulary(small_vocabulary()))
+    narrow = JsonSchema(schema='{"type":"object","properties":{"a":{"pattern":"^\\\\s$"}}}')
+    function = Function(name="f", parameters=narrow.schema)
+    for constraint, pointer in (
+        (narrow, "/properties/a/pattern"),
+        (Choice(choices=("a", "日")), "/1"),
+        (AfterMarker(marker="m", then=narrow), "/then/schema/properties/a/pattern"),
+        (AfterMarker(marker="m", then=Regex(pattern="\\s")), "/then/pattern"),
+        (AfterMarker(marker="m", then=Choice(choices=("a", "日"))), "/then/choices/1"),
+        (ToolCalls(functions=(_STOP, function)), "/functions/1/parameters/properties/a/pattern"),
+        (
+            TextOrToolCalls(calls=ToolCalls(functions=(_STOP, function), format=_SHORT)),
+            "/calls/functions/1/parameters/properties/a/pattern",
+        ),
+    ):
+        pointers = {one.pointer for one in compiler.compile(constraint).report.restrictions}
+        assert pointer in pointers
+
+
 def test_a_grammar_knows_its_constraint_and_is_compiled_once() -> None:
     compiler = GrammarCompiler(small_vocabulary())
     for constraint in CONSTRAINTS[:6]:
