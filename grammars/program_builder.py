@@ -36,6 +36,9 @@ from specdec.grammars.vocabulary import Vocabulary
 _FIELDS = {JsonSchema: "/schema", Regex: "/pattern", Choice: "/choices"}
 _UNSPELLABLE = Restriction(reason="no character that the vocabulary cannot spell byte by byte", pointer="")
 
+_MAX_MARKER_BYTES = 1024
+"""Of a marker, as UTF-8."""
+
 
 def build_program(constraint: Constraint, vocabulary: Vocabulary, lexicon: Lexicon, limits: Limits) -> Program:
     """The program of the constraint's texts; GrammarError where there is none.
@@ -116,6 +119,12 @@ class _ProgramBuilder:
         if not marker:
             raise InvalidSchemaError(
                 f"{keyword} is empty: nothing would part the free text from what follows it",
+                keyword=keyword,
+                pointer=pointer,
+            )
+        if len(marker) > _MAX_MARKER_BYTES:
+            raise LimitExceededError(
+                f"{keyword} has {len(marker)} bytes; the limit is {_MAX_MARKER_BYTES} (max_marker_bytes)",
                 keyword=keyword,
                 pointer=pointer,
             )

@@ -24,6 +24,7 @@ from specdec.grammars import (
     GrammarState,
     InvalidSchemaError,
     JsonSchema,
+    LimitExceededError,
     Regex,
     SchemaOptions,
     TextOrToolCalls,
@@ -306,6 +307,19 @@ def test_an_error_points_into_the_constraint_that_was_given(constraint: Constrai
     with pytest.raises(GrammarError) as caught:
         GrammarCompiler(_vocabulary(small_vocabulary())).compile(constraint)
     assert caught.value.pointer == pointer
+
+
+def test_a_marker_has_a_limit_that_is_named_with_its_place() -> None:
+    compiler = GrammarCompiler(_vocabulary(small_vocabulary()))
+    compiler.compile(AfterMarker(marker="é" * 512, then=_SCHEMA))
+    calls = ToolCalls(functions=(_STOP,), format=ToolCallFormat(begin="é" * 512 + "a"))
+    for constraint, keyword, pointer in (
+        (AfterMarker(marker="é" * 512 + "a", then=_SCHEMA), "marker", "/marker"),
+        (TextOrToolCalls(calls=calls), "begin", "/calls/format/begin"),
+    ):
+        with pytest.raises(LimitExceededError, match="1025 bytes; the limit is 1024") as caught:
+            compiler.compile(constraint)
+        assert (caught.value.keyword, caught.value.pointer) == (keyword, pointer)
 
 
 def test_a_restriction_points_into_the_constraint_that_was_given() -> None:
