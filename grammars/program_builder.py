@@ -147,7 +147,8 @@ class _ProgramBuilder:
     def _add_schema(self, constraint: JsonSchema, *, only_objects: bool = False) -> int:
         """The number of the schema's rule."""
         self._layout = layout_of(constraint.options)
-        document = SchemaDocument(constraint.schema, self._limits, constraint.options.documents)
+        text = schema_text(constraint.schema, self._limits)
+        document = SchemaDocument(text, self._limits, constraint.options.documents)
         lowering = Lowering(document, self._limits, constraint.options, stopwatch=self._stopwatch)
         rules = compile_rules(lowering, self._lexicon)
         first = len(self._rules)
@@ -216,8 +217,7 @@ class _ProgramBuilder:
 
     def _add_function(self, function: Function, options: SchemaOptions) -> int:
         try:
-            schema = JsonSchema(schema=schema_text(function.parameters, self._limits), options=options)
-            return self._add_schema(schema, only_objects=True)
+            return self._add_schema(JsonSchema(schema=function.parameters, options=options), only_objects=True)
         except GrammarError as error:
             error.message = f"function {function.name!r}: {error.message}"
             raise

@@ -25,6 +25,7 @@ from specdec.grammars import (
     InvalidSchemaError,
     JsonSchema,
     LimitExceededError,
+    Limits,
     Regex,
     SchemaOptions,
     TextOrToolCalls,
@@ -320,6 +321,13 @@ def test_a_marker_has_a_limit_that_is_named_with_its_place() -> None:
         with pytest.raises(LimitExceededError, match="1025 bytes; the limit is 1024") as caught:
             compiler.compile(constraint)
         assert (caught.value.keyword, caught.value.pointer) == (keyword, pointer)
+
+
+def test_a_schema_after_a_marker_is_as_large_as_any_other_may_be() -> None:
+    compiler = GrammarCompiler(_vocabulary(small_vocabulary()), limits=Limits(max_schema_bytes=100))
+    with pytest.raises(LimitExceededError, match="max_schema_bytes") as caught:
+        compiler.compile(AfterMarker(marker="m", then=JsonSchema(schema=" " * 200 + "true")))
+    assert caught.value.pointer == "/then/schema"
 
 
 def test_a_restriction_points_into_the_constraint_that_was_given() -> None:
