@@ -168,11 +168,11 @@ class _ProgramBuilder:
         self._enforced.update(report.enforced)
         self._annotations.update(report.annotations)
         for one in report.restrictions:
-            if one.pointer:
-                self._restrict(one.reason, one.pointer)
-            else:
-                # Those of every text are the same for each schema.
+            if only_objects and not one.pointer:
+                # What holds of all arguments holds of the calls around them as well.
                 self._restrictions[one] = None
+            else:
+                self._restrict(one.reason, one.pointer)
         return root
 
     def _add_pattern(self, pattern: str) -> int:

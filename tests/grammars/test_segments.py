@@ -338,6 +338,7 @@ def test_a_restriction_points_into_the_constraint_that_was_given() -> None:
         (narrow, "/properties/a/pattern"),
         (Choice(choices=("a", "日")), "/1"),
         (AfterMarker(marker="m", then=narrow), "/then/schema/properties/a/pattern"),
+        (AfterMarker(marker="m", then=JsonSchema(schema='{"uniqueItems":true}')), "/then/schema"),
         (AfterMarker(marker="m", then=Regex(pattern="\\s")), "/then/pattern"),
         (AfterMarker(marker="m", then=Choice(choices=("a", "日"))), "/then/choices/1"),
         (ToolCalls(functions=(_STOP, function)), "/functions/1/parameters/properties/a/pattern"),
