@@ -74,6 +74,7 @@ class _ProgramBuilder:
                 marker = self._marker(constraint.marker, "marker", "/marker")
                 with self._within("/then" + _FIELDS[type(constraint.then)]):
                     after = self._part(constraint.then)
+                self._enforced.add("marker")
                 start = self._raw.free_text(marker, after, may_end=constraint.optional)
             case ToolCalls():
                 start = self._add_calls(constraint, begin=None)
@@ -208,6 +209,9 @@ class _ProgramBuilder:
     def _add_calls(self, calls: ToolCalls, begin: bytes | None) -> int:
         """The state before the first call or, where `begin` is free text's marker, before the free text."""
         check_calls(calls)
+        self._enforced.update(("functions", "begin", "end", "name_key", "arguments_key"))
+        if calls.parallel:
+            self._enforced.add("separator")
         goals = []
         for index, function in enumerate(calls.functions):
             with self._within(f"/functions/{index}/parameters"):

@@ -330,6 +330,22 @@ def test_a_schema_after_a_marker_is_as_large_as_any_other_may_be() -> None:
     assert caught.value.pointer == "/then/schema"
 
 
+def test_the_report_lists_the_marker_and_the_format_of_calls_beside_what_schemas_say() -> None:
+    compiler = GrammarCompiler(_vocabulary(small_vocabulary()))
+    calls = ToolCalls(functions=(_STOP,), format=_SHORT)
+    several = ToolCalls(functions=(_STOP,), format=_SHORT, parallel=True)
+    around = {"functions", "begin", "end", "name_key", "arguments_key", "type"}
+    for constraint, enforced in (
+        (AfterMarker(marker="m", then=JsonSchema(schema='{"const":1}')), {"marker", "const"}),
+        (AfterMarker(marker="m", then=Regex(pattern="a"), optional=True), {"marker", "pattern"}),
+        (AfterMarker(marker="m", then=Choice(choices=("a",))), {"marker", "choices"}),
+        (calls, around),
+        (several, around | {"separator"}),
+        (TextOrToolCalls(calls=calls), around),
+    ):
+        assert compiler.compile(constraint).report.enforced == tuple(sorted(enforced))
+
+
 def test_a_restriction_points_into_the_constraint_that_was_given() -> None:
     compiler = GrammarCompiler(_vocabulary(small_vocabulary()))
     narrow = JsonSchema(schema='{"type":"object","properties":{"a":{"pattern":"^\\\\s$"}}}')
