@@ -97,7 +97,7 @@ class Closings:
         return known[goal]
 
     def prepare(self, stopwatch: Stopwatch) -> None:
-        """Work out `bound`'s part of a frame, until two thirds of the time to compile are over."""
+        """Work out `bound`'s part of a frame, until half of the time to compile is over."""
         self._most_per_frame = self._values[True].most_bytes(stopwatch)
         if not self._canonical and self._most_per_frame is not None:
             most = self._values[False].most_bytes(stopwatch)
