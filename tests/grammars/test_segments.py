@@ -9,12 +9,14 @@ import re
 from typing import Any
 
 import pytest
+from budgeted_walks import walk, with_spare_tokens
 from checks import accepts, allowed_ids, check_state
 from vocabularies import merged_vocabulary, small_vocabulary
 
 from specdec.grammars import (
     AfterMarker,
     BudgetedGrammar,
+    BudgetedState,
     BudgetError,
     Choice,
     Constraint,
@@ -75,35 +77,20 @@ def _vocabulary(base: Vocabulary) -> Vocabulary:
     return Vocabulary([*(base.token_bytes(token_id) for token_id in range(base.size)), *words], base.eos_token_ids)
 
 
-def _walk(compiler: GrammarCompiler, constraint: Constraint, rng: random.Random, *, num_checked: int) -> str:
-    vocabulary, grammar = compiler.vocabulary, compiler.compile(constraint)
-    minimum = grammar.minimum_tokens
-    assert minimum is not None, "short texts are enough"
-    budgeted = BudgetedGrammar(grammar, minimum + rng.randint(0, 25))
-    state, text = budgeted.initial_state, b""
-    while not budgeted.only_eos(state):
-        if num_checked:
-            num_checked -= 1
-            check_state(vocabulary, compiler, grammar, state.state)
-        token_id = rng.choice(allowed_ids(compiler, budgeted, state))
-        if token_id in vocabulary.eos_token_ids:
-            break
-        after = budgeted.advance(state, token_id)
-        assert after is not None, f"an allowed token does not advance after {text!r}"
-        state, text = after, text + (vocabulary.token_bytes(token_id) or b"")
-    assert budgeted.is_accepting(state), f"{text!r} is not complete"
-    return text.decode()
-
-
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=lambda one: f"{type(one).__name__}")
 @pytest.mark.parametrize("vocabulary", [small_vocabulary(), merged_vocabulary()], ids=["small", "merged"])
 def test_walks_satisfy_the_constraint_and_masks_are_exact(constraint: Constraint, vocabulary: Vocabulary) -> None:
     compiler = GrammarCompiler(_vocabulary(vocabulary))
-    check = FinalCheck(constraint)
+    grammar, final_check = compiler.compile(constraint), FinalCheck(constraint)
     rng = random.Random(7)
+
+    def check(state: BudgetedState) -> None:
+        check_state(compiler.vocabulary, compiler, grammar, state.state)
+
     for _ in range(12):
-        text = _walk(compiler, constraint, rng, num_checked=6)
-        assert check.violation(text) is None, text
+        budgeted = with_spare_tokens(grammar, rng.randint(0, 25))
+        text = walk(compiler, budgeted, rng, check=check, num_checked=6).decode()
+        assert final_check.violation(text) is None, text
 
 
 def _accepted(constraint: Constraint, texts: list[str]) -> list[bool]:
