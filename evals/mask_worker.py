@@ -6,7 +6,6 @@ process; what crosses to it is never timed.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from specdec.evals.engine_worker import EngineWorker, LostWorkerError
 from specdec.evals.mask_engine import MaskEngine, MaskGrammar, SpecdecMasks
 from specdec.evals.mask_peers import MaskPeerName, load_mask_peer
 from specdec.evals.mask_timing import DisagreeingMaskError, RefusedTokenError, WalkTimes, time_walk
@@ -26,7 +26,6 @@ from specdec.evals.vocabularies import EvalVocabulary
 MaskEngineName = Literal["specdec"] | MaskPeerName
 TokenIds = tuple[int, ...]
 _WALK_SECONDS = 120.0
-_START_SECONDS = 300.0
 _WARM_UP_SCHEMA = '{"type":"object","properties":{"a":{"type":"string"},"b":{"type":"number"}}}'
 WARM_UP_TEXT = b'{"a":"text","b":-1.5}'
 
@@ -61,8 +60,8 @@ class SchemaTimes:
     table: tuple[int, int] | None = None
 
 
-class MaskWorker:
-    """A context manager; entering raises MissingPeerError without the engine, RuntimeError where it fails to load."""
+class MaskWorker(EngineWorker):
+    """An engine whose masks are timed."""
 
     # Any: documents are whatever JSON holds.
     def __init__(
@@ -75,16 +74,8 @@ class MaskWorker:
         compile_seconds: float = COMPILE_SECONDS,
     ) -> None:
         self.engine: MaskEngineName = engine
-        self._arguments = (engine, vocabulary, dict(documents), warm_up)
+        super().__init__(engine, _serve, (engine, vocabulary, dict(documents), warm_up))
         self._compile_seconds = compile_seconds
-        self._running: tuple[multiprocessing.process.BaseProcess, Connection] | None = None
-
-    def __enter__(self) -> MaskWorker:
-        self._start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._kill()
 
     def run(self, schema_text: str, options: CompileOptions, texts: Sequence[tuple[TokenIds, ...]]) -> SchemaTimes:
         """Compile, and time the texts, each given by the tokens of its renderings."""
@@ -93,59 +84,9 @@ class MaskWorker:
             if compiled.refusal is not None:
                 return compiled
             timed: SchemaTimes = self._ask(("walk", tuple(texts)), _WALK_SECONDS)
-        except _LostWorkerError as error:
+        except LostWorkerError as error:
             return SchemaTimes(refusal=MaskRefusal(reason=str(error), is_fault=True))
         return SchemaTimes(compile_ms=compiled.compile_ms, refusal=timed.refusal, texts=timed.texts, table=timed.table)
-
-    # Any: each request has a reply of its own type, named where it is made.
-    def _ask(self, request: tuple[Any, ...], seconds: float) -> Any:
-        if self._running is None:
-            self._start()
-        assert self._running is not None
-        process, connection = self._running
-        try:
-            connection.send(request)
-            if connection.poll(seconds):
-                return connection.recv()
-        except (EOFError, OSError):
-            process.join(5)
-            exit_code = process.exitcode
-            self._kill()
-            raise _LostWorkerError(f"the process ended with exit code {exit_code}") from None
-        self._kill()
-        raise _LostWorkerError(f"{request[0]} took over {seconds:g} s")
-
-    def _start(self) -> None:
-        # Spawned, not forked: the parent may have threads, and a peer's library must not meet what it has loaded.
-        context = multiprocessing.get_context("spawn")
-        connection, others = context.Pipe()
-        process = context.Process(target=_serve, args=(others, *self._arguments), daemon=True)
-        process.start()
-        others.close()
-        self._running = process, connection
-        try:
-            missing = connection.recv() if connection.poll(_START_SECONDS) else None
-            if missing is None:
-                self._kill()
-                raise RuntimeError(f"{self.engine} did not start within {_START_SECONDS:g} s")
-        except EOFError:
-            self._kill()
-            raise RuntimeError(f"the process that loads {self.engine} ended; its error is above") from None
-        if missing:
-            self._kill()
-            raise MissingPeerError(missing)
-
-    def _kill(self) -> None:
-        if self._running is not None:
-            process, connection = self._running
-            self._running = None
-            connection.close()
-            process.kill()
-            process.join()
-
-
-class _LostWorkerError(Exception):
-    pass
 
 
 def _serve(

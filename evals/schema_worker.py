@@ -5,7 +5,6 @@ A compile may hang in compiled code, exhaust memory or take the process down; he
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from specdec.evals.engine_worker import EngineWorker, LostWorkerError
 from specdec.evals.schema_engine import CompileOptions, RefusedSchemaError, SchemaEngine, SpecdecEngine
 from specdec.evals.schema_peers import MissingPeerError, PeerName, load_peer
 from specdec.evals.schema_walk import closed_walk
@@ -22,7 +22,6 @@ from specdec.evals.schema_walk import closed_walk
 EngineName = Literal["specdec"] | PeerName
 COMPILE_SECONDS = 20.0
 _ANSWER_SECONDS = 60.0
-_START_SECONDS = 300.0
 _MEMORY_BYTES = 8 * 2**30
 
 
@@ -55,40 +54,31 @@ class Walks(msgspec.Struct, frozen=True, kw_only=True):
     fault: str | None = None
 
 
-class SchemaWorker:
-    """A context manager; entering raises MissingPeerError without the engine, RuntimeError where it fails to load."""
+class SchemaWorker(EngineWorker):
+    """An engine that is asked about schemas and their instances."""
 
     # Any: a schema is whatever JSON holds.
     def __init__(
         self, engine: EngineName, documents: Mapping[str, Any], *, compile_seconds: float = COMPILE_SECONDS
     ) -> None:
-        self._engine: EngineName = engine
-        self._documents = dict(documents)
+        super().__init__(engine, _serve, (engine, dict(documents)))
         self._compile_seconds = compile_seconds
-        self._running: tuple[multiprocessing.process.BaseProcess, Connection] | None = None
-
-    def __enter__(self) -> SchemaWorker:
-        self._start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._kill()
 
     def run(self, schema_text: str, options: CompileOptions, renderings: Sequence[tuple[bytes, ...]]) -> Compiled:
         """Compile, and ask about the instances, each given by its renderings."""
         begin = time.perf_counter()
         try:
             milliseconds, refusal = self._ask(("compile", schema_text, options), self._compile_seconds)
-        except _LostWorkerError as error:
+        except LostWorkerError as error:
             elapsed = (time.perf_counter() - begin) * 1000
-            return Compiled(milliseconds=elapsed, refusal=error.refusal, answers=())
+            lost = Refusal(reason=error.reason, message=str(error), is_fault=True)
+            return Compiled(milliseconds=elapsed, refusal=lost, answers=())
         if refusal is not None or not renderings:
             return Compiled(milliseconds=milliseconds, refusal=refusal, answers=())
         try:
             answers: tuple[Answer, ...] = self._ask(("answer", tuple(renderings)), _ANSWER_SECONDS)
-        except _LostWorkerError as error:
-            lost = Answer(rendering=None, refusal=error.refusal.message, is_fault=True)
-            answers = (lost,) * len(renderings)
+        except LostWorkerError as error:
+            answers = (Answer(rendering=None, refusal=str(error), is_fault=True),) * len(renderings)
         return Compiled(milliseconds=milliseconds, refusal=None, answers=answers)
 
     def walks(self, schema_text: str, options: CompileOptions, number: int, seed: int) -> Walks:
@@ -96,61 +86,9 @@ class SchemaWorker:
         try:
             self._ask(("compile", schema_text, options), self._compile_seconds)
             done: Walks = self._ask(("walk", number, seed), _ANSWER_SECONDS)
-        except _LostWorkerError as error:
-            return Walks(texts=(), num_not_closed=number, fault=error.refusal.message)
+        except LostWorkerError as error:
+            return Walks(texts=(), num_not_closed=number, fault=str(error))
         return done
-
-    # Any: each request has a reply of its own type, named where it is made.
-    def _ask(self, request: tuple[Any, ...], seconds: float) -> Any:
-        if self._running is None:
-            self._start()
-        assert self._running is not None
-        process, connection = self._running
-        try:
-            connection.send(request)
-            if connection.poll(seconds):
-                return connection.recv()
-        except (EOFError, OSError):
-            process.join(5)
-            exit_code = process.exitcode
-            self._kill()
-            raise _LostWorkerError("crashed", f"the process ended with exit code {exit_code}") from None
-        self._kill()
-        raise _LostWorkerError(f"over {seconds:g} s", f"{request[0]} took over {seconds:g} s")
-
-    def _start(self) -> None:
-        # Spawned, not forked: the parent may have threads, and a peer's library must not meet what it has loaded.
-        context = multiprocessing.get_context("spawn")
-        connection, others = context.Pipe()
-        process = context.Process(target=_serve, args=(others, self._engine, self._documents), daemon=True)
-        process.start()
-        others.close()
-        self._running = process, connection
-        try:
-            missing = connection.recv() if connection.poll(_START_SECONDS) else None
-            if missing is None:
-                self._kill()
-                raise RuntimeError(f"{self._engine} did not start within {_START_SECONDS:g} s")
-        except EOFError:
-            self._kill()
-            raise RuntimeError(f"the process that loads {self._engine} ended; its error is above") from None
-        if missing:
-            self._kill()
-            raise MissingPeerError(missing)
-
-    def _kill(self) -> None:
-        if self._running is not None:
-            process, connection = self._running
-            self._running = None
-            connection.close()
-            process.kill()
-            process.join()
-
-
-class _LostWorkerError(Exception):
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.refusal = Refusal(reason=reason, message=message, is_fault=True)
 
 
 def _serve(connection: Connection, engine_name: EngineName, documents: Mapping[str, Any]) -> None:

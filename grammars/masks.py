@@ -388,10 +388,10 @@ class MaskWalker:
         ended: dict[int, bytes] = {}
         if candidates.begins(position.text):
             ended = dict(self._walk_texts(candidates, position.text, nodes, mark_inside=True))
-        if is_free and frame.seen:
-            repeated = TextSet((key, 0) for key in frame.seen)
-            taken = {node for node, _ in self._walk_texts(repeated, position.text, nodes, mark_inside=False)}
-            closed = [one for one in closed if one[0] not in taken]
+        if is_free:
+            # Keys that are declared or have occurred, and are no candidates: none of them is a fresh one.
+            special = self._automaton.special_keys(frame)
+            ended |= dict(self._walk_texts(special, position.text, nodes, mark_inside=False))
         state_at = {node: state for node, state, _ in closed}
         for node, text in ended.items():
             if node in decided:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from specdec.grammars.automaton import Automaton
@@ -10,6 +12,7 @@ from specdec.grammars.constraints import (
     AfterMarker,
     Choice,
     Constraint,
+    Function,
     JsonSchema,
     Regex,
     TextOrToolCalls,
@@ -21,6 +24,7 @@ from specdec.grammars.layout import Layout, layout_of
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.limits import Limits
 from specdec.grammars.lowering import Lowering
+from specdec.grammars.options import SchemaOptions
 from specdec.grammars.patterns import whole_pattern_language
 from specdec.grammars.program import Program, ShortTexts
 from specdec.grammars.raw_text import RawTextBuilder, raw_bytes
@@ -33,7 +37,11 @@ from specdec.grammars.stopwatch import Stopwatch
 from specdec.grammars.tool_calls import add_calls, check_calls
 from specdec.grammars.vocabulary import Vocabulary
 
+_FIELDS = {JsonSchema: "/schema", Regex: "/pattern", Choice: "/choices"}
 _UNSPELLABLE = Restriction(reason="no character that the vocabulary cannot spell byte by byte", pointer="")
+
+_MAX_MARKER_BYTES = 1024
+"""Of a marker, as UTF-8."""
 
 
 def build_program(
@@ -41,7 +49,8 @@ def build_program(
 ) -> Program:
     """The program of the constraint's texts; GrammarError where there is none.
 
-    What is wrong with a schema has its place in the schema as pointer, any other fault its place in the constraint.
+    Pointers, of errors and of restrictions, begin at the constraint; where that has one part, at its schema, pattern or
+    choices.
     `lexicon` is the one that all grammars share, and `speller` of the same vocabulary.
     """
     stopwatch = Stopwatch(limits.max_compile_seconds)
@@ -71,6 +80,8 @@ class _ProgramBuilder:
         self._annotations: set[str] = set()
         self._restrictions: dict[Restriction, None] = {}
         self._layout: Layout = None
+        self._pointer = ""
+        """Of the part of the constraint that is being added."""
 
     def build(self, constraint: Constraint) -> Program:
         start = None
@@ -79,12 +90,16 @@ class _ProgramBuilder:
                 self._add_schema(constraint)
             case AfterMarker():
                 marker = self._marker(constraint.marker, "marker", "/marker")
-                start = self._raw.free_text(marker, self._part(constraint.then), may_end=constraint.optional)
+                with self._within("/then" + _FIELDS[type(constraint.then)]):
+                    after = self._part(constraint.then)
+                self._enforced.add("marker")
+                start = self._raw.free_text(marker, after, may_end=constraint.optional)
             case ToolCalls():
                 start = self._add_calls(constraint, begin=None)
             case TextOrToolCalls():
                 begin = self._marker(constraint.calls.format.begin, "begin", "/calls/format/begin")
-                start = self._add_calls(constraint.calls, begin=begin)
+                with self._within("/calls"):
+                    start = self._add_calls(constraint.calls, begin=begin)
             case _:
                 start = self._part(constraint)
         raw_text = None if start is None else self._raw.build(start)
@@ -103,11 +118,33 @@ class _ProgramBuilder:
             _estimated_bytes(self._rules) + (0 if raw_text is None else raw_text.num_bytes),
         )
 
+    @contextmanager
+    def _within(self, pointer: str) -> Iterator[None]:
+        """What is found inside is a part of the constraint, and its own pointers begin there."""
+        outer, self._pointer = self._pointer, self._pointer + pointer
+        try:
+            yield
+        except GrammarError as error:
+            error.pointer = _below(pointer, error.pointer)
+            raise
+        finally:
+            self._pointer = outer
+
+    def _restrict(self, reason: str, pointer: str = "") -> None:
+        """Report a restriction of the part that is being added."""
+        self._restrictions[Restriction(reason=reason, pointer=_below(self._pointer, pointer))] = None
+
     def _marker(self, text: str, keyword: str, pointer: str) -> bytes:
         marker = raw_bytes(text, keyword, pointer)
         if not marker:
             raise InvalidSchemaError(
                 f"{keyword} is empty: nothing would part the free text from what follows it",
+                keyword=keyword,
+                pointer=pointer,
+            )
+        if len(marker) > _MAX_MARKER_BYTES:
+            raise LimitExceededError(
+                f"{keyword} has {len(marker)} bytes; the limit is {_MAX_MARKER_BYTES} (max_marker_bytes)",
                 keyword=keyword,
                 pointer=pointer,
             )
@@ -127,10 +164,11 @@ class _ProgramBuilder:
             case Choice():
                 return self._add_choice(constraint.choices)
 
-    def _add_schema(self, constraint: JsonSchema, *, of: str = "", only_objects: bool = False) -> int:
-        """The number of the schema's rule; `of` says whose schema it is, where there are several."""
+    def _add_schema(self, constraint: JsonSchema, *, only_objects: bool = False) -> int:
+        """The number of the schema's rule."""
         self._layout = layout_of(constraint.options)
-        document = SchemaDocument(constraint.schema, self._limits, constraint.options.documents)
+        text = schema_text(constraint.schema, self._limits)
+        document = SchemaDocument(text, self._limits, constraint.options.documents)
         lowering = Lowering(document, self._limits, constraint.options, stopwatch=self._stopwatch)
         rules = compile_rules(lowering, self._lexicon)
         first = len(self._rules)
@@ -150,61 +188,67 @@ class _ProgramBuilder:
         self._enforced.update(report.enforced)
         self._annotations.update(report.annotations)
         for one in report.restrictions:
-            reason = f"{of}: {one.reason}" if of and one.pointer else one.reason
-            self._restrictions[Restriction(reason=reason, pointer=one.pointer)] = None
+            if only_objects and not one.pointer:
+                # What holds of all arguments holds of the calls around them as well.
+                self._restrictions[one] = None
+            else:
+                self._restrict(one.reason, one.pointer)
         return root
 
     def _add_pattern(self, pattern: str) -> int:
-        inner, outer = whole_pattern_language(pattern, pointer="/pattern")
+        inner, outer = whole_pattern_language(pattern)
         self._enforced.add("pattern")
         self._restrictions[_UNSPELLABLE] = None
         if inner != outer:
-            self._restrictions[
-                Restriction(reason="no text in which ECMA-262 and Python's re do not both find a match",
-                            pointer="/pattern")
-            ] = None  # fmt: skip
+            self._restrict("no text in which ECMA-262 and Python's re do not both find a match")
         if inner.is_empty:
-            raise UnsatisfiableSchemaError("no text matches the pattern", keyword="pattern", pointer="/pattern")
+            raise UnsatisfiableSchemaError("no text matches the pattern", keyword="pattern")
         return self._raw.language(inner)
 
     def _add_choice(self, choices: tuple[str, ...]) -> int:
         if not choices:
-            raise InvalidSchemaError("there is no choice", keyword="choices", pointer="/choices")
+            raise InvalidSchemaError("there is no choice", keyword="choices")
         if len(choices) > self._limits.max_enum_values:
             raise LimitExceededError(
                 f"{len(choices)} choices are over the limit of {self._limits.max_enum_values} (max_enum_values)",
                 keyword="choices",
-                pointer="/choices",
             )
         self._enforced.add("choices")
         spelt = []
         for index, choice in enumerate(choices):
-            text = raw_bytes(choice, "choices", f"/choices/{index}")
+            text = raw_bytes(choice, "choices", f"/{index}")
             if self._vocabulary.spells(text):
                 spelt.append(text)
             else:
-                self._restrictions[
-                    Restriction(reason=f"the vocabulary cannot spell {choice!r}", pointer=f"/choices/{index}")
-                ] = None
+                self._restrict(f"the vocabulary cannot spell {choice!r}", f"/{index}")
         if not spelt:
-            raise UnsatisfiableSchemaError("the vocabulary can spell no choice", keyword="choices", pointer="/choices")
+            raise UnsatisfiableSchemaError("the vocabulary can spell no choice", keyword="choices")
         return self._raw.choice(spelt)
 
     def _add_calls(self, calls: ToolCalls, begin: bytes | None) -> int:
         """The state before the first call or, where `begin` is free text's marker, before the free text."""
         check_calls(calls)
-        goals = [self._add_function(calls, index) for index in range(len(calls.functions))]
+        self._enforced.update(("functions", "begin", "end", "name_key", "arguments_key"))
+        if calls.parallel:
+            self._enforced.add("separator")
+        goals = []
+        for index, function in enumerate(calls.functions):
+            with self._within(f"/functions/{index}/parameters"):
+                goals.append(self._add_function(function, calls.options))
         first_call, first_body = add_calls(calls, goals, self._raw, self._vocabulary)
         return first_call if begin is None else self._raw.free_text(begin, first_body, may_end=True)
 
-    def _add_function(self, calls: ToolCalls, index: int) -> int:
-        function = calls.functions[index]
+    def _add_function(self, function: Function, options: SchemaOptions) -> int:
         try:
-            schema = JsonSchema(schema=schema_text(function.parameters, self._limits), options=calls.options)
-            return self._add_schema(schema, of=f"function {function.name!r}", only_objects=True)
+            return self._add_schema(JsonSchema(schema=function.parameters, options=options), only_objects=True)
         except GrammarError as error:
             error.message = f"function {function.name!r}: {error.message}"
             raise
+
+
+def _below(place: str, pointer: str) -> str:
+    """The pointer where it begins at a place; one that begins with a reference names its own."""
+    return place + pointer if pointer[:1] in {"", "/"} else pointer
 
 
 def _estimated_bytes(rules: list[Rule]) -> int:

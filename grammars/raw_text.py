@@ -22,8 +22,6 @@ from specdec.grammars.walk import DEAD, Nodes
 
 MAX_RAW_STATES = 200_000
 """Byte states of one raw text; those of a language in it are at most MAX_TEXT_STATES."""
-MAX_MARKER_BYTES = 1024
-"""Of a marker, as UTF-8."""
 
 
 class ValueStart(NamedTuple):
@@ -235,10 +233,6 @@ class RawTextBuilder:
         Knuth, Morris, Pratt 1977, over bytes: the marker is whole code points, so that no occurrence begins within
         one. A special token that the marker begins with commits to the marker.
         """
-        if len(marker) > MAX_MARKER_BYTES:
-            raise LimitExceededError(
-                f"a marker of {len(marker)} bytes is over the limit max_marker_bytes = {MAX_MARKER_BYTES}"
-            )
         # The rows of all texts, made into a product with how much of the marker the text ends with.
         plain = ByteRows(self._spellable, _spell_raw)
         between = plain.add()
@@ -341,7 +335,7 @@ class _Matches:
             matched = self.after(matched, byte)
             if matched == len(self._marker):
                 return False
-        return self.after(matched, self._marker[-1]) == len(self._marker)
+        return True
 
 
 def raw_bytes(text: str, keyword: str, pointer: str) -> bytes:

@@ -16,7 +16,7 @@ class EnforcementReport(msgspec.Struct, frozen=True, kw_only=True):
     """Every keyword that was reached is either enforced or annotation only; all others were refused."""
 
     enforced: tuple[str, ...]
-    """Constraint keywords, each enforced wherever it occurs."""
+    """Constraint keywords, and fields of constraints that are no schema; each enforced wherever it occurs."""
     restrictions: tuple[Restriction, ...]
     annotations: tuple[str, ...]
     """Keywords that constrain nothing: annotations and names that are no JSON Schema keyword."""

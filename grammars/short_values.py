@@ -77,14 +77,12 @@ class ShortValues:
         rule, progress = run.rule, run.progress
         kept = seen if rule.free else frozenset[bytes]()
         key = (rule, progress, kept, has_keys, must_continue, has_one_free_key)
-        known = self._known_object_rests.get(key)
-        if known is None:
-            found = self._find_object_rest(rule, progress, kept, has_keys, must_continue, has_one_free_key)
-            if found is None:
-                return None
-            known = found
-            self._known_object_rests.put(key, known)
-        return known
+        rest = self._known_object_rests.get(key)
+        if rest is None:
+            rest = self._find_object_rest(*key)
+            if rest is not None:
+                self._known_object_rests.put(key, rest)
+        return rest
 
     def array_rest(
         self,
@@ -101,14 +99,12 @@ class ShortValues:
         `seen` are the texts of the items so far where none may come again.
         """
         key = (rule, num_items, counted, seen, has_items, must_continue)
-        known = self._known_array_rests.get(key)
-        if known is None:
-            found = self._find_array_rest(rule, num_items, counted, seen, has_items, must_continue)
-            if found is None:
-                return None
-            known = found
-            self._known_array_rests.put(key, known)
-        return known
+        rest = self._known_array_rests.get(key)
+        if rest is None:
+            rest = self._find_array_rest(*key)
+            if rest is not None:
+                self._known_array_rests.put(key, rest)
+        return rest
 
     def most_bytes(self, stopwatch: Stopwatch) -> int | None:
         """No fewer bytes than what was begun of any rule's object or array, or of a scalar in one, takes to end.

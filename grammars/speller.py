@@ -19,7 +19,8 @@ from specdec.grammars.walk import Nodes
 
 Costs = NDArray[np.int32]
 
-UNSPELLABLE = 2**30
+_UNSPELLABLE = 2**30
+"""The cost of bytes that no tokens spell."""
 
 
 class Spelling:
@@ -61,7 +62,7 @@ def spell_costs(
     for i in range(len(known)):
         costs[begin + i] = known[i]
     for i in range(begin - 1, -1, -1):
-        best = 2**30
+        best = _UNSPELLABLE
         node = first_children[data[i]]
         end = i + 1
         while node > 0:

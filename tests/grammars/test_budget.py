@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import all_keywords
 import pytest
 import schemas
+from budgeted_walks import walk, with_spare_tokens
 from checks import allowed_ids
 from vocabularies import merged_vocabulary, small_vocabulary
 
@@ -34,10 +36,9 @@ def _compiled(compiler: GrammarCompiler, schema: Any, options: SchemaOptions) ->
         return None
 
 
-def _check_state(
-    vocabulary: Vocabulary, compiler: GrammarCompiler, budgeted: BudgetedGrammar, state: BudgetedState
-) -> None:
+def _check_state(compiler: GrammarCompiler, budgeted: BudgetedGrammar, state: BudgetedState) -> None:
     """Every allowed token advances, and the plan's next token is among them."""
+    vocabulary = compiler.vocabulary
     allowed = set(allowed_ids(compiler, budgeted, state))
     accepted = {token_id for token_id in range(vocabulary.size) if budgeted.advance(state, token_id) is not None}
     assert allowed <= accepted, [vocabulary.token_bytes(token_id) for token_id in allowed - accepted]
@@ -57,30 +58,9 @@ def _check_state(
         assert following, f"no token of {state.plan} is allowed"
 
 
-def _walk(
-    vocabulary: Vocabulary,
-    compiler: GrammarCompiler,
-    budgeted: BudgetedGrammar,
-    rng: random.Random,
-    *,
-    num_checked: int = 0,
-) -> bytes:
-    """The text of a random walk to its end; it takes no more tokens than the budget."""
-    state, text, num_tokens = budgeted.initial_state, b"", 0
-    while not budgeted.only_eos(state):
-        if num_tokens < num_checked:
-            _check_state(vocabulary, compiler, budgeted, state)
-        ids = allowed_ids(compiler, budgeted, state)
-        assert ids, f"empty mask at {state} after {text!r}"
-        token_id = rng.choice(ids)
-        if token_id in vocabulary.eos_token_ids:
-            break
-        after = budgeted.advance(state, token_id)
-        assert after is not None, f"{vocabulary.token_bytes(token_id)!r} is allowed after {text!r} but does not advance"
-        state, text, num_tokens = after, text + (vocabulary.token_bytes(token_id) or b""), num_tokens + 1
-    assert budgeted.is_accepting(state), f"{text!r} is not complete"
-    assert num_tokens <= budgeted.initial_state.remaining
-    return text
+def _walk(compiler: GrammarCompiler, budgeted: BudgetedGrammar, rng: random.Random, *, num_checked: int) -> bytes:
+    check = functools.partial(_check_state, compiler, budgeted)
+    return walk(compiler, budgeted, rng, check=check, num_checked=num_checked)
 
 
 def _check_walks(
@@ -113,7 +93,7 @@ def _check_walks(
         for _ in range(num_walks):
             budgeted = BudgetedGrammar(grammar, rng.randint(minimum, 3 * minimum + 3))
             try:
-                text = _walk(vocabulary, compiler, budgeted, rng, num_checked=num_checked)
+                text = _walk(compiler, budgeted, rng, num_checked=num_checked)
                 why = judge.violation(text.decode())
             except AssertionError as error:
                 raise AssertionError(f"seed {seed}, {schema}: {error}") from error
@@ -154,9 +134,7 @@ def test_a_key_written_inside_a_token_is_not_used_again_by_the_plan() -> None:
         {"type": "object", "propertyNames": {"pattern": "^a*$"}, "minProperties": 4},
     ):
         grammar, judge = compiler.compile_json_schema(schema), Judge(schema)
-        minimum = grammar.minimum_tokens
-        assert minimum is not None
         for _ in range(40):
-            budgeted = BudgetedGrammar(grammar, minimum + rng.randint(0, 12))
-            text = _walk(vocabulary, compiler, budgeted, rng, num_checked=30)
+            budgeted = with_spare_tokens(grammar, rng.randint(0, 12))
+            text = _walk(compiler, budgeted, rng, num_checked=30)
             assert judge.violation(text.decode()) is None, text

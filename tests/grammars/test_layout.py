@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import schemas
-from checks import accepts, allowed_ids, check_state
+from budgeted_walks import walk, with_spare_tokens
+from checks import accepts, check_state
 from vocabularies import small_vocabulary
 
 from specdec.grammars import (
-    BudgetedGrammar,
+    BudgetedState,
     Grammar,
     GrammarCompiler,
     GrammarError,
@@ -57,30 +58,17 @@ def _spaced(value: Any, rng: random.Random, num_spaces: int) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _walk(
-    vocabulary: Vocabulary, compiler: GrammarCompiler, grammar: Grammar, rng: random.Random, *, num_checked: int
-) -> bytes:
-    minimum = grammar.minimum_tokens
-    assert minimum is not None, "short values are enough"
-    budgeted = BudgetedGrammar(grammar, minimum + rng.randint(0, 40))
-    state, text = budgeted.initial_state, b""
-    while not budgeted.only_eos(state):
-        if num_checked:
-            num_checked -= 1
-            check_state(vocabulary, compiler, grammar, state.state)
-            closing = grammar.closing(state.state)
-            if closing is not None and closing.data:
-                end = grammar.advance_bytes(state.state, closing.data)
-                assert end is not None, f"{closing.data!r} does not close {text!r}"
-                assert grammar.is_accepting(end), f"{closing.data!r} does not close {text!r}"
-        token_id = rng.choice(allowed_ids(compiler, budgeted, state))
-        if token_id in vocabulary.eos_token_ids:
-            break
-        after = budgeted.advance(state, token_id)
-        assert after is not None, f"an allowed token does not advance after {text!r}"
-        state, text = after, text + (vocabulary.token_bytes(token_id) or b"")
-    assert budgeted.is_accepting(state), f"{text!r} is not complete"
-    return text
+def _walk(compiler: GrammarCompiler, grammar: Grammar, rng: random.Random, *, num_checked: int) -> str:
+    def check(state: BudgetedState) -> None:
+        check_state(compiler.vocabulary, compiler, grammar, state.state)
+        closing = grammar.closing(state.state)
+        if closing is not None and closing.data:
+            end = grammar.advance_bytes(state.state, closing.data)
+            assert end is not None, f"{closing.data!r} does not close {state.state}"
+            assert grammar.is_accepting(end), f"{closing.data!r} does not close {state.state}"
+
+    budgeted = with_spare_tokens(grammar, rng.randint(0, 40))
+    return walk(compiler, budgeted, rng, check=check, num_checked=num_checked).decode()
 
 
 @pytest.mark.parametrize("options", [PRETTY, _flexible(1), _flexible(3)], ids=["pretty", "flexible1", "flexible3"])
@@ -98,22 +86,21 @@ def test_walks_validate_masks_are_exact_and_every_state_closes(options: SchemaOp
             continue
         num_compiled += 1
         for _ in range(3):
-            text = _walk(vocabulary, compiler, grammar, rng, num_checked=5)
-            why = judge.violation(text.decode())
+            text = _walk(compiler, grammar, rng, num_checked=5)
+            why = judge.violation(text)
             assert why is None, f"seed {seed}, {schema}: {text!r}: {why}"
     assert num_compiled > 20
 
 
 def test_pretty_is_what_json_dumps_writes() -> None:
-    vocabulary = _vocabulary()
-    compiler = GrammarCompiler(vocabulary)
+    compiler = GrammarCompiler(_vocabulary())
     schema = {"anyOf": [{"type": ["boolean", "null"]}, {"type": "array", "items": {"$ref": "#"}, "maxItems": 3},
                         {"type": "object", "maxProperties": 3, "additionalProperties": {"$ref": "#"},
                          "properties": {"a": {"$ref": "#"}}}]}  # fmt: skip
     grammar = compiler.compile_json_schema(schema, PRETTY)
     rng = random.Random(0)
     for _ in range(60):
-        text = _walk(vocabulary, compiler, grammar, rng, num_checked=30).decode()
+        text = _walk(compiler, grammar, rng, num_checked=30)
         assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False)
 
 
@@ -157,8 +144,7 @@ def test_whitespace_has_its_bound_and_stays_inside_the_root() -> None:
 
 @pytest.mark.parametrize("options", [PRETTY, _flexible(3)], ids=["pretty", "flexible"])
 def test_arrays_of_unique_items_are_compact(options: SchemaOptions) -> None:
-    vocabulary = _vocabulary()
-    compiler = GrammarCompiler(vocabulary)
+    compiler = GrammarCompiler(_vocabulary())
     schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True, "minItems": 2,
               "items": {"type": "object", "properties": {"b": {"type": "integer"}}, "required": ["b"]}}},
               "required": ["a"], "additionalProperties": False}  # fmt: skip
@@ -169,7 +155,7 @@ def test_arrays_of_unique_items_are_compact(options: SchemaOptions) -> None:
     assert not accepts(grammar, b'{\n  "a": [{"b":1},{"b":1}]\n}')
     rng = random.Random(3)
     for _ in range(10):
-        assert judge.violation(_walk(vocabulary, compiler, grammar, rng, num_checked=8).decode()) is None
+        assert judge.violation(_walk(compiler, grammar, rng, num_checked=8)) is None
 
 
 def test_depth_is_indented() -> None:

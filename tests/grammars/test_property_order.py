@@ -10,7 +10,7 @@ from typing import Any
 import all_keywords
 import pytest
 import schemas
-from checks import accepts, check_against_judge, nearby_values, random_walk
+from checks import accepts, check_against_judge, check_state, nearby_values, random_walk
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -62,6 +62,16 @@ def test_walks_validate_and_instances_are_accepted(seed: int) -> None:
 @given(seed=st.integers(0, 2**32))
 def test_walks_validate_and_instances_are_accepted_with_every_keyword(seed: int) -> None:
     _check_walks(seed, all_keywords.random_schema(random.Random(seed)))
+
+
+def test_a_declared_key_that_has_occurred_is_no_fresh_key_of_a_class() -> None:
+    compiler = GrammarCompiler(small_vocabulary())
+    schema = {"properties": {"b": {}}, "not": {"dependentRequired": {'q"': ["ab"]}, "additionalProperties": False}}
+    grammar = compiler.compile_json_schema(schema, ANY_ORDER)
+    for text in (b'{"b":0,"b', b'{"b":0,"a":1,"b', b'{"b":0,"', b'{"a":1,"b'):
+        state = grammar.advance_bytes(grammar.initial_state, text)
+        assert state is not None
+        check_state(compiler.vocabulary, compiler, grammar, state)
 
 
 def _has_unique_items(schema: Any) -> bool:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
 from typing import Any
 
 import pytest
+from budgeted_walks import walk, with_spare_tokens
 from checks import accepts, allowed_ids, check_state
 from vocabularies import merged_vocabulary, small_vocabulary
 
 from specdec.grammars import (
     AfterMarker,
     BudgetedGrammar,
+    BudgetedState,
     BudgetError,
     Choice,
     Constraint,
     Function,
     GrammarCompiler,
     GrammarError,
+    GrammarState,
     InvalidSchemaError,
     JsonSchema,
+    LimitExceededError,
+    Limits,
     Regex,
     SchemaOptions,
     TextOrToolCalls,
@@ -71,35 +77,20 @@ def _vocabulary(base: Vocabulary) -> Vocabulary:
     return Vocabulary([*(base.token_bytes(token_id) for token_id in range(base.size)), *words], base.eos_token_ids)
 
 
-def _walk(compiler: GrammarCompiler, constraint: Constraint, rng: random.Random, *, num_checked: int) -> str:
-    vocabulary, grammar = compiler.vocabulary, compiler.compile(constraint)
-    minimum = grammar.minimum_tokens
-    assert minimum is not None, "short texts are enough"
-    budgeted = BudgetedGrammar(grammar, minimum + rng.randint(0, 25))
-    state, text = budgeted.initial_state, b""
-    while not budgeted.only_eos(state):
-        if num_checked:
-            num_checked -= 1
-            check_state(vocabulary, compiler, grammar, state.state)
-        token_id = rng.choice(allowed_ids(compiler, budgeted, state))
-        if token_id in vocabulary.eos_token_ids:
-            break
-        after = budgeted.advance(state, token_id)
-        assert after is not None, f"an allowed token does not advance after {text!r}"
-        state, text = after, text + (vocabulary.token_bytes(token_id) or b"")
-    assert budgeted.is_accepting(state), f"{text!r} is not complete"
-    return text.decode()
-
-
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=lambda one: f"{type(one).__name__}")
 @pytest.mark.parametrize("vocabulary", [small_vocabulary(), merged_vocabulary()], ids=["small", "merged"])
 def test_walks_satisfy_the_constraint_and_masks_are_exact(constraint: Constraint, vocabulary: Vocabulary) -> None:
     compiler = GrammarCompiler(_vocabulary(vocabulary))
-    check = FinalCheck(constraint)
+    grammar, final_check = compiler.compile(constraint), FinalCheck(constraint)
     rng = random.Random(7)
+
+    def check(state: BudgetedState) -> None:
+        check_state(compiler.vocabulary, compiler, grammar, state.state)
+
     for _ in range(12):
-        text = _walk(compiler, constraint, rng, num_checked=6)
-        assert check.violation(text) is None, text
+        budgeted = with_spare_tokens(grammar, rng.randint(0, 25))
+        text = walk(compiler, budgeted, rng, check=check, num_checked=6).decode()
+        assert final_check.violation(text) is None, text
 
 
 def _accepted(constraint: Constraint, texts: list[str]) -> list[bool]:
@@ -171,6 +162,53 @@ def test_a_marker_that_is_a_special_token_is_taken_as_that_token() -> None:
         state = following
 
 
+def _is_well_formed(text: bytes) -> bool:
+    return text.decode(errors="replace").encode() == text
+
+
+def _is_marked(marker: bytes, tokens: tuple[bytes | str, ...], *, is_optional: bool) -> bool:
+    """Text, marker, `a`, by definition; special tokens, which are str here, write the marker from its beginning."""
+    pieces = [token if isinstance(token, bytes) else token.encode() for token in tokens]
+    ends = list(itertools.accumulate(len(piece) for piece in pieces))
+    spans = [(end - len(piece), end) for piece, end in zip(pieces, ends, strict=True)]
+    special = [span for token, span in zip(tokens, spans, strict=True) if isinstance(token, str)]
+    before, found, rest = b"".join(pieces).partition(marker)
+    if not found:
+        return is_optional and not special and _is_well_formed(before)
+    begin, end = len(before), len(before + marker)
+    return (
+        _is_well_formed(before) and rest == b"a" and (not special or (special[0][0] == begin and special[-1][1] <= end))
+    )
+
+
+@pytest.mark.parametrize("is_optional", [False, True])
+@pytest.mark.parametrize("marker", ["aéa", "éaé"])
+def test_the_first_marker_ends_free_text_whatever_tokens_write_it(marker: str, is_optional: bool) -> None:
+    # Some tokens end inside a code point, some go beyond the marker, some special ones are parts of it.
+    spelt = [b"a", b"\xc3", b"\xa9", b"a\xc3", b"\xa9a", b"aa"]
+    special = ["aé", "aéa", "é", "éa"]
+    base = small_vocabulary()
+    size = base.size
+    vocabulary = Vocabulary(
+        [*(base.token_bytes(token_id) for token_id in range(size)), *spelt, *(None for _ in special)],
+        base.eos_token_ids,
+        special_tokens={text: size + len(spelt) + index for index, text in enumerate(special)},
+    )
+    tokens = [*spelt, *special]
+    compiler = GrammarCompiler(vocabulary)
+    grammar = compiler.compile(AfterMarker(marker=marker, then=Choice(choices=("a",)), optional=is_optional))
+    states: dict[tuple[bytes | str, ...], GrammarState | None] = {(): grammar.initial_state}
+    for length in range(1, 6):
+        for written in itertools.product(tokens, repeat=length):
+            state = states[written[:-1]]
+            after = None if state is None else grammar.advance(state, size + tokens.index(written[-1]))
+            is_accepted = after is not None and grammar.is_accepting(after)
+            assert is_accepted == _is_marked(marker.encode(), written, is_optional=is_optional), written
+            states[written] = after
+    for state in {state for state in states.values() if state is not None}:
+        check_state(vocabulary, compiler, grammar, state)
+
+
 def test_a_budget_reserves_what_comes_after_the_marker() -> None:
     compiler = GrammarCompiler(_vocabulary(small_vocabulary()))
     grammar = compiler.compile(AfterMarker(marker="</t>", then=_SCHEMA))
@@ -213,6 +251,107 @@ def test_a_budget_reserves_what_comes_after_the_marker() -> None:
 def test_what_cannot_be_is_refused_by_name(constraint: Constraint, error: type[GrammarError], named: str) -> None:
     with pytest.raises(error, match=re.escape(named)):
         GrammarCompiler(small_vocabulary()).compile(constraint)
+
+
+_BAD_SCHEMA = '{"properties":{"a/b":{"type":"nothing"}}}'
+_NOT_A_TYPE = Function(name="f", parameters=_BAD_SCHEMA)
+_WITH_DOCUMENT = SchemaOptions(documents={"urn:d": {"type": "nothing"}})
+
+
+@pytest.mark.parametrize(
+    ("constraint", "pointer"),
+    [
+        (JsonSchema(schema=_BAD_SCHEMA), "/properties/a~1b/type"),
+        (AfterMarker(marker="m", then=JsonSchema(schema=_BAD_SCHEMA)), "/then/schema/properties/a~1b/type"),
+        (AfterMarker(marker="m", then=JsonSchema(schema="{")), "/then/schema"),
+        (AfterMarker(marker="m", then=JsonSchema(schema="false")), "/then/schema"),
+        (AfterMarker(marker="m", then=JsonSchema(schema='{"$ref":"urn:d"}', options=_WITH_DOCUMENT)), "urn:d/type"),
+        (Regex(pattern="("), ""),
+        (AfterMarker(marker="m", then=Regex(pattern="(")), "/then/pattern"),
+        (AfterMarker(marker="m", then=Regex(pattern="日{9999}{99}")), "/then/pattern"),
+        (AfterMarker(marker="m", then=Regex(pattern="[^\\s\\S]")), "/then/pattern"),
+        (Choice(choices=()), ""),
+        (Choice(choices=("a", "\ud800")), "/1"),
+        (AfterMarker(marker="m", then=Choice(choices=())), "/then/choices"),
+        (AfterMarker(marker="m", then=Choice(choices=("日",))), "/then/choices"),
+        (AfterMarker(marker="m", then=Choice(choices=("a", "\ud800"))), "/then/choices/1"),
+        (AfterMarker(marker="", then=_SCHEMA), "/marker"),
+        (ToolCalls(functions=()), "/functions"),
+        (ToolCalls(functions=(_PLACE, _NOT_A_TYPE)), "/functions/1/parameters/properties/a~1b/type"),
+        (ToolCalls(functions=(_PLACE, Function(name="日"))), "/functions/1/name"),
+        (ToolCalls(functions=(_PLACE,), format=ToolCallFormat(end="日")), "/format/end"),
+        (TextOrToolCalls(calls=ToolCalls(functions=())), "/calls/functions"),
+        (TextOrToolCalls(calls=ToolCalls(functions=(_STOP, _STOP), format=_SHORT)), "/calls/functions/1/name"),
+        (
+            TextOrToolCalls(calls=ToolCalls(functions=(_NOT_A_TYPE,), format=_SHORT)),
+            "/calls/functions/0/parameters/properties/a~1b/type",
+        ),
+        (TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=ToolCallFormat(begin=""))), "/calls/format/begin"),
+        (TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=ToolCallFormat(end="日"))), "/calls/format/end"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else type(one).__name__,
+)
+def test_an_error_points_into_the_constraint_that_was_given(constraint: Constraint, pointer: str) -> None:
+    with pytest.raises(GrammarError) as caught:
+        GrammarCompiler(_vocabulary(small_vocabulary())).compile(constraint)
+    assert caught.value.pointer == pointer
+
+
+def test_a_marker_has_a_limit_that_is_named_with_its_place() -> None:
+    compiler = GrammarCompiler(_vocabulary(small_vocabulary()))
+    compiler.compile(AfterMarker(marker="é" * 512, then=_SCHEMA))
+    calls = ToolCalls(functions=(_STOP,), format=ToolCallFormat(begin="é" * 512 + "a"))
+    for constraint, keyword, pointer in (
+        (AfterMarker(marker="é" * 512 + "a", then=_SCHEMA), "marker", "/marker"),
+        (TextOrToolCalls(calls=calls), "begin", "/calls/format/begin"),
+    ):
+        with pytest.raises(LimitExceededError, match="1025 bytes; the limit is 1024") as caught:
+            compiler.compile(constraint)
+        assert (caught.value.keyword, caught.value.pointer) == (keyword, pointer)
+
+
+def test_a_schema_after_a_marker_is_as_large_as_any_other_may_be() -> None:
+    compiler = GrammarCompiler(_vocabulary(small_vocabulary()), limits=Limits(max_schema_bytes=100))
+    with pytest.raises(LimitExceededError, match="max_schema_bytes") as caught:
+        compiler.compile(AfterMarker(marker="m", then=JsonSchema(schema=" " * 200 + "true")))
+    assert caught.value.pointer == "/then/schema"
+
+
+def test_the_report_lists_the_marker_and_the_format_of_calls_beside_what_schemas_say() -> None:
+    compiler = GrammarCompiler(_vocabulary(small_vocabulary()))
+    calls = ToolCalls(functions=(_STOP,), format=_SHORT)
+    several = ToolCalls(functions=(_STOP,), format=_SHORT, parallel=True)
+    around = {"functions", "begin", "end", "name_key", "arguments_key", "type"}
+    for constraint, enforced in (
+        (AfterMarker(marker="m", then=JsonSchema(schema='{"const":1}')), {"marker", "const"}),
+        (AfterMarker(marker="m", then=Regex(pattern="a"), optional=True), {"marker", "pattern"}),
+        (AfterMarker(marker="m", then=Choice(choices=("a",))), {"marker", "choices"}),
+        (calls, around),
+        (several, around | {"separator"}),
+        (TextOrToolCalls(calls=calls), around),
+    ):
+        assert compiler.compile(constraint).report.enforced == tuple(sorted(enforced))
+
+
+def test_a_restriction_points_into_the_constraint_that_was_given() -> None:
+    compiler = GrammarCompiler(_vocabulary(small_vocabulary()))
+    narrow = JsonSchema(schema='{"type":"object","properties":{"a":{"pattern":"^\\\\s$"}}}')
+    function = Function(name="f", parameters=narrow.schema)
+    for constraint, pointer in (
+        (narrow, "/properties/a/pattern"),
+        (Choice(choices=("a", "日")), "/1"),
+        (AfterMarker(marker="m", then=narrow), "/then/schema/properties/a/pattern"),
+        (AfterMarker(marker="m", then=JsonSchema(schema='{"uniqueItems":true}')), "/then/schema"),
+        (AfterMarker(marker="m", then=Regex(pattern="\\s")), "/then/pattern"),
+        (AfterMarker(marker="m", then=Choice(choices=("a", "日"))), "/then/choices/1"),
+        (ToolCalls(functions=(_STOP, function)), "/functions/1/parameters/properties/a/pattern"),
+        (
+            TextOrToolCalls(calls=ToolCalls(functions=(_STOP, function), format=_SHORT)),
+            "/calls/functions/1/parameters/properties/a/pattern",
+        ),
+    ):
+        pointers = {one.pointer for one in compiler.compile(constraint).report.restrictions}
+        assert pointer in pointers
 
 
 def test_a_grammar_knows_its_constraint_and_is_compiled_once() -> None:

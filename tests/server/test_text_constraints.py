@@ -33,18 +33,18 @@ def test_a_choice_is_one_of_the_texts(client: httpx.Client, choices: list[str]) 
 
 
 KIND_FAULTS = [
-    ({"regex": "("}, "structured_outputs.regex", "invalid_regex"),
-    ({"regex": "(a)\\1"}, "structured_outputs.regex", "unsupported_regex_feature"),
-    ({"regex": "a\\bb"}, "structured_outputs.regex", "invalid_regex"),
-    ({"choice": []}, "structured_outputs.choice", "invalid_choice"),
+    ({"regex": "("}, "structured_outputs.regex", "invalid_regex", ""),
+    ({"regex": "(a)\\1"}, "structured_outputs.regex", "unsupported_regex_feature", ""),
+    ({"regex": "a\\bb"}, "structured_outputs.regex", "invalid_regex", ""),
+    ({"choice": []}, "structured_outputs.choice", "invalid_choice", ""),
 ]
 
 
-@pytest.mark.parametrize(("outputs", "param", "code"), KIND_FAULTS)
+@pytest.mark.parametrize(("outputs", "param", "code", "pointer"), KIND_FAULTS)
 def test_a_regex_or_choice_that_nothing_satisfies_is_a_400(
-    client: httpx.Client, outputs: dict, param: str, code: str
+    client: httpx.Client, outputs: dict, param: str, code: str, pointer: str
 ) -> None:
     response = client.post(CHAT, json=chat_body(structured_outputs=outputs))
     assert response.status_code == 400
     error = response.json()["error"]
-    assert (error["param"], error["code"]) == (param, code)
+    assert (error["param"], error["code"], error["pointer"]) == (param, code, pointer)
