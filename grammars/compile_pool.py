@@ -85,7 +85,7 @@ class CompilePool:
         place = self._wait_for_place(job)
         kept: Worker | None = None
         try:
-            worker = place or self._new_worker()
+            worker = self._alive(place)
             try:
                 reply = self._reply(worker, constraint, job)
                 kept = worker if reply.resident_bytes <= _MAX_RESIDENT_BYTES else None
@@ -168,6 +168,14 @@ class CompilePool:
         finally:
             with self._free:
                 job.jobs = None
+
+    def _alive(self, place: Worker | None) -> Worker:
+        # An idle worker says nothing; one that died is at the end of its file.
+        if place is not None and not place.jobs.poll(0):
+            return place
+        if place is not None:
+            place.end()
+        return self._new_worker()
 
     def _warm_up(self) -> None:
         for _ in range(self.num_workers):

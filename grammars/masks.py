@@ -390,7 +390,7 @@ class MaskWalker:
             ended = dict(self._walk_texts(candidates, position.text, nodes, mark_inside=True))
         if is_free:
             # Keys that are declared or have occurred, and are no candidates: none of them is a fresh one.
-            special = self._automaton.special_keys(frame)
+            special = self._automaton.keys.special(frame)
             ended |= dict(self._walk_texts(special, position.text, nodes, mark_inside=False))
         state_at = {node: state for node, state, _ in closed}
         for node, text in ended.items():

@@ -57,9 +57,19 @@ class RawText:
         self.special = special
         self.is_value = np.zeros(len(accepting), np.uint8)
         self.is_value[list(values)] = 1
+        self._view_arrays()
+
+    def _view_arrays(self) -> None:
         # Their elements are Python's own numbers, which arrays' are not.
         self._range_starts, self._lows = self.range_starts.data, self.lows.data
         self._highs, self._targets = self.highs.data, self.targets.data
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if not isinstance(value, memoryview)}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._view_arrays()
 
     def is_accepting(self, state: int) -> bool:
         return bool(self.accepting[state])

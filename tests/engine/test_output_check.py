@@ -122,8 +122,8 @@ def test_what_is_logged_and_said_is_bounded(make_engine, caplog) -> None:
     engine = make_engine(max_model_len=2048)
     compile_rightly = engine._compiler.compile
     wrong = JsonSchema(schema=json.dumps({"const": "b", "description": "x" * 50_000}))
-    engine._compiler.compile = lambda constraint: compile_rightly(
-        JsonSchema(schema=json.dumps({"const": "a" * 900})) if constraint == wrong else constraint
+    engine._compiler.compile = lambda constraint, interest: compile_rightly(
+        JsonSchema(schema=json.dumps({"const": "a" * 900})) if constraint == wrong else constraint, interest
     )
     with caplog.at_level(logging.ERROR, logger="specdec"), pytest.raises(GenerationError) as failed:
         engine.generate("a", SamplingParams(max_tokens=1000), output_type=wrong)

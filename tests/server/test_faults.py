@@ -93,10 +93,10 @@ def test_a_fault_in_one_request_is_its_own(make_engine: Callable[..., Engine]) -
     engine = make_engine()
     prepare = engine.prepare
 
-    def faulty_prepare(request: object) -> object:
+    def faulty_prepare(request: object, interest: object) -> object:
         if len(request.prompt_token_ids) > 100:
             raise KeyError("secret path /etc/x")
-        return prepare(request)
+        return prepare(request, interest)
 
     engine.prepare = faulty_prepare
     with serving(engine) as server:
