@@ -191,11 +191,13 @@ async def test_cancelling_during_prepare_leaves_nothing_behind(engine: AsyncEngi
     released = threading.Event()
     scripted.on_prepare = lambda _: released.wait(TIMEOUT_S)
     submitting = asyncio.create_task(engine.submit(request("a")))
-    await until(lambda: engine.num_in_flight == 1)
+    await until(lambda: bool(scripted.interests))
+    assert not scripted.interests[0].has_left
     submitting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await submitting
     assert engine.num_in_flight == 0
+    assert scripted.interests[0].has_left
     released.set()
     assert await texts(engine.generate(request("a"))) == {0: expected(5)}
     assert scripted.num_added == 1

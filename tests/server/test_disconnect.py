@@ -16,6 +16,8 @@ from live_server import LiveServer, chat_body, read_events, serving, slowed, wai
 
 from specdec import Engine
 from specdec.async_engine import STATS_INTERVAL_S
+from specdec.grammars import Limits
+from specdec.server.config import RequestLimits, ServerConfig
 
 CHAT = "/v1/chat/completions"
 
@@ -96,6 +98,31 @@ def test_a_client_that_leaves_at_once_leaves_nothing_behind(slow_live: LiveServe
     for _ in range(50):
         reset(raw_request(slow_live.port, chat_body(stream=True, ignore_eos=True)))
     assert_all_freed(slow_live)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_client_that_leaves_while_its_schema_is_compiled_ends_the_compilation(
+    make_engine: Callable[..., Engine], stream: bool
+) -> None:
+    many = {"max_properties": 10**6, "max_refs": 10**6, "max_nodes": 10**6, "max_goals": 10**6}
+    limits = Limits(max_schema_bytes=10**7, max_compile_seconds=100.0, **many)
+    config = ServerConfig(
+        served_model_names=("tiny",), limits=RequestLimits(max_body_bytes=10**7, max_schema_bytes=10**7)
+    )
+    definitions = {f"d{i}": {"type": "array", "items": {"const": i}, "minItems": i} for i in range(20_000)}
+    schema = {"properties": {name: {"$ref": f"#/$defs/{name}"} for name in definitions}, "$defs": definitions}
+    with serving(make_engine(grammar_limits=limits, num_compile_workers=1), config) as server:
+        stats = server.async_engine.stats
+        compiler = server.async_engine._engine._compiler
+        wait_until(lambda: compiler._pool._idle[-1:] not in ([], [None]), "the worker to start")
+        connection = raw_request(server.port, chat_body(stream=stream, structured_outputs={"json": schema}))
+        wait_until(lambda: server.async_engine.num_in_flight == 1, "the request to arrive")
+        wait_until(lambda: not compiler._pool._idle, "its schema to be compiled")
+        connection.close()
+        wait_until(lambda: compiler.num_killed == 1, "the compilation to be ended")
+        assert_all_freed(server)
+        wait_until(lambda: stats().num_compilations_killed == 1, "the count to be published")
+        assert "specdec:grammar_compile_kills_total" in httpx.get(server.url + "/metrics").text
 
 
 def test_a_killed_client_process_frees_its_blocks(slow_live: LiveServer) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from specdec.config import EngineConfig
 from specdec.errors import RequestError
+from specdec.grammars import Interest
 from specdec.request import FinishReason, Request, TokenDelta
 from specdec.stats import EngineStats
 
@@ -25,6 +26,7 @@ class ScriptedEngine:
     max_model_len: int = 10**6
     num_steps: int = 0
     num_added: int = 0
+    interests: list[Interest] = field(default_factory=list)
     thread_ids: set[int] = field(default_factory=set)
     is_open: threading.Event = field(default_factory=threading.Event)
     _progress: dict[str, list[int]] = field(default_factory=dict)
@@ -33,7 +35,8 @@ class ScriptedEngine:
     def __post_init__(self) -> None:
         self.is_open.set()
 
-    def prepare(self, request: Request, interest: object = None) -> Request:
+    def prepare(self, request: Request, interest: Interest) -> Request:
+        self.interests.append(interest)
         self.on_prepare(request)
         if not request.prompt_token_ids:
             raise RequestError("the prompt has no tokens", param="prompt")
