@@ -317,6 +317,61 @@ def hostile(
     _end(run_hostile(name=name, terminal=terminal), terminal, save=save)
 
 
+@app.command("compile")
+def compile_service(
+    suite: Annotated[
+        Path,
+        typer.Option(metavar="PATH", help="Schemas, as of `specdec eval schema`.", rich_help_panel=_WORK),
+    ],
+    vocabulary: Annotated[
+        str,
+        typer.Option(metavar="PATH|MODEL", help="A vocabulary, as of `specdec eval masks`.", rich_help_panel=_WORK),
+    ] = DEFAULT_MODEL,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Schemas to draw.", show_default="all", rich_help_panel=_WORK)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample.", rich_help_panel=_WORK)] = 0,
+    distinct: Annotated[
+        int, typer.Option(min=0, help="Distinct schemas to watch the memory over.", rich_help_panel=_WORK)
+    ] = 0,
+    bomb: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Also have this model stream while a schema is compiled that takes all it may.",
+            show_default=False,
+            rich_help_panel=_WORK,
+        ),
+    ] = None,
+    json: Json = False,
+    save: Save = False,
+) -> None:
+    """What do the compiler's processes add to a compilation, and does a runaway one disturb anybody?
+
+    At most 10 ms in the median; memory that stays flat over --distinct schemas; streams that do not stand still.
+    """
+    from specdec.evals.compile_service import run_compile  # noqa: PLC0415
+    from specdec.evals.schema_suite import SuiteError, load_suite  # noqa: PLC0415
+    from specdec.evals.vocabularies import VocabularyError, load_vocabulary  # noqa: PLC0415
+
+    terminal = _terminal(json=json)
+    try:
+        result = run_compile(
+            load_suite(suite),
+            load_vocabulary(vocabulary)[0],
+            sample=sample,
+            seed=seed,
+            num_distinct=distinct,
+            bomb_model=bomb,
+            terminal=terminal,
+        )
+    except SuiteError as error:
+        raise typer.BadParameter(str(error), param_hint="--suite") from error
+    except VocabularyError as error:
+        raise typer.BadParameter(str(error), param_hint="--vocabulary") from error
+    _end(result, terminal, save=save)
+
+
 class MaskPeer(enum.Enum):
     """An enumeration, because a list of literals is no option that typer understands."""
 

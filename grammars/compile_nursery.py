@@ -68,8 +68,8 @@ class Nursery:
         self.close = weakref.finalize(self, _close, self._process, self._control)
 
     @property
-    def is_closed(self) -> bool:
-        return not self.close.alive
+    def pid(self) -> int:
+        return self._process.pid
 
     def fork(self) -> Worker:
         """A new worker. Raises NurseryError, after which no other can be had."""

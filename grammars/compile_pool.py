@@ -114,6 +114,13 @@ class CompilePool:
                     end.shutdown(socket.SHUT_RDWR)
             self._free.notify_all()
 
+    def process_ids(self) -> list[int]:
+        """Of the workers that have nothing to do, and of the process that they were forked from."""
+        with self._free:
+            workers = [worker.pid for worker in self._idle if worker is not None]
+        nursery = self._nursery
+        return workers if nursery is None else [nursery.pid, *workers]
+
     def close(self) -> None:
         """End all processes, and what they are doing; `build` raises CompilePoolError from now on."""
         with self._nursery_lock:

@@ -88,6 +88,10 @@ class GrammarCompiler:
         """Compilations that were ended before they had a result; only grows."""
         return 0 if self._pool is None else self._pool.num_killed
 
+    def pool_process_ids(self) -> list[int]:
+        """Of the processes that compile, as far as they have been started."""
+        return [] if self._pool is None else self._pool.process_ids()
+
     @property
     def num_computed_masks(self) -> int:
         """How many masks were computed, for any grammar, rather than found in a cache; only grows."""
@@ -189,5 +193,9 @@ class GrammarCompiler:
 
 
 def _digest(constraint: Constraint) -> bytes:
-    """Of the constraint as JSON, which escapes the lone surrogates that no encoding takes."""
-    return hashlib.sha256(json.dumps(msgspec.to_builtins(constraint)).encode()).digest()
+    try:
+        text = msgspec.json.encode(constraint)
+    except (UnicodeEncodeError, OverflowError, ValueError):
+        # Lone surrogates, which no encoding takes, and whole numbers of more than 64 bits.
+        text = json.dumps(msgspec.to_builtins(constraint)).encode()
+    return hashlib.sha256(text).digest()
