@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -15,12 +16,13 @@ from specdec.grammars.guard import GuardWalker, Levels
 from specdec.grammars.layout import Pretty
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.mask_table import EOS_ROW, MaskTable
-from specdec.grammars.masks import MaskWalker, StringBodies, shared_position
+from specdec.grammars.masks import MaskWalker, StringBodies, position_alike, shared_position
 from specdec.grammars.positions import Done, Literal, Position, Raw, Terminated
 from specdec.grammars.program import Program
 from specdec.grammars.speller import Speller, Spelling
 from specdec.grammars.stacks import Config, Stack
 from specdec.grammars.vocabulary import Vocabulary
+from specdec.grammars.walk import Words
 
 
 class GrammarState:
@@ -35,14 +37,26 @@ class GrammarState:
         self.position = position
         self.stack = stack
         # (row, its stamp) once a mask was asked for; the one field that changes, and no observer sees it.
-        self._mask: tuple[int, int] | None = None
+        self._mask: CachedMask | None = None
 
     def __repr__(self) -> str:
         return f"GrammarState({type(self.position).__name__}, depth={self.stack.depth if self.stack else 0})"
 
 
-_DEEPER = (-1, -1)
+class CachedMask(NamedTuple):
+    """A row of the mask table, for as long as it has this stamp."""
+
+    row: int
+    stamp: int
+    is_decided_singly: bool = False
+    """Whether some tokens were decided one by one, by the exact text."""
+
+
+_DEEPER = CachedMask(-1, -1)
 """In place of a cached mask: it depends on one more frame."""
+
+_MAX_CACHED = 8192
+"""Of the steps and of the masks of one grammar."""
 
 
 class Runtime:
@@ -54,9 +68,6 @@ class Runtime:
         self.lexicon = lexicon
         self.bodies = bodies
         self.speller = Speller(vocabulary)
-        self.steps: BoundedCache[tuple[GrammarState, int], GrammarState] = BoundedCache(32768)
-        # From (grammar, position) and then frame by frame to (row, stamp), or DEEPER where one more frame matters.
-        self.masks: BoundedCache[tuple[object, Position | Frame | None], tuple[int, int]] = BoundedCache(32768)
         self.num_computed_masks = 0
 
 
@@ -72,6 +83,10 @@ class Grammar:
         lexicon = runtime.lexicon.with_used(program.automata)
         self._automaton = Automaton(program, lexicon)
         self._closings = Closings(self._automaton, program, lexicon, runtime.speller)
+        # Caches of the grammar's own, so that nothing of it is left when it is dropped.
+        self._steps: BoundedCache[tuple[GrammarState, int], GrammarState] = BoundedCache(_MAX_CACHED)
+        # From (depth, position) and then frame by frame to (row, stamp), or DEEPER where one more frame matters.
+        self._masks: BoundedCache[tuple[object, Position | Frame | None], CachedMask] = BoundedCache(_MAX_CACHED)
         self._levels: BoundedCache[GrammarState, Levels] = BoundedCache(128)
         self._states: WeakValueDictionary[Config, GrammarState] = WeakValueDictionary()
         self.initial_state: GrammarState = self._intern(self._automaton.start)
@@ -86,7 +101,7 @@ class Grammar:
         end-of-sequence and stays as it is.
         """
         key = (state, token_id)
-        successor = self._runtime.steps.get(key)
+        successor = self._steps.get(key)
         if successor is not None:
             return successor
         if token_id in self._eos:
@@ -94,7 +109,7 @@ class Grammar:
         data = self._runtime.vocabulary.token_bytes(token_id)
         successor = self._advance_special(state, token_id) if data is None else self.advance_bytes(state, data)
         if successor is not None:
-            self._runtime.steps.put(key, successor)
+            self._steps.put(key, successor)
         return successor
 
     def advance_bytes(self, state: GrammarState, data: bytes) -> GrammarState | None:
@@ -115,8 +130,9 @@ class Grammar:
         mask = state._mask  # noqa: SLF001, the grammar's own cache on its state
         if mask is None or table.stamps[mask[0]] != mask[1]:
             mask = state._mask = self._find_mask(state)  # noqa: SLF001
-        table.touch(mask[0])
-        return mask[0]
+        row = mask[0]
+        table.touch(row)
+        return row
 
     def is_accepting(self, state: GrammarState) -> bool:
         """The text may end here: end-of-sequence is allowed."""
@@ -186,49 +202,72 @@ class Grammar:
             state = self._states[config] = GrammarState(*config)
         return state
 
-    def _find_mask(self, state: GrammarState) -> tuple[int, int]:
+    def _find_mask(self, state: GrammarState) -> CachedMask:
         if state is self._terminated:
-            return EOS_ROW, self._runtime.mask_table.stamps[EOS_ROW]
+            return CachedMask(EOS_ROW, self._runtime.mask_table.stamps[EOS_ROW])
         shared = shared_position(state.position, self._automaton)
         mask = self._cached_mask(shared, state.stack)
         if mask is None and shared is not state.position:
             mask = self._cached_mask(state.position, state.stack)
         return self._walk(state, shared) if mask is None else mask
 
-    def _cached_mask(self, position: Position, stack: Stack | None) -> tuple[int, int] | None:
-        masks, table = self._runtime.masks, self._runtime.mask_table
+    def _cached_mask(self, position: Position, stack: Stack | None) -> CachedMask | None:
+        found = self._cached_mask_and_depth(position, stack)
+        return None if found is None else found[0]
+
+    def _cached_mask_and_depth(self, position: Position, stack: Stack | None) -> tuple[CachedMask, int] | None:
+        """The mask, and the number of frames that it depends on."""
+        masks = self._masks
         key: tuple[object, Position | Frame | None] = (self._mask_root(stack), position)
         mask = masks.get(key)
+        num_frames = 0
         while mask is _DEEPER:
             key = (key, None if stack is None else stack.frame)
             stack = None if stack is None else stack.below
             mask = masks.get(key)
-        return None if mask is None or table.stamps[mask[0]] != mask[1] else mask
+            num_frames += 1
+        if mask is None or self._runtime.mask_table.stamps[mask[0]] != mask[1]:
+            return None
+        return mask, num_frames
 
-    def _mask_root(self, stack: Stack | None) -> object:
+    def _mask_root(self, stack: Stack | None) -> int:
         """What a mask depends on beside the position and frames: where lines are indented, how deep they are."""
-        if isinstance(self._automaton.layout, Pretty):
-            return self, 0 if stack is None else stack.depth
-        return self
+        return 0 if stack is None or not isinstance(self._automaton.layout, Pretty) else stack.depth
 
-    def _walk(self, state: GrammarState, shared: Position) -> tuple[int, int]:
+    def _walk(self, state: GrammarState, shared: Position) -> CachedMask:
         runtime = self._runtime
         runtime.num_computed_masks += 1
-        walker = MaskWalker(runtime.vocabulary, runtime.bodies, self._automaton, (state.position, state.stack))
+        config = state.position, state.stack
+        like = None if shared is not state.position else self._mask_alike(*config)
+        walker = MaskWalker(runtime.vocabulary, runtime.bodies, self._automaton, config, like)
         if walker.may_end:
             walker.words |= runtime.mask_table.eos_words
         row = runtime.mask_table.intern(walker.words)
-        mask = row, runtime.mask_table.stamps[row]
+        mask = CachedMask(row, runtime.mask_table.stamps[row], walker.decided_singly)
         # Tokens decided one by one depend on everything, and that is what the position and all frames are.
         num_frames = 2**31 if walker.decided_singly else walker.num_frames_read
         key: tuple[object, Position | Frame | None]
         key = (self._mask_root(state.stack), state.position if walker.decided_singly else shared)
         stack = state.stack
         for _ in range(num_frames):
-            runtime.masks.put(key, _DEEPER)
+            self._masks.put(key, _DEEPER)
             key = (key, None if stack is None else stack.frame)
             if stack is None:
                 break
             stack = stack.below
-        runtime.masks.put(key, mask)
+        self._masks.put(key, mask)
         return mask
+
+    def _mask_alike(self, position: Position, stack: Stack | None) -> tuple[Words, int] | None:
+        """A copy of a mask that this one is nearly like, and the number of frames that it depends on."""
+        alike = position_alike(position, self._automaton)
+        if alike is None:
+            return None
+        found = self._cached_mask_and_depth(alike, stack)
+        if found is None:
+            self._walk(self._intern((alike, stack)), alike)
+            found = self._cached_mask_and_depth(alike, stack)
+        # What was decided by the key's own text says nothing about another key.
+        if found is None or found[0].is_decided_singly:
+            return None
+        return self._runtime.mask_table.rows[found[0].row].copy(), found[1]

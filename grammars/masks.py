@@ -153,7 +153,18 @@ class StringBodies:
 class MaskWalker:
     """One walk: `words` is the mask, the rest is what it depended on."""
 
-    def __init__(self, vocabulary: Vocabulary, bodies: StringBodies, automaton: Automaton, config: Config) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        bodies: StringBodies,
+        automaton: Automaton,
+        config: Config,
+        like: tuple[Words, int] | None = None,
+    ) -> None:
+        """`like` is the mask of a key that is not special, and the frames that it depends on.
+
+        The mask of `config`, in a key that may become special, differs from it by the special keys alone.
+        """
         self._vocabulary = vocabulary
         self._bodies = bodies
         self._automaton = automaton
@@ -167,7 +178,11 @@ class MaskWalker:
         """How many frames of the stack the mask depends on; one more than there are if on the stack's end."""
         self.decided_singly = False
         """Whether some tokens were decided one by one, by the exact text so far."""
-        self._go_on(*config, _ROOT)
+        if like is None:
+            self._go_on(*config, _ROOT)
+        else:
+            self.words, self.num_frames_read = like
+            self._follow_special_keys(*config)
         while self._pending:
             position, stack, nodes = self._pending.pop()
             if self._is_remembered(position, stack, nodes):
@@ -365,9 +380,20 @@ class MaskWalker:
             for node, text in ended:
                 self._after_key(frame.after_key(text), stack, np.array([node], np.int32))
             if is_free and ended:
-                closed = np.setdiff1d(closed, np.array([node for node, _ in ended], np.int32), assume_unique=True)
+                removed = np.array([node for node, _ in ended], np.int32)
+                closed = self._vocabulary.kernels.without_nodes(closed, removed)
         if is_free and len(closed):
             self._after_key(frame.after_key(FRESH), stack, closed)
+
+    def _follow_special_keys(self, position: Position, stack: Stack | None) -> None:
+        v = self._vocabulary
+        assert isinstance(position, Key), "only keys are special"
+        for node, text in self._walk_texts(
+            self._automaton.keys.special(position.frame), position.text, _ROOT, mark_inside=False
+        ):
+            ended = np.array([node], np.int32)
+            v.kernels.clear_nodes(ended, v.trie_skips, v.trie_starts, v.token_ids, self.words)
+            self._after_key(position.frame.after_key(text), stack, ended)
 
     def _follow_classed_key(self, position: Key, classes: KeyClasses, stack: Stack | None, nodes: Nodes) -> None:
         frame = position.frame
@@ -467,8 +493,23 @@ def shared_position(position: Position, automaton: Automaton) -> Position:
     if isinstance(position, Key) and position.frame.takes_free_keys():
         special = automaton.keys.special(position.frame)
         if not special.begins(position.text):
-            return Key(msgspec.structs.replace(position.frame, seen=frozenset()), position.state, FRESH)
+            return _fresh_key(position)
     return position
+
+
+def position_alike(position: Position, automaton: Automaton) -> Key | None:
+    """Of a key that may become special, the one that is not, from which its mask is had with less work."""
+    if (
+        isinstance(position, Key)
+        and position.frame.takes_free_keys()
+        and automaton.keys.classes(position.frame) is None
+    ):
+        return _fresh_key(position)
+    return None
+
+
+def _fresh_key(position: Key) -> Key:
+    return Key(msgspec.structs.replace(position.frame, seen=frozenset()), position.state, FRESH)
 
 
 def _depth(stack: Stack | None) -> int:

@@ -95,6 +95,27 @@ def step_nodes(nodes: Nodes, byte: int, bytes_: NDArray[np.uint8], skips: Nodes)
     return found[:num_found].copy()
 
 
+def without_nodes(nodes: Nodes, removed: Nodes) -> Nodes:
+    """The nodes that are not among the removed ones; both are in ascending order."""
+    found = np.empty(len(nodes), np.int32)
+    num_found = 0
+    next_removed = 0
+    for k in range(len(nodes)):
+        while next_removed < len(removed) and removed[next_removed] < nodes[k]:
+            next_removed += 1
+        if next_removed == len(removed) or removed[next_removed] != nodes[k]:
+            found[num_found] = nodes[k]
+            num_found += 1
+    return found[:num_found].copy()
+
+
+def clear_nodes(nodes: Nodes, skips: Nodes, starts: Nodes, token_ids: Nodes, words: Words) -> None:
+    """Take back the bits of the tokens that end at the nodes or below them."""
+    for k in range(len(nodes)):
+        for i in range(starts[nodes[k]], starts[skips[nodes[k]]]):
+            words[token_ids[i] >> 5] &= ~(np.uint32(1) << np.uint32(token_ids[i] & 31))
+
+
 def walk_string(
     nodes: Nodes,
     entry: int,
@@ -459,6 +480,8 @@ class Kernels(NamedTuple):
     build_trie: Callable[..., tuple[NDArray[np.uint8], Nodes, Nodes]]
     enter_nodes: Callable[..., Nodes]
     step_nodes: Callable[..., Nodes]
+    without_nodes: Callable[..., Nodes]
+    clear_nodes: Callable[..., None]
     walk_string: Callable[..., Nodes]
     walk_terms: Callable[..., tuple[Nodes, Nodes, Nodes]]
     walk_ends: Callable[..., tuple[Nodes, Nodes]]
@@ -472,6 +495,8 @@ _SIGNATURES: dict[Callable[..., Any], str] = {
     build_trie: "Tuple((u1[::1], i4[::1], i4[::1]))(u1[::1], i8[::1])",
     enter_nodes: "i4[::1](i4[::1], i4[::1], i4[::1], i4[::1], u4[::1])",
     step_nodes: "i4[::1](i4[::1], i8, u1[::1], i4[::1])",
+    without_nodes: "i4[::1](i4[::1], i4[::1])",
+    clear_nodes: "void(i4[::1], i4[::1], i4[::1], i4[::1], u4[::1])",
     walk_string: "i4[::1](i4[::1], i8, i8, i8, i2[:, ::1], u1[::1], i4[::1], i4[::1], i4[::1], u4[::1], i8)",
     walk_terms: (
         "Tuple((i4[::1], i4[::1], i4[::1]))(i4[::1], i8, i8, b1, i2[:, ::1], u1[::1], i4[:, ::1], i4[:, ::1], i4[::1],"
