@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from specdec.errors import SpecdecError
 from specdec.evals.schema_engine import CompileOptions, RefusedSchemaError, SchemaEngine, SpecdecEngine
 from specdec.evals.schema_peers import MissingPeerError, PeerName, load_peer
 from specdec.evals.schema_walk import closed_walk
@@ -24,6 +25,10 @@ COMPILE_SECONDS = 20.0
 _ANSWER_SECONDS = 60.0
 _START_SECONDS = 300.0
 _MEMORY_BYTES = 8 * 2**30
+
+
+class WorkerStartError(SpecdecError):
+    """The process of an engine does not start, or not again after one that was lost."""
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +61,10 @@ class Walks(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SchemaWorker:
-    """A context manager; entering raises MissingPeerError without the engine, RuntimeError where it fails to load."""
+    """A context manager; entering raises MissingPeerError without the engine.
+
+    Entering, and asking after a process was lost, raise WorkerStartError where the engine fails to load.
+    """
 
     # Any: a schema is whatever JSON holds.
     def __init__(
@@ -130,10 +138,12 @@ class SchemaWorker:
             missing = connection.recv() if connection.poll(_START_SECONDS) else None
             if missing is None:
                 self._kill()
-                raise RuntimeError(f"{self._engine} did not start within {_START_SECONDS:g} s")
+                raise WorkerStartError(f"{self._engine} did not start within {_START_SECONDS:g} s; nothing is measured")
         except EOFError:
             self._kill()
-            raise RuntimeError(f"the process that loads {self._engine} ended; its error is above") from None
+            raise WorkerStartError(
+                f"the process that loads {self._engine} ended before it was ready; its error is above"
+            ) from None
         if missing:
             self._kill()
             raise MissingPeerError(missing)

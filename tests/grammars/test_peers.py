@@ -17,7 +17,8 @@ from specdec.evals.schema_peers import MissingPeerError, PeerName, load_peer
 from specdec.grammars import GrammarCompiler, InvalidSchemaError, UnsatisfiableSchemaError, Vocabulary
 from specdec.grammars.judge import Judge
 
-_NUM_SCHEMAS = 200
+import os
+_NUM_SCHEMAS = int(os.environ.get("NS","200"))
 
 
 class Floor(NamedTuple):

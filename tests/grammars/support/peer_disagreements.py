@@ -27,6 +27,7 @@ _MAX_CAUSES = 3
 _END = b"\0"
 _ANNOTATIONS = frozenset({"$defs", "$anchor", "$id", "$schema", "title", "description"})
 _OF_OBJECTS = ("properties", "additionalProperties")
+_BOUNDS = ("minItems", "maxItems", "minLength", "maxLength", "required")
 _ESCAPED = r'["\\\x00-\x1f]'
 _CONTROL = r"[\x00-\x07\x0b\x0e-\x1f\x7f-\x9f]"
 
@@ -75,12 +76,26 @@ def _without_undeclared_required(schema: dict[str, Any]) -> dict[str, Any]:
     return {**schema, "required": [key for key in schema["required"] if key in declared]}
 
 
+def _with_a_declared_key(schema: dict[str, Any]) -> dict[str, Any]:
+    declared, required = schema.get("properties", {}), schema.get("required", ())
+    if not declared or not required or any(key in declared for key in required):
+        return schema
+    # Denied twice, since `not` is passed over by the library, and `anyOf` would hide the rest from it.
+    return {**schema, "not": {"not": {"anyOf": [{"required": [key]} for key in declared]}}}
+
+
 def _with_implied_type(schema: dict[str, Any]) -> dict[str, Any]:
     if "type" in schema:
         return schema
     if any(keyword in schema for keyword in _OF_OBJECTS):
         return {**schema, "type": "object"}
     return {**schema, "type": "array"} if "items" in schema else schema
+
+
+def _without_lone_bounds(schema: dict[str, Any]) -> dict[str, Any]:
+    if any(keyword in schema for keyword in ("type", "items", *_OF_OBJECTS)):
+        return schema
+    return {key: value for key, value in schema.items() if key not in _BOUNDS}
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +140,9 @@ SCHEMA_CAUSES = (
         ("xgrammar", "outlines-core"),
         _without_undeclared_required,
     ),
+    SchemaCause("where no required key is declared, one that is declared must come", ("xgrammar",), _with_a_declared_key),
     SchemaCause("keywords of one type ask for that type", ("xgrammar", "outlines-core"), _with_implied_type),
+    SchemaCause("bounds alone, without a type, are dropped", ("xgrammar",), _without_lone_bounds),
     SchemaCause("properties close an object", ("outlines-core",), _closed),
     SchemaCause(
         "a declared key that is not required may come as one that is not declared",
