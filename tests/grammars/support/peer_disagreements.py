@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -29,12 +30,23 @@ _ANNOTATIONS = frozenset({"$defs", "$anchor", "$id", "$schema", "title", "descri
 _OF_OBJECTS = ("properties", "additionalProperties")
 _BOUNDS = ("minItems", "maxItems", "minLength", "maxLength", "required")
 _ESCAPED = r'["\\\x00-\x1f]'
+_PLAIN_KEY = re.compile(r"[ !#-\[\]-~]*")
 _CONTROL = r"[\x00-\x07\x0b\x0e-\x1f\x7f-\x9f]"
 
 KEY_ORDER = "keys come in the order of the schema"
 NUMERALS = "a number is spelt in another way"
 SPACES = "a value without constraints has a space after its commas"
 END_MARK = "where the text may end, a token after which it may not is not allowed"
+_SIBLINGS = "keywords beside $ref, const, enum or anyOf are dropped"
+_FIRST_KEYWORD = "properties, anyOf, enum, const and $ref drop what is beside them, the first of them the others"
+_REQUIRED = "a required key that properties does not declare is not asked for"
+_DECLARED_KEY = "where no required key is declared, one that is declared must come"
+_IMPLIED_TYPE = "keywords of one type ask for that type"
+_LONE_BOUNDS = "bounds alone, without a type, are dropped"
+_CLOSED = "properties close an object"
+_AS_UNDECLARED = "a declared key that is optional, and not plain ASCII, may come as one that is not declared"
+_ESCAPES = "a string with bounds has no escapes"
+_CONTROLS = "a string has no control characters but those with an escape of their own"
 _SPELLINGS = {
     "llguidance": (NUMERALS, KEY_ORDER),
     "xgrammar": (NUMERALS, KEY_ORDER, SPACES),
@@ -106,7 +118,7 @@ def _with_declared_as_undeclared(schema: dict[str, Any]) -> dict[str, Any]:
     others = schema.get("additionalProperties", True)
     required = schema.get("required", ())
     properties = {
-        key: value if key in required else {"anyOf": [value, others]}
+        key: value if key in required or _PLAIN_KEY.fullmatch(key) else {"anyOf": [value, others]}
         for key, value in schema.get("properties", {}).items()
     }
     return {**schema, "properties": properties} if properties else schema
@@ -129,32 +141,61 @@ def _string_with(pattern: str) -> dict[str, Any]:
 
 
 SCHEMA_CAUSES = (
-    SchemaCause("keywords beside $ref, const, enum or anyOf are dropped", ("xgrammar",), _without_siblings),
+    SchemaCause(_SIBLINGS, ("xgrammar",), _without_siblings),
     SchemaCause(
-        "properties, anyOf, enum, const and $ref drop what is beside them, the first of them the others",
+        _FIRST_KEYWORD,
         ("outlines-core",),
         _first_keyword,
     ),
     SchemaCause(
-        "a required key that properties does not declare is not asked for",
+        _REQUIRED,
         ("xgrammar", "outlines-core"),
         _without_undeclared_required,
     ),
-    SchemaCause("where no required key is declared, one that is declared must come", ("xgrammar",), _with_a_declared_key),
-    SchemaCause("keywords of one type ask for that type", ("xgrammar", "outlines-core"), _with_implied_type),
-    SchemaCause("bounds alone, without a type, are dropped", ("xgrammar",), _without_lone_bounds),
-    SchemaCause("properties close an object", ("outlines-core",), _closed),
+    SchemaCause(_DECLARED_KEY, ("xgrammar",), _with_a_declared_key),
+    SchemaCause(_IMPLIED_TYPE, ("xgrammar",), _with_implied_type),
+    SchemaCause(_LONE_BOUNDS, ("xgrammar",), _without_lone_bounds),
+    SchemaCause(_CLOSED, ("outlines-core",), _closed),
     SchemaCause(
-        "a declared key that is not required may come as one that is not declared",
+        _AS_UNDECLARED,
         ("xgrammar",),
         _with_declared_as_undeclared,
     ),
-    SchemaCause("a string with bounds has no escapes", ("xgrammar",), _with_plain_strings_where_bounded),
+    SchemaCause(_ESCAPES, ("xgrammar",), _with_plain_strings_where_bounded),
     SchemaCause(
-        "a string has no control characters but those with an escape of their own",
+        _CONTROLS,
         ("outlines-core",),
         _with_strings_of_outlines,
     ),
+)
+
+
+# Any: schemas and values are whatever JSON holds.
+EXAMPLES: tuple[tuple[str, str, Any, Any], ...] = (
+    ("llguidance", NUMERALS, {"type": "integer"}, 1.0),
+    ("llguidance", KEY_ORDER, {"properties": {"a": {}, "b": {}}}, {"b": 1, "a": 1}),
+    ("xgrammar", NUMERALS, {"type": "integer"}, 1.0),
+    ("xgrammar", KEY_ORDER, {"type": "object", "properties": {"a": {}, "b": {}}}, {"b": 1, "a": 1}),
+    ("xgrammar", SPACES, True, [1, 2]),
+    ("xgrammar", _SIBLINGS, {"type": "number", "enum": ["a"]}, "a"),
+    ("xgrammar", _REQUIRED, {"type": "object", "properties": {}, "required": ["a"]}, {}),
+    ("xgrammar", _DECLARED_KEY, {"type": "object", "properties": {"b": {}}, "required": ["a"]}, {"a": 1}),
+    ("xgrammar", _IMPLIED_TYPE, {"items": {}}, 1),
+    ("xgrammar", _LONE_BOUNDS, {"minItems": 2}, []),
+    ("xgrammar", _AS_UNDECLARED, {"type": "object", "properties": {"é": {"type": "null"}}}, {"é": 1}),
+    ("xgrammar", _ESCAPES, {"type": "string", "minLength": 1}, "\n"),
+    ("outlines-core", NUMERALS, {"type": "integer"}, 1.0),
+    (
+        "outlines-core",
+        KEY_ORDER,
+        {"type": "object", "properties": {"a": {"type": "null"}, "b": {"type": "null"}}},
+        {"b": None, "a": None},
+    ),
+    ("outlines-core", END_MARK, {"type": "number"}, 0.5),
+    ("outlines-core", _FIRST_KEYWORD, {"type": "number", "enum": ["a"]}, "a"),
+    ("outlines-core", _REQUIRED, {"type": "object", "properties": {}, "required": ["a"]}, {}),
+    ("outlines-core", _CLOSED, {"type": "object", "properties": {}}, {"a": 1}),
+    ("outlines-core", _CONTROLS, {"type": "string"}, "\u0001"),
 )
 
 
@@ -215,8 +256,8 @@ class Peer:
 class _MarkedIndex:
     def __init__(self, schema: Any) -> None:
         # Here and not above: the other libraries' tests run without it.
-        import outlines_core  # noqa: PLC0415
-        from outlines_core.json_schema import build_regex_from_schema  # noqa: PLC0415
+        import outlines_core
+        from outlines_core.json_schema import build_regex_from_schema
 
         vocabulary = outlines_core.Vocabulary(EOS_TOKEN_ID, {bytes([byte]): [byte] for byte in range(256)})
         pattern = build_regex_from_schema(json.dumps(schema), "")
@@ -229,6 +270,16 @@ class _MarkedIndex:
             if state is None:
                 return "refused"
         return None if self._index.is_final_state(state) else "refused"
+
+
+def cause_names(peer: str) -> tuple[str, ...]:
+    """All that a disagreement of the library may be explained by."""
+    return (*_SPELLINGS[peer], *(cause.name for cause in SCHEMA_CAUSES if peer in cause.peers))
+
+
+def spelt(value: Any) -> bytes:
+    """The compact text of a value as it stands."""
+    return next(_texts(value, ()))
 
 
 def _sets(causes: Any) -> Iterator[tuple[Any, ...]]:
