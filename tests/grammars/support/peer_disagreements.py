@@ -121,7 +121,7 @@ def _with_declared_as_undeclared(schema: dict[str, Any]) -> dict[str, Any]:
         key: value if key in required or _PLAIN_KEY.fullmatch(key) else {"anyOf": [value, others]}
         for key, value in schema.get("properties", {}).items()
     }
-    return {**schema, "properties": properties} if properties else schema
+    return {**schema, "properties": properties} if properties and others is not False else schema
 
 
 def _with_plain_strings_where_bounded(schema: dict[str, Any]) -> dict[str, Any]:
@@ -244,7 +244,7 @@ class Peer:
         except UnjudgeableError:
             return False
         is_taken = not is_valid
-        return is_valid_then == is_taken and (compiled is None or (compiled.refusal(text) is None) == is_taken)
+        return is_valid_then == is_taken and compiled is not None and (compiled.refusal(text) is None) == is_taken
 
     def _with_end_mark(self) -> CompiledSchema:
         """The pattern of outlines-core with a byte after it, so that no text may end before that."""
