@@ -10,13 +10,21 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
+from specdec.errors import SpecdecError
 from specdec.evals.schema_peers import MissingPeerError
 
 _START_SECONDS = 300.0
 
 
+class WorkerStartError(SpecdecError):
+    """The process of an engine does not start, or not again after one that was lost."""
+
+
 class EngineWorker:
-    """A context manager; entering raises MissingPeerError without the engine, RuntimeError where it fails to load."""
+    """A context manager; entering raises MissingPeerError without the engine.
+
+    Entering, and asking after a process was lost, raise WorkerStartError where the engine fails to load.
+    """
 
     # Any: each worker has arguments of its own.
     def __init__(self, engine: str, serve: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -67,10 +75,14 @@ class EngineWorker:
             missing = connection.recv() if connection.poll(_START_SECONDS) else None
             if missing is None:
                 self._kill()
-                raise RuntimeError(f"{self._engine_name} did not start within {_START_SECONDS:g} s")
+                raise WorkerStartError(
+                    f"{self._engine_name} did not start within {_START_SECONDS:g} s; nothing is measured"
+                )
         except EOFError:
             self._kill()
-            raise RuntimeError(f"the process that loads {self._engine_name} ended; its error is above") from None
+            raise WorkerStartError(
+                f"the process that loads {self._engine_name} ended before it was ready; its error is above"
+            ) from None
         if missing:
             self._kill()
             raise MissingPeerError(missing)

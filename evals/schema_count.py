@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Outcome = Literal["right", "invalid_accepted", "valid_refused", "refused_at_compile", "disputed"]
-"""`disputed`: the engine disagrees with the label, and so does the judge."""
+Outcome = Literal["right", "invalid_accepted", "valid_refused", "refused_at_compile", "disputed", "faulted"]
+"""`disputed`: the engine disagrees with the label, and so does the judge. `faulted`: it gave no answer."""
 
 
 @dataclass(slots=True)
 class SchemaCount:
-    """`tests` is the sum of the five outcomes."""
+    """`tests` is the sum of the six outcomes."""
 
     tests: int = 0
     right: int = 0
@@ -19,6 +19,7 @@ class SchemaCount:
     valid_refused: int = 0
     refused_at_compile: int = 0
     disputed: int = 0
+    faulted: int = 0
     refused_as_unsatisfiable: int = 0
     """Of `right`: the engine said of the schema that no instance is valid, and none of the labelled ones is."""
     schemas: int = 0
@@ -40,6 +41,7 @@ class SchemaCount:
         self.valid_refused += outcomes.count("valid_refused")
         self.refused_at_compile += outcomes.count("refused_at_compile")
         self.disputed += outcomes.count("disputed")
+        self.faulted += outcomes.count("faulted")
         self.compiled += is_compiled
         self.fully_right += is_compiled and all(outcome in {"right", "disputed"} for outcome in outcomes)
 
@@ -58,4 +60,5 @@ COLUMNS = (
     "valid refused",
     "refused at compile",
     "disputed",
+    "faulted",
 )

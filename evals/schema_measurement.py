@@ -83,9 +83,11 @@ class SchemaMeasurement:
             answer = next(remaining) if unrenderable is None else Answer(rendering=None, refusal=unrenderable)
             if answer.is_fault:
                 self.faults.append(f"{labelled.case.name}, {instance.name}: {answer.refusal}")
+                yield "faulted"
+                continue
             is_accepted = answer.rendering is not None
             self.num_second_renderings += answer.rendering == 1
-            if is_accepted == instance.is_valid and not answer.is_fault:
+            if is_accepted == instance.is_valid:
                 yield "right"
                 continue
             kind: Outcome = "invalid_accepted" if is_accepted else "valid_refused"
@@ -95,7 +97,7 @@ class SchemaMeasurement:
                 "kind": kind,
                 "reason": answer.refusal or "accepted",
             }
-            if is_contradicted and not answer.is_fault:
+            if is_contradicted:
                 self.disputed.append(entry)
                 yield "disputed"
                 continue

@@ -6,13 +6,16 @@ import lzma
 import pytest
 from typer.testing import CliRunner
 
+from specdec.cli import app as specdec_app
 from specdec.evals import cli
+from specdec.evals.engine_worker import WorkerStartError
 from specdec.evals.schema_count import SchemaCount
 from specdec.evals.schema_engine import CompileOptions
-from specdec.evals.schema_measurement import percentiles
+from specdec.evals.schema_labels import SchemaLabels
+from specdec.evals.schema_measurement import SchemaMeasurement, percentiles
 from specdec.evals.schema_peers import MissingPeerError
 from specdec.evals.schema_suite import SuiteError, load_suite
-from specdec.evals.schema_worker import SchemaWorker
+from specdec.evals.schema_worker import Answer, Compiled, SchemaWorker
 
 CLOSED = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "string"}}, "required": ["b"]}
 CLOSED["additionalProperties"] = False
@@ -59,6 +62,7 @@ def test_every_outcome_is_counted_once(suite_file):
         "valid_refused": 2,
         "refused_at_compile": 3,
         "disputed": 2,
+        "faulted": 0,
         "refused_as_unsatisfiable": 2,
         "schemas": 6,
         "compiled": 3,
@@ -186,12 +190,52 @@ def test_a_compile_past_its_deadline_costs_one_schema():
     assert found.answers[1].refusal == "byte 0 is not allowed:  >>> 1"
 
 
+class LosingWorker:
+    """Compiles everything, and answers nothing."""
+
+    def run(self, schema_text, options, renderings):
+        lost = Answer(rendering=None, refusal="answer took over 60 s", is_fault=True)
+        return Compiled(milliseconds=1.0, refusal=None, answers=(lost,) * len(renderings))
+
+
+def test_an_instance_without_an_answer_is_a_fault_whatever_its_label(tmp_path):
+    path = tmp_path / "cases.jsonl"
+    path.write_text(json.dumps(case("lost", {"type": "null"}, (True, None), (False, 1), (True, 2))) + "\n")
+    labels = SchemaLabels.of(load_suite(path), lambda: None)
+    measurement = SchemaMeasurement.of(labels.cases, LosingWorker(), lambda _: None)
+    total = measurement.total
+    assert (total.tests, total.faulted, total.right, total.valid_refused, total.disputed) == (3, 3, 0, 0, 0)
+    assert total.fully_right == 0
+    assert (len(measurement.faults), measurement.wrong, measurement.disputed) == (3, [], [])
+
+
+def test_a_worker_that_does_not_start_again_ends_the_eval_with_one_line(suite_file, monkeypatch):
+    monkeypatch.setattr("specdec.evals.engine_worker._START_SECONDS", 0.0)
+    finished = CliRunner().invoke(specdec_app, ["eval", "schema", "--suite", str(suite_file)])
+    assert finished.exit_code == 1
+    assert "did not start within 0 s" in finished.output
+    assert "Traceback" not in finished.output
+
+
+def test_a_worker_that_is_lost_and_ends_on_its_way_up_is_named():
+    with SchemaWorker("specdec", {}) as worker:
+        worker._running[0].kill()
+        worker._running[0].join()
+        worker.run("true", CompileOptions(format="assert"), [])
+        # A module that is there and is no engine: the process ends with an error before it serves.
+        worker._engine = "json"
+        with pytest.raises(WorkerStartError, match="loads json ended before it was ready"):
+            worker.run("true", CompileOptions(format="assert"), [])
+
+
 def test_counts_add_up():
     count = SchemaCount()
     count.add(["right", "disputed"], is_compiled=True, is_rightly_unsatisfiable=False)
     count.add(["right", "valid_refused"], is_compiled=True, is_rightly_unsatisfiable=False)
+    count.add(["right", "faulted"], is_compiled=True, is_rightly_unsatisfiable=False)
     count.add(["refused_at_compile"], is_compiled=False, is_rightly_unsatisfiable=True)
-    assert (count.tests, count.right, count.schemas, count.compiled, count.fully_right) == (5, 3, 3, 2, 2)
+    assert (count.tests, count.right, count.schemas, count.compiled, count.fully_right) == (7, 4, 4, 3, 2)
+    assert (count.valid_refused, count.disputed, count.faulted) == (1, 1, 1)
     assert count.refused_as_unsatisfiable == 1
 
 
