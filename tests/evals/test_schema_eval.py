@@ -223,7 +223,7 @@ def test_a_worker_that_is_lost_and_ends_on_its_way_up_is_named():
         worker._running[0].join()
         worker.run("true", CompileOptions(format="assert"), [])
         # A module that is there and is no engine: the process ends with an error before it serves.
-        worker._engine = "json"
+        worker._engine_name, worker._arguments = "json", ("json", {})
         with pytest.raises(WorkerStartError, match="loads json ended before it was ready"):
             worker.run("true", CompileOptions(format="assert"), [])
 
