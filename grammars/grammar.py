@@ -16,8 +16,8 @@ from specdec.grammars.guard import GuardWalker, Levels
 from specdec.grammars.layout import Pretty
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.mask_table import EOS_ROW, MaskTable
-from specdec.grammars.masks import MaskWalker, StringBodies, position_alike, shared_position
-from specdec.grammars.positions import Done, Literal, Position, Raw, Terminated
+from specdec.grammars.masks import FRESH, MaskWalker, StringBodies, position_alike, shared_position
+from specdec.grammars.positions import Done, Key, Literal, Position, Raw, Terminated
 from specdec.grammars.program import Program
 from specdec.grammars.speller import Speller, Spelling
 from specdec.grammars.stacks import Config, Stack
@@ -48,8 +48,6 @@ class CachedMask(NamedTuple):
 
     row: int
     stamp: int
-    is_decided_singly: bool = False
-    """Whether some tokens were decided one by one, by the exact text."""
 
 
 _DEEPER = CachedMask(-1, -1)
@@ -87,6 +85,8 @@ class Grammar:
         self._steps: BoundedCache[tuple[GrammarState, int], GrammarState] = BoundedCache(_MAX_CACHED)
         # From (depth, position) and then frame by frame to (row, stamp), or DEEPER where one more frame matters.
         self._masks: BoundedCache[tuple[object, Position | Frame | None], CachedMask] = BoundedCache(_MAX_CACHED)
+        self._unlike: BoundedCache[Config, bool] = BoundedCache(_MAX_CACHED)
+        """Where `_mask_alike` finds none."""
         self._levels: BoundedCache[GrammarState, Levels] = BoundedCache(128)
         self._states: WeakValueDictionary[Config, GrammarState] = WeakValueDictionary()
         self.initial_state: GrammarState = self._intern(self._automaton.start)
@@ -243,7 +243,10 @@ class Grammar:
         if walker.may_end:
             walker.words |= runtime.mask_table.eos_words
         row = runtime.mask_table.intern(walker.words)
-        mask = CachedMask(row, runtime.mask_table.stamps[row], walker.decided_singly)
+        mask = CachedMask(row, runtime.mask_table.stamps[row])
+        if walker.decided_singly and isinstance(state.position, Key) and state.position.text == FRESH:
+            # What was decided by the text of no key in particular says nothing about any.
+            return mask
         # Tokens decided one by one depend on everything, and that is what the position and all frames are.
         num_frames = 2**31 if walker.decided_singly else walker.num_frames_read
         key: tuple[object, Position | Frame | None]
@@ -265,9 +268,11 @@ class Grammar:
             return None
         found = self._cached_mask_and_depth(alike, stack)
         if found is None:
+            if self._unlike.get((alike, stack)):
+                return None
             self._walk(self._intern((alike, stack)), alike)
             found = self._cached_mask_and_depth(alike, stack)
-        # What was decided by the key's own text says nothing about another key.
-        if found is None or found[0].is_decided_singly:
-            return None
+            if found is None:
+                self._unlike.put((alike, stack), True)
+                return None
         return self._runtime.mask_table.rows[found[0].row].copy(), found[1]
