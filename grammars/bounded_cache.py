@@ -42,5 +42,10 @@ class BoundedCache(Generic[K, V]):
             self._dropped, self._old, self._young = self._old, self._young, {}
         self._young[key] = value
 
+    @property
+    def num_kept(self) -> int:
+        """Entries in memory, those counted twice that are in both generations."""
+        return len(self._young) + len(self._old) + len(self._dropped)
+
     def __len__(self) -> int:
         return len(self._young.keys() | self._old.keys())

@@ -66,7 +66,7 @@ class GrammarCompiler:
         self._max_cache_entries = max_cache_entries
         self._max_cache_bytes = max_cache_bytes
         self._lock = threading.Lock()
-        self._grammars: OrderedDict[bytes, tuple[Grammar, int]] = OrderedDict()
+        self._grammars: OrderedDict[bytes, Grammar] = OrderedDict()
         self._cache_bytes = 0
         self._flights: dict[bytes, Flight[Grammar]] = {}
         self._refusals: BoundedCache[bytes, GrammarError] = BoundedCache(_MAX_REFUSALS)
@@ -109,11 +109,11 @@ class GrammarCompiler:
         interest = interest or Interest()
         job = CompileJob()
         with self._lock:
-            entry = self._grammars.get(digest)
-            if entry is not None:
+            known = self._grammars.get(digest)
+            if known is not None:
                 self.cache_hits += 1
                 self._grammars.move_to_end(digest)
-                return entry[0]
+                return known
             refusal = self._refusals.get(digest)
             if refusal is not None:
                 self.cache_hits += 1
@@ -142,7 +142,7 @@ class GrammarCompiler:
         try:
             program = self._program(constraint, job)
             grammar = Grammar(constraint, program, self._runtime)
-            self._keep(digest, grammar, program.num_bytes)
+            self._keep(digest, grammar)
         except Exception as caught:  # noqa: BLE001, those that wait raise it
             error = caught
             if isinstance(caught, GrammarError) and not isinstance(caught, CompileResourceError):
@@ -179,17 +179,17 @@ class GrammarCompiler:
         """The grammar of every JSON object without repeated keys."""
         return self.compile_json_schema({"type": "object"})
 
-    def _keep(self, digest: bytes, grammar: Grammar, size: int) -> None:
+    def _keep(self, digest: bytes, grammar: Grammar) -> None:
         with self._lock:
-            if digest in self._grammars:
-                return
-            self._grammars[digest] = (grammar, size)
-            self._cache_bytes += size
-            while self._grammars and (
+            self._grammars[digest] = grammar
+            # They grow as they are walked, so that what they take is known only now.
+            sizes = {key: kept.num_bytes for key, kept in self._grammars.items()}
+            self._cache_bytes = sum(sizes.values())
+            while len(self._grammars) > 1 and (
                 len(self._grammars) > self._max_cache_entries or self._cache_bytes > self._max_cache_bytes
             ):
-                _, (_, evicted) = self._grammars.popitem(last=False)
-                self._cache_bytes -= evicted
+                key, _ = self._grammars.popitem(last=False)
+                self._cache_bytes -= sizes[key]
 
 
 def _digest(constraint: Constraint) -> bytes:

@@ -55,6 +55,8 @@ _DEEPER = CachedMask(-1, -1)
 
 _MAX_CACHED = 8192
 """Of the steps and of the masks of one grammar."""
+_BYTES_CACHED = 500
+"""Of one of them, with its state."""
 
 
 class Runtime:
@@ -76,6 +78,7 @@ class Grammar:
         self.constraint = constraint
         """What it was compiled from."""
         self.report = program.report
+        self._program_bytes = program.num_bytes
         self._runtime = runtime
         self._eos = frozenset(runtime.vocabulary.eos_token_ids)
         lexicon = runtime.lexicon.with_used(program.automata)
@@ -93,6 +96,11 @@ class Grammar:
         self._terminated = self._intern((Terminated(), None))
         self.initial_plan = self.closing(self.initial_state)
         """What completes the empty text in few tokens; None where it is too long to plan for."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory, roughly: of what was compiled, and of what walks have left in caches."""
+        return self._program_bytes + _BYTES_CACHED * (self._steps.num_kept + self._masks.num_kept)
 
     def advance(self, state: GrammarState, token_id: int) -> GrammarState | None:
         """The state after the token; None where it is not allowed.
