@@ -6,6 +6,7 @@ have in common. A worker that died, a schema that the two treat differently and 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import time
@@ -116,8 +117,9 @@ def _round_trips(
     here = GrammarCompiler(vocabulary, max_cache_entries=1)
     service = GrammarCompiler(vocabulary, num_workers=1, max_cache_entries=1)
     try:
-        # A warm pool is the promise; how long it takes to warm is not in question.
-        service.compile_json_schema({"const": "warm"})
+        # A warm pool is the promise; how long it takes to warm is not in question. A fault shows below.
+        with contextlib.suppress(GrammarError):
+            service.compile_json_schema({"const": "warm"})
         with terminal.progress("round trips", len(cases)) as steps:
             for number, case in enumerate(cases):
                 steps.note(case.name[:60])
