@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from msgspec.structs import replace as replace_fields
+
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.closings import Closings
 from specdec.grammars.constraints import (
@@ -64,7 +66,26 @@ def _prepared(program: Program, recorded: Lexicon, speller: Speller, stopwatch: 
     automaton = Automaton(program, recorded)
     automaton.prepare(stopwatch)
     short_texts = Closings(automaton, program, recorded, speller).short_texts(stopwatch)
-    return program._replace(short_texts=short_texts, num_bytes=program.num_bytes + program.automata.num_bytes)
+    return program._replace(
+        short_texts=short_texts,
+        num_bytes=program.num_bytes + program.automata.num_bytes,
+        report=replace_fields(
+            program.report, restrictions=(*program.report.restrictions, *_left_out(program.automata))
+        ),
+    )
+
+
+def _left_out(automata: ScalarAutomata) -> Iterator[Restriction]:
+    """Alternatives of one value that no automaton holds together."""
+    sizes = [("patterns or formats", len(terms), len(kept)) for terms, (kept, _) in automata.largest.items()]
+    sizes += [("sets of numbers", len(sets), len(kept)) for (sets, _), (kept, _) in automata.combined.items()]
+    for what, number, num_kept in dict.fromkeys(sizes):
+        if num_kept < number:
+            yield Restriction(
+                reason=f"where a value may satisfy any of {number} {what}, those of {num_kept} of them: an automaton "
+                "of all would be too large",
+                pointer="",
+            )
 
 
 class _ProgramBuilder:

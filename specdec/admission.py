@@ -25,7 +25,7 @@ from specdec.grammars import (
     LimitExceededError,
     UnsupportedSchemaError,
 )
-from specdec.grammars.constraints import Choice, Constraint, Regex
+from specdec.grammars.constraints import Choice, Constraint, JsonSchema, Regex
 from specdec.request import Request
 
 
@@ -122,8 +122,10 @@ def _compile(constraint: Constraint, compiler: GrammarCompiler, interest: Intere
                 param, code = "regex", "unsupported_regex_feature" if is_unsupported else "invalid_regex"
             case Choice():
                 param, code = "choice", "unsupported_choice" if is_unsupported else "invalid_choice"
-            case _:
+            case JsonSchema():
                 param, code = "schema", "unsupported_schema_feature" if is_unsupported else "invalid_json_schema"
+            case _:
+                param, code = "constraint", "unsupported_constraint" if is_unsupported else "invalid_constraint"
         raise SchemaError(
             error.message, keyword=error.keyword, pointer=error.pointer, param=param, code=code
         ) from error

@@ -142,3 +142,15 @@ def test_branches_of_a_oneof_that_differ_for_some_values_only_exclude_the_others
     grammar = compiler.compile_json_schema({"oneOf": branches})
     for kind, is_accepted in (("x", True), ("y", False), ("z", True), ("w", True)):
         assert accepts(grammar, json.dumps({"kind": kind}).replace(" ", "").encode()) is is_accepted
+
+
+def test_alternatives_that_fit_no_automaton_together_are_reported() -> None:
+    def ending(first: str, second: str) -> dict[str, str]:
+        return {"type": "string", "pattern": f"^({first}|{second})*{first}({first}|{second}){{11}}$"}
+
+    compiler = GrammarCompiler(small_vocabulary())
+    schemas = [ending("a", "b"), ending("b", "c"), ending("c", "d"), ending("d", "e")]
+    reasons = [one.reason for one in compiler.compile_json_schema({"anyOf": schemas}).report.restrictions]
+    assert any("any of 4 patterns or formats, those of 3 of them" in reason for reason in reasons)
+    alone = compiler.compile_json_schema({"anyOf": schemas[:2]}).report.restrictions
+    assert not any("automaton" in one.reason for one in alone)
