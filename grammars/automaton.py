@@ -44,7 +44,7 @@ from specdec.grammars.positions import (
 from specdec.grammars.program import Program
 from specdec.grammars.raw_text import RawText
 from specdec.grammars.repetition import can_differ
-from specdec.grammars.rules import ArrayRule
+from specdec.grammars.rules import ArrayRule, Rule
 from specdec.grammars.scalar_steps import ScalarSteps, Step, literal_start
 from specdec.grammars.stacks import Config, Stack, Stacks
 from specdec.grammars.stopwatch import Stopwatch
@@ -52,6 +52,8 @@ from specdec.grammars.unique import can_be_remembered
 from specdec.grammars.value_rules import KnownValueRules
 from specdec.grammars.walk import DEAD
 
+_FIRST_OF_VALUES = b'"1{[-tfn023456789'
+_LIKELY_FIRST = bytes(dict.fromkeys(b'a1",]}0:{[' + bytes(range(256))))
 _MAX_PREPARED = 200
 """Combinations of goals; the cache holds more."""
 
@@ -92,16 +94,21 @@ class Automaton:
         return None if state is None else self.enter_raw(state)
 
     def prepare(self, stopwatch: Stopwatch) -> None:
-        """Work out ahead what positions of several goals need, until half of the time to compile is over."""
-        for goals in itertools.islice(known_combinations(self._rules), _MAX_PREPARED):
+        """Build ahead the automata that walks need, until half of the time to compile is over."""
+        classed = ((number,) for number, rule in enumerate(self._rules) if _has_classed_keys(rule))
+        combined = itertools.islice(known_combinations(self._rules), _MAX_PREPARED)
+        for goals in itertools.chain(classed, combined):
             if stopwatch.is_half_over():
                 return
-            self.value_rules.of(goals, None)
+            objects = self.value_rules.of(goals, None).objects
+            frame = ObjectFrame(objects).continued() if objects else None
+            if frame is not None:
+                self.keys.classes(frame)
 
     def feed(self, config: Config, data: bytes) -> Config | None:
         """The configuration after the bytes; None where they leave the language."""
         after = self._feed(config, data)
-        if after is None or not can_differ(after, self._feed):
+        if after is None or not can_differ(after, self._feed, self._possible_bytes):
             return None
         return after
 
@@ -132,6 +139,17 @@ class Automaton:
                     return None
                 position, stack = resolved
         return position, stack
+
+    def _possible_bytes(self, config: Config) -> bytes:
+        """In a remembered item, which is compact: those that `_feed` takes, and others where that is not clear."""
+        position, stack = config
+        if isinstance(position, Value):
+            return _FIRST_OF_VALUES
+        if isinstance(position, String) and position.text is not None:
+            rules = self.value_rules.of(position.goals, stack)
+            if not rules.terms:
+                return rules.strings.following(position.text)
+        return _LIKELY_FIRST
 
     def resolve(self, completed: Completed, stack: Stack | None) -> Config | None:
         """Tell the frame around a completed value which goals it met; None where the value occurred before."""
@@ -337,6 +355,10 @@ class Automaton:
         if all(self._can_be_remembered[run.rule] for run in free):
             return ArrayFrame(runs, seen=frozenset())
         return ArrayFrame(free)
+
+
+def _has_classed_keys(rule: Rule) -> bool:
+    return any(free.language is not None for shape in rule.objects for free in shape.free)
 
 
 _LAID_OUT = (Indent, Gap, Closing, Value, AfterKey, ObjectStart, ObjectNext, ObjectEnd, ArrayStart, ArrayEnd)

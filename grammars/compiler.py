@@ -60,7 +60,9 @@ class GrammarCompiler:
         language_kernels.load_kernels()
         load_determinise()
         self._lexicon = Lexicon(vocabulary.spellable_bytes)
-        self._runtime = Runtime(vocabulary, self.mask_table, self._lexicon, StringBodies(vocabulary, self._lexicon))
+        bodies = StringBodies(vocabulary, self._lexicon)
+        bodies.prepare()
+        self._runtime = Runtime(vocabulary, self.mask_table, self._lexicon, bodies)
         # Last, so that its process finds the machine code in its cache.
         self._pool = CompilePool(vocabulary, limits, num_workers=num_workers) if num_workers else None
         self._max_cache_entries = max_cache_entries

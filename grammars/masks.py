@@ -69,6 +69,14 @@ class StringBodies:
         )
         self._ends: tuple[NDArray[np.uint8], NDArray[np.int64], Nodes] | None = None
 
+    def prepare(self) -> None:
+        """Walk from the root what every grammar needs: some milliseconds that no request waits for."""
+        words = np.zeros(self._vocabulary.num_words, np.uint32)
+        for state in range(len(self.table)):
+            if state != CLOSED:
+                self.walk(_ROOT, state, 0, UNBOUNDED, words)
+        self._ends = self._find_ends(self.walk(_ROOT, BODY, 0, UNBOUNDED, words))
+
     def walk(self, nodes: Nodes, state: int, min_length: int, max_length: int, words: Words) -> Nodes:
         """Mark the tokens that stay inside; return the nodes after the closing quote (walk.walk_string)."""
         # No token has more code points than bytes, so that larger counts do not matter.
@@ -218,12 +226,21 @@ class MaskWalker:
             if not isinstance(frame, ArrayFrame) or frame.seen is None:
                 continue
             self.decided_singly = True
+            # Items that begin alike are followed together.
+            after: dict[bytes, Nodes] = {}
             for one in frame.seen:
+                rest = one[len(frame.text) :] if one.startswith(frame.text) else b""
                 nodes = _ROOT
-                for byte in one[len(frame.text) :] if one.startswith(frame.text) else b"":
-                    nodes = v.kernels.step_nodes(nodes, byte, v.trie_bytes, v.trie_skips)
-                    for node in nodes.tolist():
-                        self._decide(range(v.trie_starts[node], v.trie_starts[node + 1]))
+                for end in range(1, len(rest) + 1):
+                    begun = rest[:end]
+                    if begun not in after:
+                        nodes = v.kernels.step_nodes(nodes, rest[end - 1], v.trie_bytes, v.trie_skips)
+                        after[begun] = nodes
+                        for node in nodes.tolist():
+                            self._decide(range(v.trie_starts[node], v.trie_starts[node + 1]))
+                    nodes = after[begun]
+                    if not len(nodes):
+                        break
 
     def _go_on(self, position: Position, stack: Stack | None, nodes: Nodes) -> None:
         """Follow the tokens below the nodes, at which the text is in this configuration."""

@@ -8,21 +8,21 @@ from specdec.grammars.frames import ArrayFrame
 from specdec.grammars.stacks import Config
 
 Feed = Callable[[Config, bytes], Config | None]
+PossibleBytes = Callable[[Config], bytes]
+"""Every byte that `Feed` takes, and others perhaps; the likely ones first."""
 
-_LIKELY_FIRST = bytes(dict.fromkeys(b'a1",]}0:{[' + bytes(range(256))))
 
-
-def can_differ(config: Config, feed: Feed) -> bool:
+def can_differ(config: Config, feed: Feed, possible_bytes: PossibleBytes) -> bool:
     """Whether an item that may still become one that occurred can become another as well."""
     below = config[1]
     while below is not None and below.is_remembered:
         if isinstance(below.frame, ArrayFrame) and below.frame.is_repeating():
-            return _finds_another(config, below.depth, feed)
+            return _finds_another(config, below.depth, feed, possible_bytes)
         below = below.below
     return True
 
 
-def _finds_another(config: Config, depth: int, feed: Feed) -> bool:
+def _finds_another(config: Config, depth: int, feed: Feed, possible_bytes: PossibleBytes) -> bool:
     pending = [config]
     while pending:
         current = pending.pop()
@@ -34,7 +34,7 @@ def _finds_another(config: Config, depth: int, feed: Feed) -> bool:
         assert isinstance(frame, ArrayFrame), "only arrays remember"
         text, seen = frame.text, frame.seen or ()
         repeating = {one[len(text)] for one in seen if len(one) > len(text) and one.startswith(text)}
-        for byte in _LIKELY_FIRST:
+        for byte in possible_bytes(current):
             if byte not in repeating and feed(current, bytes((byte,))) is not None:
                 return True
         for byte in repeating:

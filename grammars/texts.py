@@ -44,6 +44,20 @@ class TextSet:
             index += 1
         return index < len(self.texts) and self.texts[index].startswith(prefix)
 
+    def following(self, prefix: bytes) -> bytes:
+        """The bytes after the prefix in those texts that start with it and are longer, each once."""
+        found = bytearray()
+        index = bisect_left(self.texts, prefix)
+        while index < len(self.texts) and self.texts[index].startswith(prefix):
+            text = self.texts[index]
+            if len(text) == len(prefix):
+                index += 1
+                continue
+            found.append(text[len(prefix)])
+            # All texts that go on alike are passed over at once: no text holds this byte, which is above all of them.
+            index = bisect_left(self.texts, text[: len(prefix)] + bytes((found[-1],)) + b"\xff", index)
+        return bytes(found)
+
     def trie(self, kernels: Kernels) -> tuple[NDArray[np.uint8], Nodes, Nodes]:
         """(bytes, skips, starts), as walk.py defines them."""
         if self._built is None:
