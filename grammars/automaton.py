@@ -56,6 +56,8 @@ _FIRST_OF_VALUES = b'"1{[-tfn023456789'
 _LIKELY_FIRST = bytes(dict.fromkeys(b'a1",]}0:{[' + bytes(range(256))))
 _MAX_PREPARED = 200
 """Combinations of goals; the cache holds more."""
+_MAX_LOADED = 250
+"""Rules; the same holds."""
 
 
 class Automaton:
@@ -104,6 +106,11 @@ class Automaton:
             frame = ObjectFrame(objects).continued() if objects else None
             if frame is not None:
                 self.keys.classes(frame)
+
+    def load(self) -> None:
+        """Set up ahead what the first walk over each rule would wait for; its automata are built."""
+        for number in range(min(len(self._rules), _MAX_LOADED)):
+            self.value_rules.of((number,), None)
 
     def feed(self, config: Config, data: bytes) -> Config | None:
         """The configuration after the bytes; None where they leave the language."""

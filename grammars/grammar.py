@@ -83,6 +83,7 @@ class Grammar:
         self._eos = frozenset(runtime.vocabulary.eos_token_ids)
         lexicon = runtime.lexicon.with_used(program.automata)
         self._automaton = Automaton(program, lexicon)
+        self._automaton.load()
         self._closings = Closings(self._automaton, program, lexicon, runtime.speller)
         # Caches of the grammar's own, so that nothing of it is left when it is dropped.
         self._steps: BoundedCache[tuple[GrammarState, int], GrammarState] = BoundedCache(_MAX_CACHED)

@@ -516,13 +516,9 @@ def shared_position(position: Position, automaton: Automaton) -> Position:
 
 def position_alike(position: Position, automaton: Automaton) -> Key | None:
     """Of a key that may become special, the one that is not, from which its mask is had with less work."""
-    if (
-        isinstance(position, Key)
-        and position.frame.takes_free_keys()
-        and automaton.keys.classes(position.frame) is None
-    ):
-        return _fresh_key(position)
-    return None
+    if not isinstance(position, Key) or position.text == FRESH or not position.frame.takes_free_keys():
+        return None
+    return _fresh_key(position) if automaton.keys.classes(position.frame) is None else None
 
 
 def _fresh_key(position: Key) -> Key:
