@@ -152,6 +152,10 @@ class Automaton:
         position, stack = config
         if isinstance(position, Value):
             return _FIRST_OF_VALUES
+        if isinstance(position, Key) and not position.frame.takes_free_keys():
+            is_classed = self.keys.classes(position.frame) is not None
+            texts = self.keys.candidates(position.frame) if is_classed else self.keys.special(position.frame)
+            return texts.following(position.text)
         if isinstance(position, String) and position.text is not None:
             rules = self.value_rules.of(position.goals, stack)
             if not rules.terms:
