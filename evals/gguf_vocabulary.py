@@ -15,6 +15,7 @@ import tokenizers
 
 from specdec.evals.tiktoken_vocabulary import PIECES
 from specdec.evals.vocabularies import EvalVocabulary, Splitter, VocabularyError
+from specdec.tokenizer import group_by_pre_token
 
 # Token types of llama.cpp's vocabulary.
 _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 2, 3, 5, 6
@@ -106,6 +107,10 @@ class _MergingSplitter:
         ids: list[int] = self._backend.encode(text.decode(), add_special_tokens=False).ids
         return ids
 
+    def pre_tokens(self, text: bytes) -> list[list[int]]:
+        encoding = self._backend.encode(text.decode(), add_special_tokens=False)
+        return group_by_pre_token(encoding.ids, encoding.word_ids)
+
 
 class GreedySplitter:
     """The longest token that the text goes on with, again and again."""
@@ -129,3 +134,7 @@ class GreedySplitter:
             found.append(self._id_of[text[start : start + length]])
             start += length
         return found
+
+    def pre_tokens(self, text: bytes) -> list[list[int]]:
+        """Each token alone: none depends on what is before it."""
+        return [[token_id] for token_id in self.token_ids(text)]

@@ -58,11 +58,14 @@ class _RankSplitter:
         self._known: dict[str, list[int]] = {}
 
     def token_ids(self, text: bytes) -> list[int]:
-        found: list[int] = []
+        return [token_id for pre_token in self.pre_tokens(text) for token_id in pre_token]
+
+    def pre_tokens(self, text: bytes) -> list[list[int]]:
+        found: list[list[int]] = []
         for piece, _ in self._pieces.pre_tokenize_str(text.decode()):
             if piece not in self._known:
                 self._known[piece] = self._merged(piece.encode())
-            found += self._known[piece]
+            found.append(self._known[piece])
         return found
 
     def _merged(self, piece: bytes) -> list[int]:

@@ -45,6 +45,9 @@ class Splitter(Protocol):
     def token_ids(self, text: bytes) -> list[int]:
         """The tokens of a text in UTF-8; they need not spell it where the vocabulary cannot."""
 
+    def pre_tokens(self, text: bytes) -> Sequence[Sequence[int]]:
+        """The same, grouped by the pieces of the text that are split each by itself."""
+
 
 class VocabularyError(ValueError):
     """A name or path that leads to no vocabulary; the message says what was expected."""
@@ -107,3 +110,6 @@ class _TokenizerSplitter:
 
     def token_ids(self, text: bytes) -> list[int]:
         return self._tokenizer.encode(text.decode())
+
+    def pre_tokens(self, text: bytes) -> list[list[int]]:
+        return self._tokenizer.encode_by_pre_token(text.decode())

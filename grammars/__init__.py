@@ -33,6 +33,7 @@ from specdec.grammars.errors import (
     UnsupportedSchemaError,
 )
 from specdec.grammars.flights import Interest, LeftError
+from specdec.grammars.forced import Retokenizer
 from specdec.grammars.grammar import Grammar, GrammarState
 from specdec.grammars.limits import Limits
 from specdec.grammars.mask_table import MaskTable
@@ -65,6 +66,7 @@ __all__ = [
     "MaskTable",
     "Regex",
     "Restriction",
+    "Retokenizer",
     "SchemaOptions",
     "TextOrToolCalls",
     "ToolCallFormat",

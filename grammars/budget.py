@@ -9,6 +9,8 @@ tokens of the text alone, however they were arrived at.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from specdec.grammars.errors import BudgetError
 from specdec.grammars.grammar import Grammar, GrammarState
 from specdec.grammars.mask_table import EOS_ROW
@@ -76,6 +78,17 @@ class BudgetedGrammar:
         if grammar.is_terminated(state.state) or state.remaining == 0:
             return EOS_ROW
         return grammar.mask_row_within(state.state, state.remaining - 1, state.plan)
+
+    def forced_tokens(self, state: BudgetedState, preceding: Sequence[int]) -> tuple[int, ...]:
+        """Those of Grammar.forced_tokens, as many as fit the tokens left."""
+        forced = self._grammar.forced_tokens(state.state, preceding)
+        after: BudgetedState | None = state
+        for i, token_id in enumerate(forced):
+            assert after is not None, "the loop ends where it is"
+            after = self.advance(after, token_id)
+            if after is None:
+                return forced[:i]
+        return forced
 
     def is_accepting(self, state: BudgetedState) -> bool:
         return self._grammar.is_accepting(state.state)

@@ -19,6 +19,7 @@ from specdec.grammars.compile_pool import CompileJob, CompilePool
 from specdec.grammars.constraints import Constraint, JsonSchema
 from specdec.grammars.errors import CompileResourceError, GrammarError
 from specdec.grammars.flights import Flight, Interest
+from specdec.grammars.forced import Retokenizer, RunTokens
 from specdec.grammars.grammar import Grammar, Runtime
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.limits import Limits
@@ -40,7 +41,8 @@ class GrammarCompiler:
     """Owns the mask table shared by all its grammars and a bounded cache of them by constraint; thread-safe.
 
     With `num_workers` constraints are compiled in so many processes of their own (compile_pool.py), else on the thread
-    that asks. `cache_hits`, `cache_misses` and `compile_seconds` (of the misses, as they were waited for) only grow.
+    that asks. With `retokenizer` grammars give forced tokens. `cache_hits`, `cache_misses` and `compile_seconds` (of the
+    misses, as they were waited for) only grow.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class GrammarCompiler:
         vocabulary: Vocabulary,
         *,
         limits: Limits = _DEFAULT_LIMITS,
+        retokenizer: Retokenizer | None = None,
         num_workers: int = 0,
         max_cache_entries: int = 512,
         max_cache_bytes: int = 128 * 1024 * 1024,
@@ -62,7 +65,8 @@ class GrammarCompiler:
         self._lexicon = Lexicon(vocabulary.spellable_bytes)
         bodies = StringBodies(vocabulary, self._lexicon)
         bodies.prepare()
-        self._runtime = Runtime(vocabulary, self.mask_table, self._lexicon, bodies)
+        run_tokens = None if retokenizer is None else RunTokens(vocabulary, retokenizer)
+        self._runtime = Runtime(vocabulary, self.mask_table, self._lexicon, bodies, run_tokens)
         # Last, so that its process finds the machine code in its cache.
         self._pool = CompilePool(vocabulary, limits, num_workers=num_workers) if num_workers else None
         self._max_cache_entries = max_cache_entries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -11,6 +12,7 @@ from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.closings import Closings
 from specdec.grammars.constraints import Constraint
+from specdec.grammars.forced import ByteWalks, Run, RunTokens
 from specdec.grammars.frames import Frame
 from specdec.grammars.guard import GuardWalker, Levels
 from specdec.grammars.layout import Pretty
@@ -62,12 +64,21 @@ _BYTES_CACHED = 500
 class Runtime:
     """What all grammars of a vocabulary share: the mask table and bounded caches."""
 
-    def __init__(self, vocabulary: Vocabulary, mask_table: MaskTable, lexicon: Lexicon, bodies: StringBodies) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        mask_table: MaskTable,
+        lexicon: Lexicon,
+        bodies: StringBodies,
+        run_tokens: RunTokens | None,
+    ) -> None:
         self.vocabulary = vocabulary
         self.mask_table = mask_table
         self.lexicon = lexicon
         self.bodies = bodies
         self.speller = Speller(vocabulary)
+        self.byte_walks = ByteWalks(vocabulary, lexicon)
+        self.run_tokens = run_tokens
         self.num_computed_masks = 0
 
 
@@ -92,6 +103,7 @@ class Grammar:
         self._unlike: BoundedCache[Config, bool] = BoundedCache(_MAX_CACHED)
         """Where `_mask_alike` finds none."""
         self._levels: BoundedCache[GrammarState, Levels] = BoundedCache(128)
+        self._runs: BoundedCache[GrammarState, Run] = BoundedCache(1024)
         self._states: WeakValueDictionary[Config, GrammarState] = WeakValueDictionary()
         self.initial_state: GrammarState = self._intern(self._automaton.start)
         self._terminated = self._intern((Terminated(), None))
@@ -174,6 +186,29 @@ class Grammar:
     def closing(self, state: GrammarState) -> Spelling | None:
         """A short text that completes the state's, with the fewest tokens that spell it; None where it is too long."""
         return self._closings.of((state.position, state.stack))
+
+    def forced_bytes(self, state: GrammarState) -> bytes:
+        """What every text goes on with; nothing where it may end. Of a longer run the first 512 bytes."""
+        return self._run(state).data
+
+    def forced_tokens(self, state: GrammarState, preceding: Sequence[int]) -> tuple[int, ...]:
+        """Tokens that spell a beginning of the forced bytes as the tokenizer would, after the tokens before them.
+
+        Those at the end that what follows may change are left out (forced.py). `preceding` may begin anywhere before
+        the state. ValueError where the compiler was given no tokenizer.
+        """
+        tokens = self._runtime.run_tokens
+        if tokens is None:
+            raise ValueError("forced tokens need GrammarCompiler(vocabulary, retokenizer=...)")
+        run = self._run(state)
+        return tokens.of(run, preceding) if run.data else ()
+
+    def _run(self, state: GrammarState) -> Run:
+        run = self._runs.get(state)
+        if run is None:
+            run = self._runtime.byte_walks.run(self._automaton, (state.position, state.stack))
+            self._runs.put(state, run)
+        return run
 
     @property
     def minimum_tokens(self) -> int | None:

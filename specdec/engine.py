@@ -70,6 +70,7 @@ class Engine:
                 special_tokens=tokenizer.special_tokens(),
             ),
             limits=config.grammar_limits or Limits(),
+            retokenizer=lambda text: tokenizer.encode_by_pre_token(text.decode()),
             num_workers=config.num_compile_workers,
         )
         report(ModelProgress(stage="preparing", description=_PREPARING, completed=1, total=1))

@@ -105,6 +105,11 @@ class Tokenizer:
             raise
         return ids
 
+    def encode_by_pre_token(self, text: str) -> list[list[int]]:
+        """The ids of `encode`, grouped by the pre-tokens that are split each by itself."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return group_by_pre_token(encoding.ids, encoding.word_ids)
+
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of whole sequence of ids; bytes that are no UTF-8 become U+FFFD.
 
@@ -166,6 +171,18 @@ class Tokenizer:
             kind = b"s" if token_id in self.special_token_ids else b"-" if piece is None else b"t"
             digest.update(b"%b%d:%b" % (kind, len(piece or b""), piece or b""))
         return digest.hexdigest()
+
+
+def group_by_pre_token(token_ids: Sequence[int], numbers: Sequence[int | None]) -> list[list[int]]:
+    """Token ids by the numbers of their pre-tokens; one without a number, an added token, stands alone."""
+    grouped: list[list[int]] = []
+    before: int | None = None
+    for token_id, number in zip(token_ids, numbers, strict=True):
+        if number is None or number != before:
+            grouped.append([])
+        grouped[-1].append(token_id)
+        before = number
+    return grouped
 
 
 class Detokenizer:
