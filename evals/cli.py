@@ -442,6 +442,65 @@ def masks(
     _end(result, terminal, save=save)
 
 
+@app.command()
+def budget(
+    suite: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH",
+            help="JSON lines of {name, schema, tests: [{valid, data}]}, plain or .xz, or a folder or file of the "
+            "official JSON Schema test suite.",
+            rich_help_panel=_WORK,
+        ),
+    ],
+    vocabulary: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH|MODEL",
+            help="A tokenizer.json, .gguf or .tiktoken file; or a catalog name, a folder or a Hugging Face id.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = DEFAULT_MODEL,
+    schemas: Annotated[
+        int, typer.Option(min=1, help="Schemas that compile and have a known minimum.", rich_help_panel=_WORK)
+    ] = 300,
+    walks: Annotated[int, typer.Option(min=0, help="Random walks in all.", rich_help_panel=_WORK)] = 2000,
+    search_seconds: Annotated[
+        float,
+        typer.Option(min=0, help="For each schema's shortest answer of all; 0 leaves that out.", rich_help_panel=_WORK),
+    ] = 5.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the schemas and the walks.", rich_help_panel=_WORK)] = 0,
+    json: Json = False,
+    save: Save = False,
+) -> None:
+    """Does every walk close inside its budget, and is the smallest budget the fewest tokens of any answer?
+
+    Walks take tokens from the masks alone, at random temperatures, some of them opening what they can, in budgets from
+    the schema's minimum to three times it. A walk that does not close or validate fails it, and so does a budget below
+    the minimum that is not refused. How near the minimum is to the shortest answer is a measurement, by search.
+    """
+    from specdec.evals.budget import run_budget  # noqa: PLC0415
+    from specdec.evals.schema_suite import SuiteError, load_suite  # noqa: PLC0415
+    from specdec.evals.vocabularies import VocabularyError, load_vocabulary  # noqa: PLC0415
+
+    terminal = _terminal(json=json)
+    try:
+        result = run_budget(
+            load_suite(suite),
+            load_vocabulary(vocabulary)[0],
+            num_schemas=schemas,
+            num_walks=walks,
+            seed=seed,
+            search_seconds=search_seconds,
+            terminal=terminal,
+        )
+    except SuiteError as error:
+        raise typer.BadParameter(str(error), param_hint="--suite") from error
+    except VocabularyError as error:
+        raise typer.BadParameter(str(error), param_hint="--vocabulary") from error
+    _end(result, terminal, save=save)
+
+
 def _terminal(*, json: bool) -> Terminal:
     from specdec.evals.terminal import Terminal  # noqa: PLC0415
 
