@@ -41,8 +41,8 @@ class GrammarCompiler:
     """Owns the mask table shared by all its grammars and a bounded cache of them by constraint; thread-safe.
 
     With `num_workers` constraints are compiled in so many processes of their own (compile_pool.py), else on the thread
-    that asks. With `retokenizer` grammars give forced tokens. `cache_hits`, `cache_misses` and `compile_seconds` (of the
-    misses, as they were waited for) only grow.
+    that asks. With `retokenizer` grammars give forced tokens. `cache_hits`, `cache_misses` and `compile_seconds` (of
+    the misses, as they were waited for) only grow.
     """
 
     def __init__(
