@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Sequence
 
 import httpx
@@ -20,6 +21,8 @@ class ChatAnswer(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""
     finish_reason: str = ""
     num_completion_tokens: int = 0
+    max_tokens: int = 0
+    """What was asked for in the end."""
     error: str | None = None
 
 
@@ -68,8 +71,12 @@ def ask_all(
     first_seed: int,
     concurrency: int,
     on_answer: Callable[[], None],
+    has_tight_budgets: bool = False,
 ) -> list[ChatAnswer]:
     """One answer a task, in order. `url` is the server's, with or without /v1; `model` None takes its first.
+
+    With tight budgets `max_tokens` is drawn for each request between the fewest tokens that the server guarantees an
+    answer in and three times as many, after it has refused one less.
 
     Raises EngineError where the server cannot be reached or names no model.
     """
@@ -84,7 +91,7 @@ def ask_all(
             async def ask(index: int, task: Task) -> ChatAnswer:
                 async with free:
                     body = _body(task, name, temperature, max_tokens, first_seed + index)
-                    answer = await _ask(client, body)
+                    answer = await (_ask_within_budget if has_tight_budgets else _ask)(client, body)
                 on_answer()
                 return answer
 
@@ -135,6 +142,26 @@ def _minimum_tokens(response: httpx.Response) -> int | None:
         return None
 
 
+async def _ask_within_budget(client: httpx.AsyncClient, body: dict[str, object]) -> ChatAnswer:
+    try:
+        first = await client.post("chat/completions", json=body | {"max_tokens": 1})
+        minimum = 1 if first.status_code == httpx.codes.OK else _minimum_tokens(first)
+        if minimum is None:
+            return ChatAnswer(error=f"max_tokens 1: status {first.status_code}: {first.text[:500]}")
+        below = await client.post("chat/completions", json=body | {"max_tokens": minimum - 1})
+    except httpx.HTTPError as error:
+        return ChatAnswer(error=f"{type(error).__name__}: {error}")
+    if minimum > 1 and _minimum_tokens(below) != minimum:
+        return ChatAnswer(error=f"max_tokens {minimum - 1} is not refused with minimum_tokens {minimum}")
+    budget = random.Random(str(body["seed"])).randint(minimum, 3 * minimum)
+    answer = await _ask(client, body | {"max_tokens": budget})
+    if answer.error is None and (answer.finish_reason != "stop" or answer.num_completion_tokens > budget + 1):
+        # The token that ends the sequence is no part of the budget.
+        message = f"{answer.num_completion_tokens} tokens of {budget}, finish_reason {answer.finish_reason!r}"
+        return msgspec.structs.replace(answer, error=message)
+    return answer
+
+
 async def _ask(client: httpx.AsyncClient, body: dict[str, object]) -> ChatAnswer:
     try:
         response = await client.post("chat/completions", json=body)
@@ -157,4 +184,5 @@ async def _ask(client: httpx.AsyncClient, body: dict[str, object]) -> ChatAnswer
         text=choice.message.content or "",
         finish_reason=choice.finish_reason or "none",
         num_completion_tokens=completion.usage.completion_tokens,
+        max_tokens=int(str(body["max_tokens"])),
     )

@@ -197,6 +197,15 @@ def constrained(
         str | None,
         typer.Option(envvar="SPECDEC_API_KEY", help="Its key.", show_default=False, rich_help_panel="Server"),
     ] = None,
+    tight_budgets: Annotated[
+        bool,
+        typer.Option(
+            "--tight-budgets",
+            help="Draw each request's max_tokens between the fewest that its schema needs and three times as many; one "
+            "fewer must be refused.",
+            rich_help_panel="Server",
+        ),
+    ] = False,
     spec: Spec = None,
     draft: Draft = None,
     num_speculative_tokens: NumSpeculativeTokens = 4,
@@ -226,7 +235,10 @@ def constrained(
         temperature=temperature,
         max_tokens=max_tokens,
         first_seed=seed,
+        has_tight_budgets=tight_budgets,
     )
+    if tight_budgets and url is None:
+        raise typer.BadParameter("tight budgets are asked of a server; give its --url", param_hint="--tight-budgets")
     if url is not None:
         if spec is not None or draft is not None:
             raise typer.BadParameter("the server drafts as it was started; leave out --spec and --draft")

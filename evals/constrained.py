@@ -28,6 +28,8 @@ class ConstrainedRun(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float
     max_tokens: int
     first_seed: int = 0
+    has_tight_budgets: bool = False
+    """Draw max_tokens for each request between the schema's minimum and three times it; for servers."""
 
     def tasks(self) -> list[Task]:
         tasks = load_workload("structured")
@@ -109,6 +111,7 @@ def run_on_server(
             first_seed=run.first_seed,
             concurrency=run.concurrency,
             on_answer=steps.advance,
+            has_tight_budgets=run.has_tight_budgets,
         )
     seconds = time.perf_counter() - start
     for task, answer in zip(tasks, answers, strict=True):
@@ -126,6 +129,7 @@ def run_on_server(
         figures={
             "seconds": seconds,
             "num_generated_tokens": sum(answer.num_completion_tokens for answer in answers),
+            "mean_max_tokens": sum(answer.max_tokens for answer in answers) / max(1, len(answers)),
             "num_unanswered": sum(answer.error is not None for answer in answers),
         },
         environment=environment,

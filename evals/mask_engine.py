@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specdec.evals.schema_engine import CompileOptions, SpecdecEngine
 from specdec.evals.vocabularies import EvalVocabulary
-from specdec.grammars import Grammar, GrammarCompiler, GrammarState, Vocabulary
+from specdec.grammars import BudgetedGrammar, BudgetedState, Grammar, GrammarCompiler, GrammarState, Vocabulary
 
 # Schemas are whatever JSON holds.
 Json = Any
+SPARE_TOKENS = 24
+"""Beyond the text's own tokens in a guarded walk: near the end, all that does not soon end is forbidden."""
 
 
 class MaskWalk(Protocol):
@@ -35,6 +37,9 @@ class MaskWalk(Protocol):
 class MaskGrammar(Protocol):
     def walk(self) -> MaskWalk:
         """A walk from the start."""
+
+    def guarded_walk(self, num_tokens: int) -> MaskWalk | None:
+        """A walk that must end within so many tokens or little more; None where the engine knows no budget."""
 
 
 class MaskEngine(Protocol):
@@ -65,16 +70,34 @@ class _SpecdecMaskGrammar:
         self._compiler = compiler
         self._grammar = grammar
 
-    def walk(self) -> _SpecdecWalk:
-        return _SpecdecWalk(self._compiler, self._grammar)
+    def walk(self) -> _SpecdecWalk[GrammarState]:
+        return _SpecdecWalk(self._compiler, self._grammar, self._grammar.initial_state)
+
+    def guarded_walk(self, num_tokens: int) -> _SpecdecWalk[BudgetedState] | None:
+        minimum = self._grammar.minimum_tokens
+        if minimum is None:
+            return None
+        budgeted = BudgetedGrammar(self._grammar, max(minimum, num_tokens) + SPARE_TOKENS)
+        return _SpecdecWalk(self._compiler, budgeted, budgeted.initial_state)
 
 
-class _SpecdecWalk:
-    def __init__(self, compiler: GrammarCompiler, grammar: Grammar) -> None:
+_State = TypeVar("_State")
+
+
+class _Walked(Protocol[_State]):
+    """What both kinds of grammar offer."""
+
+    def mask_row(self, state: _State, /) -> int: ...
+
+    def advance(self, state: _State, token_id: int, /) -> _State | None: ...
+
+
+class _SpecdecWalk(Generic[_State]):
+    def __init__(self, compiler: GrammarCompiler, grammar: _Walked[_State], start: _State) -> None:
         self._compiler = compiler
         self._table = compiler.mask_table
         self._grammar = grammar
-        self._state: GrammarState = grammar.initial_state
+        self._state = start
         self.words: NDArray[np.uint32] = np.zeros(self._table.rows.shape[1], np.uint32)
 
     def fill(self) -> None:

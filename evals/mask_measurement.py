@@ -64,11 +64,15 @@ class MaskMeasurement:
         chosen = [self.times[key] for key in keys]
         whole = [text.whole for text in chosen if text.whole is not None]
         warm = [text.warm for text in chosen if text.warm is not None]
+        guarded = [text.guarded for text in chosen if text.guarded is not None]
         cold = [each.mask[each.is_cold] for each in whole if each.is_cold is not None]
         mask_us = {
-            "whole": Percentiles.of_nanoseconds(each.mask for each in whole),
+            "whole": Percentiles.of_nanoseconds(each.mask for each in (*whole, *guarded)),
             "warm": Percentiles.of_nanoseconds(each.mask for each in warm),
         }
+        if guarded:
+            mask_us["unguarded"] = Percentiles.of_nanoseconds(each.mask for each in whole)
+            mask_us["guarded"] = Percentiles.of_nanoseconds(each.mask for each in guarded)
         if len(cold) == len(whole):
             mask_us["cold"] = Percentiles.of_nanoseconds(cold)
         return {
@@ -85,6 +89,7 @@ class MaskMeasurement:
             "texts": self.num_texts,
             "accepted_texts": len(self.times),
             "refused_texts": self.num_refused_texts,
+            "guarded_texts": sum(text.guarded is not None for text in self.times.values()),
             "second_renderings": sum(rendering > 0 for _, _, rendering in self.times),
             "faults": self.faults,
             "disagreements": self.disagreements,

@@ -91,6 +91,9 @@ class _LlguidanceGrammar:
     def walk(self) -> _LlguidanceWalk:
         return _LlguidanceWalk(self._numpy, self._matcher.deep_copy(), self._num_tokens)
 
+    def guarded_walk(self, num_tokens: int) -> None:
+        """It knows no budget."""
+
 
 class _LlguidanceWalk:
     def __init__(self, numpy_module: Any, matcher: Any, num_tokens: int) -> None:
@@ -144,6 +147,9 @@ class _XgrammarGrammar:
 
     def walk(self) -> _XgrammarWalk:
         return _XgrammarWalk(self._module, self._module.GrammarMatcher(self._compiled), self._num_tokens)
+
+    def guarded_walk(self, num_tokens: int) -> None:
+        """It knows no budget."""
 
 
 class _XgrammarWalk:

@@ -42,8 +42,11 @@ class DisagreeingMaskError(Exception):
     """A mask that allows what is then refused, or the reverse."""
 
 
-def time_walk(walk: MaskWalk, token_ids: Sequence[int]) -> WalkTimes:
-    """The last id is the end-of-sequence. Raises RefusedTokenError, DisagreeingMaskError."""
+def time_walk(walk: MaskWalk, token_ids: Sequence[int], *, may_be_narrow: bool = False) -> WalkTimes:
+    """The last id is the end-of-sequence. Raises RefusedTokenError, DisagreeingMaskError.
+
+    A mask that `may_be_narrow` may lack tokens that would be taken, and never has one that would not.
+    """
     fill, advance, num_computed, words = walk.fill, walk.advance, walk.num_computed, walk.words
     mask, advances, computed = [], [], [num_computed()]
     was_enabled = gc.isenabled()
@@ -58,6 +61,8 @@ def time_walk(walk: MaskWalk, token_ids: Sequence[int]) -> WalkTimes:
             begin = perf_counter_ns()
             is_taken = advance(token_id)
             advances.append(perf_counter_ns() - begin)
+            if is_taken and not is_allowed and may_be_narrow:
+                raise RefusedTokenError(position)
             if is_taken != is_allowed:
                 raise DisagreeingMaskError(
                     f"position {position}: the mask {'allows' if is_allowed else 'forbids'} token {token_id}, "

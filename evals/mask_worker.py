@@ -40,6 +40,8 @@ class TextTimes:
     """The first pass. Where the second rendering was accepted, what the first shares with it is warm already."""
     warm: WalkTimes | None = None
     """The second, after the first pass over all texts of the schema."""
+    guarded: WalkTimes | None = None
+    """The third, in a budget that the text just fits; None where there is no budget or it forbids the text."""
 
 
 class MaskRefusal(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +139,12 @@ def _walk(engine: MaskEngine, grammar: MaskGrammar, texts: Sequence[tuple[TokenI
     try:
         whole = [_first_pass(grammar, renderings) for renderings in texts]
         timed = tuple(
-            TextTimes(rendering=rendering, whole=times, warm=time_walk(grammar.walk(), renderings[rendering]))
+            TextTimes(
+                rendering=rendering,
+                whole=times,
+                warm=time_walk(grammar.walk(), renderings[rendering]),
+                guarded=_guarded_pass(grammar, renderings[rendering]),
+            )
             if rendering is not None
             else TextTimes(rendering=None)
             for (rendering, times), renderings in zip(whole, texts, strict=True)
@@ -156,6 +163,15 @@ def _first_pass(grammar: MaskGrammar, renderings: Sequence[TokenIds]) -> tuple[i
         except RefusedTokenError:
             continue
     return None, None
+
+
+def _guarded_pass(grammar: MaskGrammar, token_ids: TokenIds) -> WalkTimes | None:
+    # End-of-sequence needs no token.
+    walk = grammar.guarded_walk(len(token_ids) - 1)
+    try:
+        return None if walk is None else time_walk(walk, token_ids, may_be_narrow=True)
+    except RefusedTokenError:
+        return None
 
 
 def _warm_up(engine: MaskEngine, token_ids: TokenIds) -> None:

@@ -12,6 +12,8 @@ from importlib import metadata
 import msgspec
 
 from specdec.evals.environment import describe_environment, load_warning
+from specdec.evals.forced_share import forced_share
+from specdec.evals.mask_engine import SPARE_TOKENS
 from specdec.evals.mask_measurement import MaskMeasurement, TextKey
 from specdec.evals.mask_peers import MaskPeerName
 from specdec.evals.mask_texts import MaskTexts, TokenizedCase
@@ -57,11 +59,15 @@ def run_masks(
             for engine in engines
         ]
         measurements = _measure(texts.cases, workers, terminal)
+    with terminal.progress("forced runs", len(texts.cases)) as steps:
+        forced = forced_share(texts.cases, vocabulary, splitter, sampled.documents, steps.advance)
     overhead_us = loop_overhead() / 1000
     own = measurements["specdec"]
     common = _common(measurements)
     figures: dict[str, object] = {
         **own.all_times(),
+        "forced_share": forced.share,
+        "forced": forced,
         **_table_figures(own),
         "overhead_us": overhead_us,
         **own.counts(),
@@ -97,8 +103,9 @@ def run_masks(
             "vocabulary_size": vocabulary.size,
             "splitting": vocabulary.splitting,
             "peers": engines[1:],
-            "passes": "whole: the first over a schema's valid instances, in order, after a warm-up of the process; "
-            "warm: the second, right after it; cold: masks of the first that were computed",
+            "passes": "unguarded: the first over a schema's valid instances, in order, after a warm-up of the process; "
+            "warm: the second, right after it; guarded: the third, each text in a budget of its own tokens and "
+            f"{SPARE_TOKENS} more; whole: the first and the guarded one; cold: masks of the first that were computed",
             "cycle_collector": "off inside the timed loop, on between texts",
             "overhead": "the loop's own time for an empty call; in every figure, subtracted from none",
         },

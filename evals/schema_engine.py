@@ -65,11 +65,20 @@ def refused_at(text: bytes, num_accepted: int) -> str:
 class SpecdecEngine:
     """Our compiler, where nothing else is given over a vocabulary of single bytes and some words."""
 
-    def __init__(self, documents: Mapping[str, Json], vocabulary: Vocabulary | None = None) -> None:
+    def __init__(
+        self,
+        documents: Mapping[str, Json],
+        vocabulary: Vocabulary | None = None,
+        *,
+        compiler: GrammarCompiler | None = None,
+    ) -> None:
         self._documents = dict(documents)
         tokens: list[bytes | None] = [bytes([byte]) for byte in range(256)]
-        self.vocabulary = vocabulary or Vocabulary([*tokens, None, *_WORDS], [EOS_TOKEN_ID])
-        self.compiler = GrammarCompiler(self.vocabulary, max_cache_entries=1)
+        if compiler is None:
+            vocabulary = vocabulary or Vocabulary([*tokens, None, *_WORDS], [EOS_TOKEN_ID])
+            compiler = GrammarCompiler(vocabulary, max_cache_entries=1)
+        self.compiler = compiler
+        self.vocabulary = compiler.vocabulary
 
     def compile(self, schema_text: str, options: CompileOptions) -> SpecdecGrammar:
         try:
