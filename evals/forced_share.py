@@ -14,7 +14,7 @@ from specdec.grammars import Grammar, GrammarCompiler, Vocabulary
 
 
 class ForcedShare(msgspec.Struct, frozen=True, kw_only=True):
-    """Over the first rendering of each text that its grammar takes."""
+    """Over the first rendering of each text that its grammar takes, if any."""
 
     num_tokens: int
     num_forced: int
@@ -48,15 +48,17 @@ def forced_share(
         except RefusedSchemaError:
             grammar = None
         for renderings in case.texts if grammar is not None else ():
-            assert grammar is not None
-            for i, count in enumerate(_count(grammar, renderings[0][:-1])):
+            assert grammar is not None, "texts are walked over what compiled"
+            taken = (count for token_ids in renderings if (count := _count(grammar, token_ids[:-1])) is not None)
+            for i, count in enumerate(next(taken, ())):
                 counts[i] += count
         on_case()
     num_tokens, num_forced, num_runs, num_wrong = counts
     return ForcedShare(num_tokens=num_tokens, num_forced=num_forced, num_runs=num_runs, num_wrong=num_wrong)
 
 
-def _count(grammar: Grammar, token_ids: Sequence[int]) -> tuple[int, int, int, int]:
+def _count(grammar: Grammar, token_ids: Sequence[int]) -> tuple[int, int, int, int] | None:
+    """The text's tokens, those that were forced, runs, and tokens of runs that came otherwise; None where refused."""
     state = grammar.initial_state
     num_forced = num_runs = num_wrong = position = 0
     while position < len(token_ids):
@@ -71,7 +73,7 @@ def _count(grammar: Grammar, token_ids: Sequence[int]) -> tuple[int, int, int, i
         for token_id in token_ids[position : position + num_same + 1]:
             after = grammar.advance(state, token_id)
             if after is None:
-                return 0, 0, 0, 0
+                return None
             state = after
         position += num_same + 1
     return len(token_ids), num_forced, num_runs, num_wrong

@@ -137,6 +137,24 @@ def test_a_server_is_asked_over_the_openai_api(tiny_model_folder):
     assert shown["num_generated_tokens"] > 0
 
 
+def test_a_server_keeps_tight_budgets(tiny_model_folder):
+    from live_server import serving
+
+    from specdec import EngineConfig
+
+    with serving(Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600, check_outputs=True))) as server:
+        exit_code, shown = constrained("--url", server.url, "--tight-budgets")
+    assert exit_code == 0, shown["failures"]
+    assert (shown["num_valid"], shown["num_cut_by_length"], shown["num_unanswered"]) == (20, 0, 0)
+    assert shown["mean_max_tokens"] > 1
+
+
+def test_tight_budgets_are_asked_of_servers_alone():
+    finished = CliRunner().invoke(cli.app, ["constrained", "--tight-budgets"])
+    assert finished.exit_code == 2
+    assert "--url" in finished.output
+
+
 def test_a_refusal_of_the_server_is_a_failure(tiny_model_folder):
     from live_server import serving
 

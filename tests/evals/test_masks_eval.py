@@ -344,8 +344,10 @@ def test_every_text_is_timed_in_both_passes(suite_file, folder, vocabulary):
     texts = [b'{"name":"Alice","age":31}', b'{"name":"Bob"}', b"[1,2]"]
     num_positions = sum(len(splitter.token_ids(text)) + 1 for text in texts)
     masks = shown["mask_us"]
-    assert set(masks) == {"whole", "warm", "cold"}
-    assert masks["whole"]["count"] == masks["warm"]["count"] == shown["advance_us"]["count"] == num_positions
+    assert set(masks) == {"whole", "warm", "cold", "unguarded", "guarded"}
+    assert masks["unguarded"]["count"] == masks["warm"]["count"] == shown["advance_us"]["count"] == num_positions
+    assert masks["whole"]["count"] == num_positions + masks["guarded"]["count"]
+    assert shown["guarded_texts"] == 3
     assert 0 < masks["cold"]["count"] < num_positions
     assert masks["whole"]["p50"] <= masks["whole"]["p95"] <= masks["whole"]["p99"] <= masks["whole"]["max"]
     assert (shown["schemas"], shown["compiled"], shown["texts"]) == (4, 3, 5)
@@ -356,6 +358,10 @@ def test_every_text_is_timed_in_both_passes(suite_file, folder, vocabulary):
     assert shown["second_renderings"] == 1
     assert shown["row_bytes"] == 4 * -(-shown["settings"]["vocabulary_size"] // 32)
     assert "peers" not in shown
+    # Without ends of sequence; what each name stands between is forced.
+    forced = shown["forced"]
+    assert forced["num_tokens"] == num_positions - 3
+    assert 0 < forced["num_forced"] == round(shown["forced_share"] * forced["num_tokens"]) < forced["num_tokens"]
 
 
 @pytest.mark.parametrize("option", ["--suite", "--vocabulary"])
