@@ -50,8 +50,8 @@ def forced_share(
         for renderings in case.texts if grammar is not None else ():
             assert grammar is not None, "texts are walked over what compiled"
             taken = (count for token_ids in renderings if (count := _count(grammar, token_ids[:-1])) is not None)
-            for i, count in enumerate(next(taken, ())):
-                counts[i] += count
+            for i, number in enumerate(next(taken, ())):
+                counts[i] += number
         on_case()
     num_tokens, num_forced, num_runs, num_wrong = counts
     return ForcedShare(num_tokens=num_tokens, num_forced=num_forced, num_runs=num_runs, num_wrong=num_wrong)

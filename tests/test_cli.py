@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 import typer
+from tiny_tokenizer import write_tiny_tokenizer
 from typer.testing import CliRunner
 
 from specdec.cli import app
@@ -309,6 +310,21 @@ def test_schema_check_prints_what_is_enforced(tmp_path):
     assert shown["enforcement"]["enforced"] == ["maxLength", "properties", "type"]
     assert shown["enforcement"]["annotations"] == ["title"]
     assert "/properties" in {each["pointer"] for each in shown["enforcement"]["restrictions"]}
+
+
+def test_schema_check_says_the_smallest_budget_of_a_vocabulary(tmp_path):
+    write_tiny_tokenizer(tmp_path)
+    tokenizer = str(tmp_path / "tokenizer.json")
+    file = write(tmp_path, "a.json", {"type": "array", "minItems": 3, "items": {"const": 1}})
+    shown = json.loads(invoke("schema", "check", file, "--vocabulary", tokenizer, "--json").stdout)
+    assert 1 < shown["minimum_tokens"] <= len("[1,1,1]")
+    assert f"smallest max_tokens that is taken is {shown['minimum_tokens']}" in invoke(
+        "schema", "check", file, "--vocabulary", tokenizer
+    ).stdout.replace("\n", " ")
+    assert "minimum_tokens" not in json.loads(invoke("schema", "check", file, "--json").stdout)
+    refused = invoke("schema", "check", file, "--vocabulary", "no-such-model")
+    assert refused.exit_code == 2
+    assert "no-such-model" in refused.stderr
 
 
 def test_schema_check_names_the_error_of_a_refused_schema(tmp_path):

@@ -181,6 +181,15 @@ def check_schema(
     max_whitespace: Annotated[
         int, typer.Option(min=1, max=1000, help="Characters in a row, where whitespace is flexible.")
     ] = 2,
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|MODEL",
+            help="Also say the smallest max_tokens that is taken: by a tokenizer.json, .gguf or .tiktoken file, or a "
+            "model's.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Say what is enforced of a schema and what narrows its answers; 1 if it is refused."""
@@ -197,7 +206,7 @@ def check_schema(
         whitespace=whitespace,
         max_whitespace=max_whitespace,
     )
-    raise typer.Exit(check(file, options, as_json=as_json))
+    raise typer.Exit(check(file, options, vocabulary=vocabulary, as_json=as_json))
 
 
 @app.command(

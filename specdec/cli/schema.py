@@ -11,6 +11,7 @@ from rich.table import Table
 from specdec.cli.console import complain, say
 from specdec.cli.errors import EXIT_FAILURE
 from specdec.cli.schema_file import read_schema_file
+from specdec.errors import ConfigError
 from specdec.grammars import (
     EnforcementReport,
     GrammarCompiler,
@@ -22,23 +23,44 @@ from specdec.grammars import (
 _END = 256
 
 
-def check_schema(file: str, options: SchemaOptions, *, as_json: bool) -> int:
-    """Compile a schema over all bytes and print the report, or why it is refused; the exit code.
+def check_schema(file: str, options: SchemaOptions, *, vocabulary: str | None, as_json: bool) -> int:
+    """Compile a schema and print the report, or why it is refused; the exit code.
 
-    Raises ConfigError for a file that cannot be read or holds no JSON.
+    Over all bytes where no vocabulary is named. Raises ConfigError for a file that cannot be read or holds no JSON, and
+    for a vocabulary that is none.
     """
     text = read_schema_file(file, flag="FILE")
-    compiler = GrammarCompiler(Vocabulary([*(bytes([byte]) for byte in range(256)), None], [_END]))
+    compiler = GrammarCompiler(_vocabulary(vocabulary))
     try:
-        report = compiler.compile_json_schema(text, options).report
+        grammar = compiler.compile_json_schema(text, options)
     except GrammarError as error:
         _print_refusal(error, as_json=as_json)
         return EXIT_FAILURE
     if as_json:
-        say(msgspec.json.encode({"enforcement": report}).decode(), out=True)
-    else:
-        _print_report(file, report)
+        shown: dict[str, object] = {"enforcement": grammar.report}
+        if vocabulary is not None:
+            shown["minimum_tokens"] = grammar.minimum_tokens
+        say(msgspec.json.encode(shown).decode(), out=True)
+        return 0
+    _print_report(file, grammar.report)
+    if vocabulary is not None and grammar.minimum_tokens is None:
+        say(f"{vocabulary}: no max_tokens is taken, for the shortest answer is too long to plan for", out=True)
+    elif vocabulary is not None:
+        say(f"{vocabulary}: the smallest max_tokens that is taken is {grammar.minimum_tokens}", out=True)
     return 0
+
+
+def _vocabulary(name: str | None) -> Vocabulary:
+    if name is None:
+        return Vocabulary([*(bytes([byte]) for byte in range(256)), None], [_END])
+    # Not before it is needed: it loads tokenizers.
+    from specdec.evals.vocabularies import VocabularyError, load_vocabulary
+
+    try:
+        loaded, _ = load_vocabulary(name)
+    except VocabularyError as error:
+        raise ConfigError(str(error), flag="--vocabulary") from error
+    return Vocabulary(loaded.token_bytes, loaded.eos_token_ids, loaded.size)
 
 
 def _print_refusal(error: GrammarError, *, as_json: bool) -> None:
