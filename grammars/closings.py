@@ -61,7 +61,7 @@ class Closings:
         rules, canonical = program.rules, bool(program.canonical_goals)
         self._automaton = automaton
         self._speller = speller
-        self.tails = Tails(lexicon)
+        self.tails = Tails(lexicon, speller)
         self._values = {
             is_canonical: ShortValues(
                 rules,

@@ -105,8 +105,11 @@ class Speller:
         self.max_opened = max((token.count(b"{") + token.count(b"[") for token in vocabulary.tokens()), default=0)
         """The most objects and arrays that one token can open."""
         self._known: BoundedCache[bytes, Spelling] = BoundedCache(8192)
-        self.padding = min((bytes((byte,)) for byte in range(0x20, 0x7F) if byte not in b'"\\'), key=self._padding_cost)
-        """The character of which many are spelt with the fewest tokens."""
+        printable = [byte for byte in range(0x20, 0x7F) if byte not in b'"\\']
+        printable.sort(key=lambda byte: self._padding_cost(bytes((byte,))))
+        self.byte_order = bytes(dict.fromkeys((*printable, *range(256))))
+        """All bytes, first the characters of which many are spelt with the fewest tokens."""
+        self.padding = self.byte_order[:1]
 
     def _padding_cost(self, character: bytes) -> tuple[int, bool, bytes]:
         # Among equals, a letter reads best.

@@ -11,6 +11,7 @@ from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.lexemes import BODY, CLOSED
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.numerals import NumeralAutomaton
+from specdec.grammars.speller import Speller
 from specdec.grammars.text_automaton import TextAutomaton
 from specdec.grammars.walk import DEAD
 
@@ -21,8 +22,10 @@ _MAX_CODE_POINTS = 4096
 class Tails:
     """Of one lexicon's automata, each worked out once."""
 
-    def __init__(self, lexicon: Lexicon) -> None:
+    def __init__(self, lexicon: Lexicon, speller: Speller) -> None:
         self._plain_steps = lexicon.plain_steps
+        self._byte_order = speller.byte_order
+        self._place_of_byte = {byte: place for place, byte in enumerate(speller.byte_order)}
         self._of_number: WeakKeyDictionary[NumeralAutomaton, list[int]] = WeakKeyDictionary()
         self._longest: WeakKeyDictionary[NumeralAutomaton, int] = WeakKeyDictionary()
         self._of_text: BoundedCache[tuple[TextAutomaton, int, int, int], bytes] = BoundedCache(8192)
@@ -74,7 +77,7 @@ class Tails:
         """(bytes, target) to each state between code points that the next one, or the rest of this one, leads to."""
         known = self._code_points.get((automaton, state))
         if known is None:
-            known = tuple(_walk_code_points(automaton, state))
+            known = tuple(_walk_code_points(automaton, state, self._byte_order))
             self._code_points.put((automaton, state), known)
         return known
 
@@ -85,18 +88,20 @@ class Tails:
             if term in automaton.accepts[state] and (not automaton.is_counted or length >= low):
                 return bytes(tail) + b'"'
             begun = length + int(automaton.is_boundary[state])
-            best: tuple[int, int, bytes, int] | None = None
+            best: tuple[int, int, int, bytes, int] | None = None
             for data, target in self.code_points(automaton, state):
                 if not automaton.is_live_for(term, target, begun):
                     continue
                 left = int(automaton.shortest[term, target])
                 # While more code points are asked for, all that leave room are alike.
-                rank = (left if begun >= low else max(left, low - begun), len(data), data, target)
+                left = left if begun >= low else max(left, low - begun)
+                # A pattern often allows digits and letters: digits are mostly spelt one by one.
+                rank = (left, len(data), self._place_of_byte[data[0]], data, target)
                 best = rank if best is None else min(best, rank)
             if best is None:
                 return None
-            tail += best[2]
-            state, length = best[3], begun
+            tail += best[3]
+            state, length = best[4], begun
         return None
 
     def _find_tails_to_body(self) -> list[bytes]:
@@ -137,12 +142,13 @@ def _nearest_steps(automaton: NumeralAutomaton) -> list[int]:
     return following
 
 
-def _walk_code_points(automaton: TextAutomaton, state: int) -> Iterator[tuple[bytes, int]]:
+def _walk_code_points(automaton: TextAutomaton, state: int, byte_order: bytes) -> Iterator[tuple[bytes, int]]:
     pending = [(state, b"")]
     seen: set[int] = set()
     while pending:
         current, data = pending.pop(0)
-        for byte, target in enumerate(automaton.steps[current]):
+        for byte in byte_order:
+            target = automaton.steps[current][byte]
             if target in (DEAD, CLOSED) or target in seen:
                 continue
             seen.add(target)
