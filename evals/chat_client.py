@@ -155,6 +155,8 @@ async def _ask_within_budget(client: httpx.AsyncClient, body: dict[str, object])
         return ChatAnswer(error=f"max_tokens {minimum - 1} is not refused with minimum_tokens {minimum}")
     budget = random.Random(str(body["seed"])).randint(minimum, 3 * minimum)
     answer = await _ask(client, body | {"max_tokens": budget})
+    if answer.error is None and answer.max_tokens != budget:
+        return ChatAnswer(error=f"max_tokens {budget} is refused, and minimum_tokens was {minimum}")
     if answer.error is None and (answer.finish_reason != "stop" or answer.num_completion_tokens > budget + 1):
         # The token that ends the sequence is no part of the budget.
         message = f"{answer.num_completion_tokens} tokens of {budget}, finish_reason {answer.finish_reason!r}"
