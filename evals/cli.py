@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -294,16 +296,11 @@ def schema(
     optional/format, and are annotations in the rest of that suite.
     """
     from specdec.evals.schema import run_schema  # noqa: PLC0415
-    from specdec.evals.schema_peers import MissingPeerError  # noqa: PLC0415
-    from specdec.evals.schema_suite import SuiteError, load_suite  # noqa: PLC0415
+    from specdec.evals.schema_suite import load_suite  # noqa: PLC0415
 
     terminal = _terminal(json=json)
-    try:
+    with _faults_of_parameters():
         result = run_schema(load_suite(suite), sample=sample, seed=seed, peer=peer, num_walks=walks, terminal=terminal)
-    except SuiteError as error:
-        raise typer.BadParameter(str(error), param_hint="--suite") from error
-    except MissingPeerError as error:
-        raise typer.BadParameter(str(error), param_hint="--peer") from error
     _end(result, terminal, save=save)
 
 
@@ -363,11 +360,11 @@ def compile_service(
     At most 10 ms in the median; memory that stays flat over --distinct schemas; streams that do not stand still.
     """
     from specdec.evals.compile_service import run_compile  # noqa: PLC0415
-    from specdec.evals.schema_suite import SuiteError, load_suite  # noqa: PLC0415
-    from specdec.evals.vocabularies import VocabularyError, load_vocabulary  # noqa: PLC0415
+    from specdec.evals.schema_suite import load_suite  # noqa: PLC0415
+    from specdec.evals.vocabularies import load_vocabulary  # noqa: PLC0415
 
     terminal = _terminal(json=json)
-    try:
+    with _faults_of_parameters():
         result = run_compile(
             load_suite(suite),
             load_vocabulary(vocabulary)[0],
@@ -377,10 +374,6 @@ def compile_service(
             bomb_model=bomb,
             terminal=terminal,
         )
-    except SuiteError as error:
-        raise typer.BadParameter(str(error), param_hint="--suite") from error
-    except VocabularyError as error:
-        raise typer.BadParameter(str(error), param_hint="--vocabulary") from error
     _end(result, terminal, save=save)
 
 
@@ -431,12 +424,11 @@ def masks(
     A mask that disagrees with the tokens that are then taken fails it. Times are measurements.
     """
     from specdec.evals.masks import run_masks  # noqa: PLC0415
-    from specdec.evals.schema_peers import MissingPeerError  # noqa: PLC0415
-    from specdec.evals.schema_suite import SuiteError, load_suite  # noqa: PLC0415
-    from specdec.evals.vocabularies import VocabularyError, load_vocabulary  # noqa: PLC0415
+    from specdec.evals.schema_suite import load_suite  # noqa: PLC0415
+    from specdec.evals.vocabularies import load_vocabulary  # noqa: PLC0415
 
     terminal = _terminal(json=json)
-    try:
+    with _faults_of_parameters():
         result = run_masks(
             load_suite(suite),
             *load_vocabulary(vocabulary),
@@ -445,12 +437,6 @@ def masks(
             peers=[each.value for each in peer or ()],
             terminal=terminal,
         )
-    except SuiteError as error:
-        raise typer.BadParameter(str(error), param_hint="--suite") from error
-    except VocabularyError as error:
-        raise typer.BadParameter(str(error), param_hint="--vocabulary") from error
-    except MissingPeerError as error:
-        raise typer.BadParameter(str(error), param_hint="--peer") from error
     _end(result, terminal, save=save)
 
 
@@ -492,11 +478,11 @@ def budget(
     the minimum that is not refused. How near the minimum is to the shortest answer is a measurement, by search.
     """
     from specdec.evals.budget import run_budget  # noqa: PLC0415
-    from specdec.evals.schema_suite import SuiteError, load_suite  # noqa: PLC0415
-    from specdec.evals.vocabularies import VocabularyError, load_vocabulary  # noqa: PLC0415
+    from specdec.evals.schema_suite import load_suite  # noqa: PLC0415
+    from specdec.evals.vocabularies import load_vocabulary  # noqa: PLC0415
 
     terminal = _terminal(json=json)
-    try:
+    with _faults_of_parameters():
         result = run_budget(
             load_suite(suite),
             load_vocabulary(vocabulary)[0],
@@ -506,11 +492,24 @@ def budget(
             search_seconds=search_seconds,
             terminal=terminal,
         )
+    _end(result, terminal, save=save)
+
+
+@contextlib.contextmanager
+def _faults_of_parameters() -> Iterator[None]:
+    """Errors in what a suite, a vocabulary or a peer names are faults of the parameter that names it."""
+    from specdec.evals.schema_peers import MissingPeerError  # noqa: PLC0415
+    from specdec.evals.schema_suite import SuiteError  # noqa: PLC0415
+    from specdec.evals.vocabularies import VocabularyError  # noqa: PLC0415
+
+    try:
+        yield
     except SuiteError as error:
         raise typer.BadParameter(str(error), param_hint="--suite") from error
     except VocabularyError as error:
         raise typer.BadParameter(str(error), param_hint="--vocabulary") from error
-    _end(result, terminal, save=save)
+    except MissingPeerError as error:
+        raise typer.BadParameter(str(error), param_hint="--peer") from error
 
 
 def _terminal(*, json: bool) -> Terminal:

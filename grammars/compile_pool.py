@@ -86,6 +86,9 @@ class CompilePool:
         kept: Worker | None = None
         try:
             worker = self._alive(place)
+            if job.is_abandoned:
+                kept = worker
+                raise CompileAbandonedError
             try:
                 reply = self._reply(worker, constraint, job)
                 kept = worker if reply.resident_bytes <= _MAX_RESIDENT_BYTES else None

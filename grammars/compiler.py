@@ -144,12 +144,12 @@ class GrammarCompiler:
     def _fly(self, flight: Flight[Grammar], constraint: Constraint, digest: bytes, job: CompileJob) -> None:
         begin = time.perf_counter()
         grammar: Grammar | None = None
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             program = self._program(constraint, job)
             grammar = Grammar(constraint, program, self._runtime)
             self._keep(digest, grammar)
-        except Exception as caught:  # noqa: BLE001, those that wait raise it
+        except BaseException as caught:  # noqa: BLE001, those that wait raise it, and an interrupt leaves none waiting
             error = caught
             if isinstance(caught, GrammarError) and not isinstance(caught, CompileResourceError):
                 with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from tiny_tokenizer import write_tiny_tokenizer
 from typer.testing import CliRunner
@@ -49,7 +50,6 @@ def test_an_overrun_fails_it(arguments, monkeypatch):
     walks = budget.BudgetWorker.walks
 
     def with_one_too_long(*given: object, **named: object) -> object:
-        import msgspec
 
         done = walks(*given, **named)
         first = msgspec.structs.replace(done.walks[0], end="overrun")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from tiny_tokenizer import write_tiny_tokenizer
 from typer.testing import CliRunner
@@ -70,7 +71,6 @@ def test_streams_that_stand_still_and_bombs_that_go_off_fail_it():
         bomb_seconds=3.0, bomb_error="over (max_compile_seconds)", quick_schema_ms=50.0,
     )  # fmt: skip
     assert not list(outcome.failures())
-    import msgspec
 
     still = msgspec.structs.replace(outcome, worst_gap_ms_during=400.0)
     assert "stood still" in next(still.failures())

@@ -320,3 +320,18 @@ def test_a_pool_that_is_no_longer_used_ends() -> None:
     process = compiler._pool._nursery._process
     del compiler
     assert process.wait(TIMEOUT_S) is not None
+
+
+def test_an_interrupt_leaves_nobody_waiting(monkeypatch) -> None:
+    compiler = GrammarCompiler(merged_vocabulary())
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(compiler, "_program", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compiler.compile(quick_constraint("interrupted"))
+    thread, got = in_background(compiler, quick_constraint("interrupted"))
+    wait_for(thread)
+    assert got[0] is compiler.compile(quick_constraint("interrupted"))
