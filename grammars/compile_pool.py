@@ -60,7 +60,7 @@ class CompileJob:
 
 
 class CompilePool:
-    """Thread-safe; the counts only grow."""
+    """Thread-safe."""
 
     def __init__(self, vocabulary: Vocabulary, limits: Limits, *, num_workers: int) -> None:
         """The processes start at once, in the background."""
@@ -68,6 +68,8 @@ class CompilePool:
         self.num_workers = num_workers
         self.num_killed = 0
         """Compilations that were ended: for time, for memory, or because nobody waited any more."""
+        self.num_running = 0
+        """Compilations that workers are busy with now."""
         self._setup = Setup(vocabulary, limits)
         self._free = threading.Condition()
         self._idle: list[Worker | None] = [None] * num_workers
@@ -173,11 +175,13 @@ class CompilePool:
             if job.is_abandoned:
                 raise CompileAbandonedError
             job.jobs = worker.jobs
+            self.num_running += 1
         try:
             yield
         finally:
             with self._free:
                 job.jobs = None
+                self.num_running -= 1
 
     def _alive(self, place: Worker | None) -> Worker:
         # An idle worker says nothing; one that died is at the end of its file.

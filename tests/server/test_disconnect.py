@@ -117,7 +117,7 @@ def test_a_client_that_leaves_while_its_schema_is_compiled_ends_the_compilation(
         wait_until(lambda: compiler._pool._idle[-1:] not in ([], [None]), "the worker to start")
         connection = raw_request(server.port, chat_body(stream=stream, structured_outputs={"json": schema}))
         wait_until(lambda: server.async_engine.num_in_flight == 1, "the request to arrive")
-        wait_until(lambda: not compiler._pool._idle, "its schema to be compiled")
+        wait_until(lambda: compiler._pool.num_running == 1, "its schema to be compiled")
         connection.close()
         wait_until(lambda: compiler.num_killed == 1, "the compilation to be ended")
         assert_all_freed(server)
