@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from specdec.config import EngineConfig, SpeculativeConfig
+from specdec.config import EngineConfig
 from specdec.evals.acceptance_group import GroupResult, measure_group
 from specdec.evals.driver import build_engine
 from specdec.evals.environment import describe_environment, load_warning
@@ -19,6 +19,7 @@ from specdec.evals.result import EvalResult
 from specdec.evals.terminal import Terminal
 from specdec.evals.workload import Task, load_workload, spread_by_length
 from specdec.request import SamplingParams
+from specdec.speculative import SpeculativeConfig
 
 _MAX_KV_BYTES = 256 * 2**20
 

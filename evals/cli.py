@@ -14,9 +14,9 @@ import typer
 from specdec.config import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from specdec.config import SpeculativeConfig
     from specdec.evals.result import EvalResult
     from specdec.evals.terminal import Terminal
+    from specdec.speculative import SpeculativeConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -521,7 +521,7 @@ def _terminal(*, json: bool) -> Terminal:
 def _speculative(
     method: Literal["none", "ngram", "draft_model"], draft: str | None, model: str, num_speculative_tokens: int
 ) -> SpeculativeConfig | None:
-    from specdec.config import SpeculativeConfig  # noqa: PLC0415
+    from specdec.speculative import SpeculativeConfig  # noqa: PLC0415
 
     if method == "none":
         return None

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from specdec.config import EngineConfig, SpeculativeConfig
+from specdec.config import EngineConfig
 from specdec.evals.chat_client import ask_all
 from specdec.evals.driver import build_engine, drive, request_of
 from specdec.evals.environment import Environment, describe_environment
@@ -18,6 +18,7 @@ from specdec.evals.terminal import Terminal
 from specdec.evals.validity import ValidityCount
 from specdec.evals.workload import Task, load_workload
 from specdec.request import SamplingParams
+from specdec.speculative import SpeculativeConfig
 
 
 class ConstrainedRun(msgspec.Struct, frozen=True, kw_only=True):

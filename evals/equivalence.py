@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from specdec.config import EngineConfig, SpeculativeConfig
+from specdec.config import EngineConfig
 from specdec.evals.comparison import Difference
 from specdec.evals.driver import build_engine, model_folder
 from specdec.evals.environment import describe_environment
@@ -27,6 +27,7 @@ from specdec.evals.terminal import Terminal
 from specdec.evals.workload import Task, load_workload, spread_by_length, with_shared_prefixes
 from specdec.grammars import GrammarCompiler, Vocabulary
 from specdec.request import RequestOutput
+from specdec.speculative import SpeculativeConfig
 from specdec.tokenizer import Tokenizer
 
 _TOP_LOGPROBS = 20

@@ -51,7 +51,9 @@ _HOME_OF = {
     "SchemaOptions": "specdec.grammars.options",
     "SpecdecError": "specdec.errors",
     "SpeculationStats": "specdec.request",
-    "SpeculativeConfig": "specdec.config",
+    "SpeculativeConfig": "specdec.speculative",
+    "SpeculativeParams": "specdec.speculative",
+    "Verification": "specdec.speculative",
     "TextOrToolCalls": "specdec.grammars.constraints",
     "TokenDelta": "specdec.request",
     "Tokenizer": "specdec.tokenizer",
@@ -67,7 +69,6 @@ if TYPE_CHECKING:
     from specdec.build import EngineDescription as EngineDescription
     from specdec.config import DEFAULT_MODEL as DEFAULT_MODEL
     from specdec.config import EngineConfig as EngineConfig
-    from specdec.config import SpeculativeConfig as SpeculativeConfig
     from specdec.delta_stream import DeltaStream as DeltaStream
     from specdec.engine import Engine as Engine
     from specdec.errors import BudgetTooSmallError as BudgetTooSmallError
@@ -104,6 +105,9 @@ if TYPE_CHECKING:
     from specdec.request import SpeculationStats as SpeculationStats
     from specdec.request import TokenDelta as TokenDelta
     from specdec.request import TokenLogprob as TokenLogprob
+    from specdec.speculative import SpeculativeConfig as SpeculativeConfig
+    from specdec.speculative import SpeculativeParams as SpeculativeParams
+    from specdec.speculative import Verification as Verification
     from specdec.stats import EngineStats as EngineStats
     from specdec.tokenizer import Tokenizer as Tokenizer
 

@@ -1,4 +1,4 @@
-"""EngineConfig and SpeculativeConfig: resolved once, then frozen."""
+"""EngineConfig: resolved once, then frozen."""
 
 from __future__ import annotations
 
@@ -7,41 +7,12 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from specdec.errors import ConfigError
+from specdec.speculative import SpeculativeConfig
 
 if TYPE_CHECKING:
     from specdec.grammars import Limits
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-
-
-class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who drafts, and how many tokens; the keys are vLLM's."""
-
-    method: Literal["ngram", "draft_model"]
-    model: str | None = None
-    """The draft model of `draft_model`: anything EngineConfig.model accepts, with the target's vocabulary."""
-    num_speculative_tokens: int = 4
-    prompt_lookup_min: int = 2
-    """Shortest n-gram, in tokens, that `ngram` looks up."""
-    prompt_lookup_max: int = 4
-    """Longest n-gram, in tokens, that `ngram` looks up."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.num_speculative_tokens <= 64:
-            raise ConfigError(
-                f"num_speculative_tokens is {self.num_speculative_tokens}; it must be between 1 and 64",
-                flag="--speculative-config",
-            )
-        if not 1 <= self.prompt_lookup_min <= self.prompt_lookup_max <= 64:
-            raise ConfigError(
-                f"prompt_lookup_min is {self.prompt_lookup_min} and prompt_lookup_max {self.prompt_lookup_max}; "
-                "they must satisfy 1 <= min <= max <= 64",
-                flag="--speculative-config",
-            )
-        if self.method == "draft_model" and not self.model:
-            raise ConfigError("method draft_model needs `model`", flag="--draft")
-        if self.method != "draft_model" and self.model:
-            raise ConfigError(f"method {self.method} takes no `model`", flag="--speculative-config")
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,7 +40,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     enable_prefix_caching: bool = True
     exact: bool = False
     """Row-invariant arithmetic: a row's logits do not depend on the rows beside it (docs/design/001)."""
-    speculative: SpeculativeConfig | None = None
+    speculative: SpeculativeConfig | None = SpeculativeConfig(method="grammar")
+    """Who drafts where a request does not say: unless told otherwise, what a constraint forces, where that pays.
+
+    None is plain decoding.
+    """
     grammar_limits: Limits | None = None
     """How large a schema may be, and what compiling it may take; None is Limits()."""
     num_compile_workers: int = 2

@@ -10,6 +10,7 @@ import msgspec
 from specdec.errors import RequestError
 from specdec.grammars.constraints import Constraint
 from specdec.grammars.report import EnforcementReport
+from specdec.speculative import SpeculativeParams
 
 MAX_SEED = 2**63 - 1
 
@@ -104,6 +105,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     constraint: Constraint | None = None
     cache_salt: str = ""
     """Requests with different salts share no prefix-cache blocks."""
+    speculative: SpeculativeParams | None = None
+    """How this request is speculated on; None is as the engine's configuration says."""
+    prediction: str = ""
+    """Text that the answer is expected to resemble, to draft from (OpenAI's Predicted Outputs)."""
+    trace: bool = False
+    """Whether its deltas say what was drafted, by whom."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +122,31 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
     token_bytes: bytes
     logprob: float
     top: tuple[TokenLogprob, ...] = ()
+
+
+class DraftTrace(msgspec.Struct, frozen=True, kw_only=True):
+    """What one target pass verified."""
+
+    token_ids: tuple[int, ...]
+    """The draft."""
+    proposers: tuple[str, ...]
+    """Who drafted each of its tokens."""
+    num_accepted: int
+    """The first so many were emitted, before one that the target drew."""
+
+
+class ProposerStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one proposer's tokens."""
+
+    num_drafts: int = 0
+    """Drafts with at least one of its tokens."""
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_rejected_tokens: int = 0
+    num_discarded_tokens: int = 0
+    num_drafted_per_position: tuple[int, ...] = ()
+    """By the position in the whole draft."""
+    num_accepted_per_position: tuple[int, ...] = ()
 
 
 class SpeculationStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +163,8 @@ class SpeculationStats(msgspec.Struct, frozen=True, kw_only=True):
     num_accepted_per_position: tuple[int, ...] = ()
     num_target_passes: int = 0
     """Target passes that emitted at least one token."""
+    by_proposer: dict[str, ProposerStats] = {}
+    """The same by who drafted; the counts of tokens add up to those above."""
 
 
 class TokenDelta(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,6 +188,8 @@ class TokenDelta(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     speculation: SpeculationStats | None = None
     """On the last delta of a choice."""
+    draft: DraftTrace | None = None
+    """What the pass that gave these tokens verified; where the request is traced."""
     enforcement: EnforcementReport | None = None
     """On the last delta of a constrained choice."""
 
@@ -169,6 +205,8 @@ class CompletionOutput(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: tuple[TokenLogprob, ...] | None
     seed: int
     speculation: SpeculationStats
+    drafts: tuple[DraftTrace, ...] = ()
+    """One a target pass, where the request is traced."""
     error: str | None = None
     """Why, when finish_reason is error."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from specdec.block_pool import ROOT_HASH, hash_block
 from specdec.grammars import BudgetedGrammar, BudgetedState
 from specdec.request import FinishReason, SamplingParams, SpeculationStats
+from specdec.speculative import PLAIN, SpeculationPlan
 from specdec.tokenizer import Detokenizer
 
 
@@ -81,6 +82,10 @@ class Sequence:
     cache_salt: str = ""
     grammar: BudgetedGrammar | None = None
     grammar_state: BudgetedState | None = None
+    plan: SpeculationPlan = PLAIN
+    prediction_token_ids: tuple[int, ...] = ()
+    """What the user expects the answer to resemble."""
+    is_traced: bool = False
     leader: Sequence | None = None
     """The first choice of the same request, whose prompt blocks this one waits for."""
 

@@ -24,11 +24,12 @@ from typer.testing import CliRunner
 from specdec.cli import app
 from specdec.cli.engine_flags import EngineFlags, parse_size, takes_engine_flags
 from specdec.cli.serve import request_limits
-from specdec.config import EngineConfig, SpeculativeConfig
+from specdec.config import EngineConfig
 from specdec.errors import ConfigError, ModelError
 from specdec.grammars import Limits
 from specdec.models.progress import ModelProgress, progress_bars
 from specdec.server import RequestLimits
+from specdec.speculative import SpeculativeConfig
 
 SPECDEC = [sys.executable, "-P", "-W", "error", str(Path(sys.executable).with_name("specdec"))]
 COMMANDS = ["serve", "run", "pull", "version"]

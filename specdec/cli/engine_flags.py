@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, get_type_hints
 import msgspec
 import typer
 
-from specdec.config import EngineConfig, SpeculativeConfig
+from specdec.config import EngineConfig
 from specdec.errors import ConfigError
+from specdec.speculative import SpeculativeConfig
 
 if TYPE_CHECKING:
     from specdec.grammars import Limits

@@ -10,9 +10,9 @@ from live_server import LiveServer, chat_body, serving, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
 from specdec import Engine, EngineStats, FinishReason, Request, SamplingParams, TokenDelta
-from specdec.config import SpeculativeConfig
 from specdec.server import ServerConfig
 from specdec.server.metrics import LatencyObserver, ServerMetrics
+from specdec.speculative import SpeculativeConfig
 
 
 @pytest.fixture
