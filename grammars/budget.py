@@ -80,15 +80,16 @@ class BudgetedGrammar:
         return grammar.mask_row_within(state.state, state.remaining - 1, state.plan)
 
     def forced_tokens(self, state: BudgetedState, preceding: Sequence[int]) -> tuple[int, ...]:
-        """Those of Grammar.forced_tokens, as many as fit the tokens left."""
-        forced = self._grammar.forced_tokens(state.state, preceding)
-        after: BudgetedState | None = state
-        for i, token_id in enumerate(forced):
-            assert after is not None, "the loop ends where it is"
-            after = self.advance(after, token_id)
-            if after is None:
-                return forced[:i]
-        return forced
+        """Those of Grammar.forced_tokens; the last ones may exceed the tokens left."""
+        return self._grammar.forced_tokens(state.state, preceding)
+
+    def likely_tokens(self, state: BudgetedState, preceding: Sequence[int]) -> tuple[int, ...]:
+        """Those of Grammar.likely_tokens; the last ones may exceed the tokens left."""
+        return self._grammar.likely_tokens(state.state, preceding)
+
+    def planned_token(self, state: BudgetedState) -> int | None:
+        """A token of the fewest that complete the text; None where it needs no more."""
+        return min(self._grammar.first_tokens(state.plan, state.plan.num_tokens - 1), default=None)
 
     def is_accepting(self, state: BudgetedState) -> bool:
         return self._grammar.is_accepting(state.state)

@@ -102,6 +102,23 @@ class RunTokens:
 
     def of(self, run: Run, preceding: Sequence[int]) -> tuple[int, ...]:
         """Tokens that spell a beginning of the run, after the tokens before it; often fewer than spell all of it."""
+        spelt = self._spell(run, preceding)
+        return () if spelt is None else spelt[0]
+
+    def likely(self, run: Run, preceding: Sequence[int]) -> tuple[int, ...]:
+        """Tokens that spell a beginning of the run, and of which what follows may change some.
+
+        They are the tokenizer's of a text that ends after the run; where the text before it has other tokens than the
+        tokenizer's, those of the run by itself.
+        """
+        spelt = self._spell(run, preceding)
+        if spelt is not None:
+            return spelt[1]
+        pre_tokens, _ = self._split(run.data[: _num_whole_points(run.data)])
+        return tuple(token_id for pre_token in pre_tokens for token_id in pre_token)
+
+    def _spell(self, run: Run, preceding: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """(the tokens that stay, all tokens) after those before; None where those are not the tokenizer's."""
         own, is_whole = self._window(preceding)
         before = b"".join(data for _, data in own)
         text, following, may_end = before + run.data, run.following, run.may_end
@@ -109,11 +126,11 @@ class RunTokens:
         if num_whole < len(text):
             text, following, may_end = text[:num_whole], text[num_whole : num_whole + 1], False
         if len(text) <= len(before):
-            return ()
+            return (), ()
         pre_tokens, starts = self._split(text)
         first = max((i for i, start in enumerate(starts) if start <= len(before)), default=0)
         if not pre_tokens or (first == 0 and starts[0] < len(before) and not is_whole):
-            return ()
+            return None
         begin, shared = starts[first], list[int]()
         end = len(before)
         while end > begin:
@@ -122,13 +139,13 @@ class RunTokens:
             end -= len(data)
         token_ids = [token_id for pre_token in pre_tokens[first:] for token_id in pre_token]
         if end != begin or token_ids[: len(shared)] != shared:
-            return ()
+            return None
         tail = max(first, len(starts) - _NUM_OPEN_PRE_TOKENS)
         num_tokens = sum(map(len, pre_tokens[first:tail]))
         # A split that does not spell the whole text ends before its tail.
         if starts[-1] + self._num_bytes(pre_tokens[-1]) == len(text):
             num_tokens += self._num_kept(text[starts[tail] :], token_ids[num_tokens:], following, may_end=may_end)
-        return tuple(token_ids[len(shared) : num_tokens])
+        return tuple(token_ids[len(shared) : num_tokens]), tuple(token_ids[len(shared) :])
 
     def _window(self, preceding: Sequence[int]) -> tuple[list[tuple[int, bytes]], bool]:
         """(the last tokens with their bytes, whether they begin where a special token or nothing was before)."""

@@ -197,11 +197,18 @@ class Grammar:
         Those at the end that what follows may change are left out (forced.py). `preceding` may begin anywhere before
         the state. ValueError where the compiler was given no tokenizer.
         """
-        tokens = self._runtime.run_tokens
-        if tokens is None:
-            raise ValueError("forced tokens need GrammarCompiler(vocabulary, retokenizer=...)")
         run = self._run(state)
-        return tokens.of(run, preceding) if run.data else ()
+        return self._run_tokens().of(run, preceding) if run.data else ()
+
+    def likely_tokens(self, state: GrammarState, preceding: Sequence[int]) -> tuple[int, ...]:
+        """Like `forced_tokens`, with those that what follows may change: allowed all the same, and worth a try."""
+        run = self._run(state)
+        return self._run_tokens().likely(run, preceding) if run.data else ()
+
+    def _run_tokens(self) -> RunTokens:
+        if self._runtime.run_tokens is None:
+            raise ValueError("forced tokens need GrammarCompiler(vocabulary, retokenizer=...)")
+        return self._runtime.run_tokens
 
     def _run(self, state: GrammarState) -> Run:
         run = self._runs.get(state)
@@ -214,6 +221,10 @@ class Grammar:
     def minimum_tokens(self) -> int | None:
         """Tokens of the shortest answer that is guaranteed; None where that is too long to plan for."""
         return None if self.initial_plan is None else self.initial_plan.num_tokens
+
+    def first_tokens(self, plan: Spelling, num_tokens: int) -> list[int]:
+        """Those with which the plan may begin so that num_tokens more complete it."""
+        return self._runtime.speller.first_tokens(plan, num_tokens)
 
     def mask_row_within(self, state: GrammarState, num_tokens: int, plan: Spelling) -> int:
         """Row with the tokens after which num_tokens more complete the text, and with the next ones of the plan.
@@ -234,7 +245,7 @@ class Grammar:
             return base
         words = levels.within(num_tokens)
         words = np.zeros_like(self._runtime.mask_table.eos_words) if words is None else words.copy()
-        for token_id in self._runtime.speller.first_tokens(plan, num_tokens):
+        for token_id in self.first_tokens(plan, num_tokens):
             words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
         if self.is_accepting(state):
             words |= self._runtime.mask_table.eos_words

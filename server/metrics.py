@@ -172,7 +172,7 @@ class _EngineCollector(Collector):
             ("num_discarded_tokens", "Draft tokens never compared.", "num_discarded_tokens"),
         ):
             family = self._counter("spec_decode_" + name, text, "proposer")
-            for proposer, counts in stats.speculation.items():
+            for proposer, counts in stats.speculation.by_proposer.items():
                 family.add_metric((self._model_name, proposer), getattr(counts, attribute))
             yield family
         for name, text, attribute in (
@@ -180,7 +180,7 @@ class _EngineCollector(Collector):
             ("num_accepted_tokens_per_pos", "Draft tokens accepted, by position.", "num_accepted_per_position"),
         ):
             family = self._counter("spec_decode_" + name, text, "proposer", "position")
-            for proposer, counts in stats.speculation.items():
+            for proposer, counts in stats.speculation.by_proposer.items():
                 for position, count in enumerate(getattr(counts, attribute)):
                     family.add_metric((self._model_name, proposer, str(position)), count)
             yield family

@@ -27,6 +27,7 @@ from specdec.grammars import (
 )
 from specdec.grammars.constraints import Choice, Constraint, JsonSchema, Regex
 from specdec.request import Request
+from specdec.speculative import SpeculationPlan, SpeculativeConfig, resolve_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,16 @@ class PreparedRequest:
     max_tokens: int
     seed: int
     grammar: BudgetedGrammar | None
+    plan: SpeculationPlan
+    prediction_token_ids: tuple[int, ...]
 
 
 def admit(
     request: Request,
     *,
     compiler: GrammarCompiler,
+    speculative: SpeculativeConfig | None,
+    encode: Callable[[str], list[int]],
     vocab_size: int,
     max_model_len: int,
     pool_tokens: int,
@@ -58,6 +63,8 @@ def admit(
     _check_token_ids("logit_bias", params.logit_bias, vocab_size)
     _check_token_ids("stop_token_ids", params.stop_token_ids, vocab_size)
     max_tokens = _max_tokens(request, max_model_len, pool_tokens)
+    plan = resolve_plan(speculative, request.speculative, has_prediction=bool(request.prediction))
+    prediction = tuple(encode(request.prediction)) if "prediction" in plan.methods and request.prediction else ()
     grammar = None
     if request.constraint is not None:
         for name in ("stop", "stop_token_ids", "ignore_eos", "min_tokens"):
@@ -68,7 +75,7 @@ def admit(
                 )
         grammar = _within_budget(_compile(request.constraint, compiler, interest), max_tokens)
     seed = params.seed if params.seed is not None else next_seed()
-    return PreparedRequest(request, max_tokens, seed, grammar)
+    return PreparedRequest(request, max_tokens, seed, grammar, plan, prediction)
 
 
 def _check_token_ids(param: str, token_ids: tuple[int, ...] | dict[int, float], vocab_size: int) -> None:

@@ -23,6 +23,7 @@ from specdec.models.config import ModelConfig
 from specdec.models.llama import IGNORED_KEYS, LlamaModel
 from specdec.models.loader import load_weights
 from specdec.models.progress import ModelProgress, ProgressCallback
+from specdec.speculative import NONE, PLAIN
 from specdec.tokenizer import Tokenizer
 
 _DEFAULT_CPU_KV_BYTES = 2**30
@@ -47,6 +48,9 @@ class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int
     proposer: str
     num_speculative_tokens: int
+    """The longest draft."""
+    has_fixed_draft_length: bool
+    """Whether every draft is as long as that, not as long as pays."""
     exact: bool
 
 
@@ -76,10 +80,11 @@ def build_runtime(config: EngineConfig, *, progress: ProgressCallback | None = N
     dtype = _DTYPES[model_config.dtype if config.dtype == "auto" else config.dtype]
     model = _load(folder, model_config, config, max_model_len, dtype, device, progress)
     draft: LlamaModel | None = None
-    if config.speculative is not None and config.speculative.model is not None:
-        draft_folder = resolve_model(config.speculative.model, progress=progress)
+    speculative = config.speculative
+    if speculative is not None and speculative.model is not None:
+        draft_folder = resolve_model(speculative.model, progress=progress)
         draft_config = ModelConfig.from_folder(draft_folder)
-        _check_same_vocabulary(config.speculative.model, tokenizer, Tokenizer.from_folder(draft_folder))
+        _check_same_vocabulary(speculative.model, tokenizer, Tokenizer.from_folder(draft_folder))
         _max_model_len(msgspec.structs.replace(config, max_model_len=max_model_len), draft_config)
         draft_dtype = _DTYPES[draft_config.dtype if config.dtype == "auto" else config.dtype]
         draft = _load(draft_folder, draft_config, config, max_model_len, draft_dtype, device, progress)
@@ -93,7 +98,7 @@ def build_runtime(config: EngineConfig, *, progress: ProgressCallback | None = N
     if config.exact:
         for runner in runners:
             check_row_invariance(runner, num_blocks=num_blocks, block_size=config.block_size)
-    speculative = config.speculative
+    plan = PLAIN if speculative is None else speculative.plan
     return Runtime(
         runner=runners[0],
         draft_runner=runners[1] if draft is not None else None,
@@ -111,8 +116,9 @@ def build_runtime(config: EngineConfig, *, progress: ProgressCallback | None = N
             max_concurrency=num_blocks * config.block_size / max_model_len,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=max_batched_tokens(config),
-            proposer=speculative.method if speculative else "none",
-            num_speculative_tokens=speculative.num_speculative_tokens if speculative else 0,
+            proposer=NONE if speculative is None else speculative.method,
+            num_speculative_tokens=plan.max_tokens,
+            has_fixed_draft_length=plan.num_tokens is not None,
             exact=config.exact,
         ),
     )

@@ -21,9 +21,8 @@ from specdec.grammars import GrammarCompiler, Interest, Limits, SchemaOptions, V
 from specdec.models.progress import ModelProgress, ProgressCallback
 from specdec.output_check import OutputChecker
 from specdec.output_types import constraint_of
-from specdec.proposers.base import NoProposer, Proposal, Proposer
-from specdec.proposers.draft_model import DraftModelProposer
-from specdec.proposers.ngram import NgramProposer
+from specdec.proposers.base import Proposal
+from specdec.proposers.build import build_proposer
 from specdec.request import FinishReason, Request, RequestOutput, SamplingParams, TokenDelta
 from specdec.request_output import OutputCollector
 from specdec.sampler import Sampler
@@ -83,7 +82,7 @@ class Engine:
 
         sampler = Sampler(self._compiler.mask_table, tokenizer.vocab_size)
         self.runner = self._runtime.runner
-        self.proposer: Proposer = self._make_proposer(sampler)
+        self.proposer = build_proposer(config, self._runtime, sampler)
         self.verifier = CoupledVerifier(sampler, tokenizer)
         self._pool_tokens = self._runtime.description.num_kv_blocks * config.block_size
         self.scheduler = Scheduler(
@@ -91,8 +90,6 @@ class Engine:
             block_size=config.block_size,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=max_batched_tokens(config),
-            num_speculative_tokens=self._runtime.description.num_speculative_tokens,
-            has_draft_model=self._runtime.draft_runner is not None,
             stop_checker=StopChecker(),
         )
 
@@ -103,10 +100,12 @@ class Engine:
         if not batch:
             return self._nothing_scheduled()
         proposals = self.proposer.propose(batch)
+        begin = time.perf_counter()
         logits = self.runner.forward(_spans(batch, proposals))
         mask_rows = self._mask_rows(batch, proposals)
         outcomes = self.verifier.verify(logits, mask_rows, batch, proposals)
-        deltas = self.scheduler.commit(batch, outcomes)
+        deltas = self.scheduler.commit(batch, proposals, outcomes)
+        self.proposer.learn(batch, proposals, outcomes, time.perf_counter() - begin)
         return self._account(deltas)
 
     def generate(
@@ -177,6 +176,8 @@ class Engine:
         return admit(
             request,
             compiler=self._compiler,
+            speculative=self.config.speculative,
+            encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
             vocab_size=self.tokenizer.vocab_size,
             max_model_len=self.max_model_len,
             pool_tokens=self._pool_tokens,
@@ -209,6 +210,9 @@ class Engine:
                 cache_salt=request.cache_salt,
                 grammar=prepared.grammar,
                 grammar_state=prepared.grammar.initial_state if prepared.grammar else None,
+                plan=prepared.plan,
+                prediction_token_ids=prepared.prediction_token_ids,
+                is_traced=request.trace,
                 leader=leader,
             )
             leader = leader or sequence
@@ -247,7 +251,7 @@ class Engine:
             prefix_cache_hits=scheduler.prefix_cache_hits,
             num_preemptions=scheduler.num_preemptions,
             num_finished={str(reason): count for reason, count in scheduler.num_finished.copy().items()},
-            speculation={self.proposer.name: scheduler.speculation.freeze()} if self.config.speculative else {},
+            speculation=scheduler.speculation.freeze(),
             num_drafts_cut_by_grammar=self.proposer.num_drafts_cut_by_grammar,
             grammar_cache_hits=compiler.cache_hits,
             grammar_cache_misses=compiler.cache_misses,
@@ -260,16 +264,6 @@ class Engine:
             num_outputs_checked=self._checker.num_checked if self._checker else 0,
             num_output_check_failures=self._checker.num_failed if self._checker else 0,
             num_outputs_not_checked=self._checker.num_not_made if self._checker else 0,
-        )
-
-    def _make_proposer(self, sampler: Sampler) -> Proposer:
-        speculative = self.config.speculative
-        if speculative is None:
-            return NoProposer()
-        if self._runtime.draft_runner is not None:
-            return DraftModelProposer(self._runtime.draft_runner, sampler)
-        return NgramProposer(
-            prompt_lookup_min=speculative.prompt_lookup_min, prompt_lookup_max=speculative.prompt_lookup_max
         )
 
     def _encode(self, prompt: object) -> list[int]:
@@ -350,8 +344,11 @@ def _walk(sequence: Sequence, proposal: Proposal) -> list[int | None]:
     assert state is not None, "a constrained sequence has a state"
     rows: list[int | None] = [grammar.mask_row(state)]
     for token_id in proposal.token_ids:
-        following = grammar.advance(state, token_id)
-        assert following is not None, "a proposer drafts only what the grammar allows"
+        following = None if grammar.is_terminated(state) else grammar.advance(state, token_id)
+        if following is None:
+            # Drafted without the grammar's mask: what comes after a token that it forbids is never emitted either.
+            rows += [rows[-1]] * (len(proposal.token_ids) + 1 - len(rows))
+            break
         state = following
         rows.append(rows[-1] if grammar.is_terminated(state) else grammar.mask_row(state))
     return rows

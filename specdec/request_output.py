@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from specdec.request import (
     CompletionOutput,
+    DraftTrace,
     FinishReason,
     Request,
     RequestOutput,
@@ -16,12 +17,13 @@ from specdec.request import (
 class _Choice:
     """One choice as it grows."""
 
-    __slots__ = ("last", "logprobs", "texts", "token_ids")
+    __slots__ = ("drafts", "last", "logprobs", "texts", "token_ids")
 
     def __init__(self) -> None:
         self.token_ids: list[int] = []
         self.texts: list[str] = []
         self.logprobs: list[TokenLogprob] = []
+        self.drafts: list[DraftTrace] = []
         self.last: TokenDelta | None = None
 
 
@@ -42,6 +44,8 @@ class OutputCollector:
         choice.token_ids += delta.token_ids
         choice.texts.append(delta.text)
         choice.logprobs += delta.logprobs or ()
+        if delta.draft is not None:
+            choice.drafts.append(delta.draft)
         if delta.choice_index == 0:
             self._num_cached_tokens = delta.num_cached_tokens
         if delta.finish_reason is not None:
@@ -62,6 +66,7 @@ class OutputCollector:
                     logprobs=tuple(choice.logprobs) if self._request.sampling_params.logprobs is not None else None,
                     seed=choice.last.seed,
                     speculation=choice.last.speculation or SpeculationStats(),
+                    drafts=tuple(choice.drafts),
                     error=choice.last.error,
                 )
             )

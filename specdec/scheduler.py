@@ -4,6 +4,9 @@ There are no prefill and decode phases: a sequence needs the tokens it has beyon
 is shared out over all of them, oldest first. A step that lacks blocks preempts the youngest running sequence, which
 starts over from its tokens. The oldest is never preempted, and admission refused what the empty pool could not hold,
 so every sequence finishes.
+
+Verified tokens come first: what all of them leave of budget and blocks is shared out among drafts, which therefore
+never keep a sequence waiting.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from collections.abc import Sequence as AbstractSequence
 
 from specdec.batch import Batch, ScheduledSequence
 from specdec.block_pool import BlockPool
-from specdec.request import FinishReason, TokenDelta
+from specdec.proposers.base import Proposal
+from specdec.request import DraftTrace, FinishReason, TokenDelta
 from specdec.sequence import Sequence, SequenceStatus, SpeculationCounts
 from specdec.stop import StopChecker
 from specdec.verifier import Outcome
@@ -30,16 +34,12 @@ class Scheduler:
         block_size: int,
         max_num_seqs: int,
         max_num_batched_tokens: int,
-        num_speculative_tokens: int,
-        has_draft_model: bool,
         stop_checker: StopChecker,
     ) -> None:
         self.block_pool = block_pool
         self._block_size = block_size
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
-        self._num_speculative_tokens = num_speculative_tokens
-        self._has_draft_model = has_draft_model
         self._stop_checker = stop_checker
         self.running: list[Sequence] = []
         """In order of admission: the oldest first."""
@@ -72,18 +72,15 @@ class Scheduler:
     def schedule(self) -> Batch:
         """Share out the step's tokens and reserve the slots that they and their drafts need."""
         budget = self._max_num_batched_tokens
-        scheduled: list[ScheduledSequence] = []
+        shares: list[ScheduledSequence] = []
         num_preemptions_before = self.num_preemptions
-        index = 0
-        while index < len(self.running) and budget > 0:
-            share = self._share(self.running[index], budget)
+        while len(shares) < len(self.running) and budget > 0:
+            share = self._share(self.running[len(shares)], budget)
             if not self._reserve_or_preempt(share):
                 # The sequence itself was the youngest: it and everything after it has left the running list.
                 break
-            share = self._with_slots_held(share)
-            scheduled.append(share)
-            budget -= self._cost(share)
-            index += 1
+            shares.append(share)
+            budget -= _cost(share)
         if self.num_preemptions == num_preemptions_before:
             while self.waiting and budget > 0 and len(self.running) < self._max_num_seqs:
                 sequence = self._next_waiting()
@@ -91,30 +88,31 @@ class Scheduler:
                     break
                 self._attach_prefix(sequence)
                 share = self._share(sequence, budget)
-                if not self._reserve_share(share):
+                if not self._reserve(sequence, share.num_tokens):
                     self.block_pool.release(sequence.drop_blocks())
                     break
                 self._admit(sequence)
-                share = self._with_slots_held(share)
-                scheduled.append(share)
-                budget -= self._cost(share)
-        return Batch(scheduled)
+                shares.append(share)
+                budget -= _cost(share)
+        return Batch(self._with_draft_slots(shares, budget))
 
-    def commit(self, batch: Batch, outcomes: AbstractSequence[Outcome]) -> list[TokenDelta]:
+    def commit(
+        self, batch: Batch, proposals: AbstractSequence[Proposal], outcomes: AbstractSequence[Outcome]
+    ) -> list[TokenDelta]:
         """Append what was emitted, rewind over rejected drafts, register full blocks, finish what ended."""
         deltas = []
-        for scheduled, outcome in zip(batch.scheduled, outcomes, strict=True):
+        for scheduled, proposal, outcome in zip(batch.scheduled, proposals, outcomes, strict=True):
             sequence = scheduled.sequence
             sequence.num_computed_tokens += scheduled.num_tokens
             if outcome.token_ids:
-                deltas.append(self._append(sequence, outcome))
+                deltas.append(self._append(sequence, proposal, outcome))
             if sequence.status is SequenceStatus.RUNNING:
                 self._register_blocks(sequence)
                 self._trim(sequence)
         self._forget_finished()
         return deltas
 
-    def _append(self, sequence: Sequence, outcome: Outcome) -> TokenDelta:
+    def _append(self, sequence: Sequence, proposal: Proposal, outcome: Outcome) -> TokenDelta:
         """Emit an outcome's tokens up to the one that ends the sequence."""
         if sequence.num_output_tokens == 0:
             self.num_prompt_tokens += sequence.num_prompt_tokens
@@ -125,9 +123,9 @@ class Scheduler:
         # Past the accepted tokens the KV is that of rejected drafts, to be overwritten.
         sequence.num_draft_computed_tokens = min(sequence.num_draft_computed_tokens, sequence.num_computed_tokens)
         was_cut = num_emitted < len(outcome.token_ids)
-        num_rejected = int(not was_cut and outcome.num_accepted < outcome.num_drafted)
+        proposers = [source.proposer for source in proposal.sources]
         for counts in (sequence.speculation, self.speculation):
-            counts.record(num_drafted=outcome.num_drafted, num_accepted=num_accepted, num_rejected=num_rejected)
+            counts.record(proposers, num_accepted=num_accepted, was_cut=was_cut)
         self.num_generation_tokens += num_emitted
         if verdict.finish_reason is not None:
             self._finish(sequence, verdict.finish_reason)
@@ -144,36 +142,40 @@ class Scheduler:
             num_cached_tokens=sequence.num_cached_tokens,
             seed=sequence.seed,
             speculation=sequence.speculation.freeze() if verdict.finish_reason is not None else None,
+            draft=DraftTrace(token_ids=tuple(proposal.token_ids), proposers=tuple(proposers), num_accepted=num_accepted)
+            if sequence.is_traced
+            else None,
             enforcement=sequence.grammar.report if verdict.finish_reason is not None and sequence.grammar else None,
         )
 
     def _share(self, sequence: Sequence, budget: int) -> ScheduledSequence:
-        """What a sequence would run in this step, within a budget of at least one token."""
+        """What a sequence would run in this step without drafts, within a budget of at least one token."""
         needed = sequence.num_tokens - sequence.num_computed_tokens
-        if self._has_draft_model:
-            # The draft catches up within the same budget: with the chunk itself, and with what it lags behind.
-            lag = sequence.num_computed_tokens - sequence.num_draft_computed_tokens
-            num_tokens = max(1, min(needed, (budget - min(lag, budget)) // 2))
-            num_draft_model_tokens = max(0, min(lag + num_tokens, budget - num_tokens))
-        else:
-            num_tokens = min(needed, budget)
-            num_draft_model_tokens = 0
-        num_draft_slots = 0
-        if num_tokens == needed and sequence.is_prefilled:
-            # The token after the drafts is emitted too, so one of the remaining tokens is not a draft's.
-            num_draft_slots = max(
-                0,
-                min(
-                    self._num_speculative_tokens,
-                    sequence.num_remaining_tokens - 1,
-                    budget - num_tokens - num_draft_model_tokens,
-                ),
-            )
-        return ScheduledSequence(sequence, num_tokens, num_draft_slots, num_draft_model_tokens)
+        if not sequence.plan.has_draft_model:
+            return ScheduledSequence(sequence, min(needed, budget), 0, 0)
+        # The draft catches up within the same budget: with the chunk itself, and with what it lags behind.
+        lag = sequence.num_computed_tokens - sequence.num_draft_computed_tokens
+        num_tokens = max(1, min(needed, (budget - min(lag, budget)) // 2))
+        num_draft_model_tokens = max(0, min(lag + num_tokens, budget - num_tokens))
+        return ScheduledSequence(sequence, num_tokens, 0, num_draft_model_tokens)
 
-    @staticmethod
-    def _cost(share: ScheduledSequence) -> int:
-        return share.num_tokens + share.num_draft_slots + share.num_draft_model_tokens
+    def _with_draft_slots(self, shares: list[ScheduledSequence], budget: int) -> list[ScheduledSequence]:
+        """The shares with slots for drafts, where blocks are free: an equal part of the budget for each that drafts."""
+        wanting = sum(share.reaches_end and share.sequence.plan.max_tokens > 0 for share in shares)
+        with_slots = []
+        for share in shares:
+            sequence = share.sequence
+            num_slots = 0
+            if share.reaches_end and sequence.plan.max_tokens > 0:
+                # The token after the drafts is emitted too, so one of the remaining tokens is not a draft's.
+                num_slots = min(sequence.plan.max_tokens, sequence.num_remaining_tokens - 1, budget // wanting)
+                wanting -= 1
+                held = len(sequence.block_table) * self._block_size - sequence.num_computed_tokens - share.num_tokens
+                if num_slots > held and not self._reserve(sequence, share.num_tokens + num_slots):
+                    num_slots = held
+            budget -= num_slots
+            with_slots.append(ScheduledSequence(sequence, share.num_tokens, num_slots, share.num_draft_model_tokens))
+        return with_slots
 
     def _reserve(self, sequence: Sequence, num_new_tokens: int) -> bool:
         """Extend the block table to hold that many tokens after those computed."""
@@ -184,15 +186,9 @@ class Scheduler:
         sequence.block_table.extend(block_ids)
         return True
 
-    def _reserve_share(self, share: ScheduledSequence) -> bool:
-        """Reserve with the drafts' slots, else without."""
-        return self._reserve(share.sequence, share.num_tokens + share.num_draft_slots) or self._reserve(
-            share.sequence, share.num_tokens
-        )
-
     def _reserve_or_preempt(self, share: ScheduledSequence) -> bool:
         """Reserve for a running sequence, at a younger one's cost if need be; False when it had to go itself."""
-        while not self._reserve_share(share):
+        while not self._reserve(share.sequence, share.num_tokens):
             youngest = self.running[-1]
             assert youngest is not self.running[0], "admission refuses what the empty pool cannot hold"
             self._preempt(youngest)
@@ -208,14 +204,6 @@ class Scheduler:
             sequence.num_cached_tokens = sequence.num_computed_tokens
         self.prefix_cache_queries += sequence.num_tokens
         self.prefix_cache_hits += sequence.num_computed_tokens
-
-    def _with_slots_held(self, share: ScheduledSequence) -> ScheduledSequence:
-        """The share with no more draft slots than its blocks hold."""
-        sequence = share.sequence
-        held = len(sequence.block_table) * self._block_size - sequence.num_computed_tokens - share.num_tokens
-        if held >= share.num_draft_slots:
-            return share
-        return ScheduledSequence(sequence, share.num_tokens, held, share.num_draft_model_tokens)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -278,3 +266,7 @@ class Scheduler:
     def _forget_finished(self) -> None:
         self.running = [s for s in self.running if s.status is not SequenceStatus.FINISHED]
         self.waiting = deque(s for s in self.waiting if s.status is not SequenceStatus.FINISHED)
+
+
+def _cost(share: ScheduledSequence) -> int:
+    return share.num_tokens + share.num_draft_model_tokens

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from specdec.block_pool import ROOT_HASH, hash_block
 from specdec.grammars import BudgetedGrammar, BudgetedState
-from specdec.request import FinishReason, SamplingParams, SpeculationStats
+from specdec.request import FinishReason, ProposerStats, SamplingParams, SpeculationStats
 from specdec.speculative import PLAIN, SpeculationPlan
 from specdec.tokenizer import Detokenizer
 
@@ -20,44 +20,84 @@ class SequenceStatus(enum.Enum):
 
 
 @dataclass(slots=True)
-class SpeculationCounts:
-    """SpeculationStats while they grow. Every drafted token ends as accepted, rejected or discarded."""
+class _Counts:
+    """Draft tokens by what became of them."""
 
     num_drafts: int = 0
-    num_draft_tokens: int = 0
-    num_accepted_tokens: int = 0
-    num_rejected_tokens: int = 0
-    num_target_passes: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+    num_rejected: int = 0
     drafted_per_position: list[int] = field(default_factory=list)
     accepted_per_position: list[int] = field(default_factory=list)
 
-    def record(self, *, num_drafted: int, num_accepted: int, num_rejected: int) -> None:
-        """One target pass over `num_drafted` draft tokens."""
-        self.num_target_passes += 1
-        if num_drafted == 0:
+    def add(self, position: int, *, is_accepted: bool, is_rejected: bool) -> None:
+        """One token at this position of its draft."""
+        for counts in (self.drafted_per_position, self.accepted_per_position):
+            counts.extend([0] * (position + 1 - len(counts)))
+        self.num_drafted += 1
+        self.num_accepted += is_accepted
+        self.num_rejected += is_rejected
+        self.drafted_per_position[position] += 1
+        self.accepted_per_position[position] += is_accepted
+
+    @property
+    def num_discarded(self) -> int:
+        return self.num_drafted - self.num_accepted - self.num_rejected
+
+
+class SpeculationCounts:
+    """SpeculationStats while they grow. Every drafted token ends as accepted, rejected or discarded."""
+
+    __slots__ = ("_by_proposer", "_num_target_passes", "_total")
+
+    def __init__(self) -> None:
+        self._num_target_passes = 0
+        self._total = _Counts()
+        self._by_proposer: dict[str, _Counts] = {}
+
+    def record(self, proposers: AbstractSequence[str], *, num_accepted: int, was_cut: bool) -> None:
+        """One target pass over a draft by these proposers; `was_cut` if the answer ended before the pass's last token.
+
+        The token after the accepted ones was rejected, or discarded with all others where the answer ended.
+        """
+        self._num_target_passes += 1
+        if not proposers:
             return
-        self.num_drafts += 1
-        self.num_draft_tokens += num_drafted
-        self.num_accepted_tokens += num_accepted
-        self.num_rejected_tokens += num_rejected
-        for counts, reached in (
-            (self.drafted_per_position, num_drafted),
-            (self.accepted_per_position, num_accepted),
-        ):
-            counts.extend([0] * (num_drafted - len(counts)))
-            for position in range(reached):
-                counts[position] += 1
+        self._total.num_drafts += 1
+        for proposer in set(proposers):
+            self._by_proposer.setdefault(proposer, _Counts()).num_drafts += 1
+        for position, proposer in enumerate(proposers):
+            for counts in (self._total, self._by_proposer[proposer]):
+                counts.add(
+                    position,
+                    is_accepted=position < num_accepted,
+                    is_rejected=position == num_accepted and not was_cut,
+                )
 
     def freeze(self) -> SpeculationStats:
+        total = self._total
         return SpeculationStats(
-            num_drafts=self.num_drafts,
-            num_draft_tokens=self.num_draft_tokens,
-            num_accepted_tokens=self.num_accepted_tokens,
-            num_rejected_tokens=self.num_rejected_tokens,
-            num_discarded_tokens=self.num_draft_tokens - self.num_accepted_tokens - self.num_rejected_tokens,
-            num_drafted_per_position=tuple(self.drafted_per_position),
-            num_accepted_per_position=tuple(self.accepted_per_position),
-            num_target_passes=self.num_target_passes,
+            num_drafts=total.num_drafts,
+            num_draft_tokens=total.num_drafted,
+            num_accepted_tokens=total.num_accepted,
+            num_rejected_tokens=total.num_rejected,
+            num_discarded_tokens=total.num_discarded,
+            num_drafted_per_position=tuple(total.drafted_per_position),
+            num_accepted_per_position=tuple(total.accepted_per_position),
+            num_target_passes=self._num_target_passes,
+            by_proposer={
+                proposer: ProposerStats(
+                    num_drafts=counts.num_drafts,
+                    num_draft_tokens=counts.num_drafted,
+                    num_accepted_tokens=counts.num_accepted,
+                    num_rejected_tokens=counts.num_rejected,
+                    num_discarded_tokens=counts.num_discarded,
+                    num_drafted_per_position=tuple(counts.drafted_per_position),
+                    num_accepted_per_position=tuple(counts.accepted_per_position),
+                )
+                # A copy in one step: this is also read from other threads while the engine counts.
+                for proposer, counts in self._by_proposer.copy().items()
+            },
         )
 
 

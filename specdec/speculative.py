@@ -16,7 +16,7 @@ from specdec.errors import ConfigError, RequestError
 PROPOSERS: Final = ("grammar", "prediction", "suffix", "ngram", "draft_model", "synthetic")
 """By name, in the order in which a chain asks them."""
 CHAIN: Final = "chain"
-"""The method that is every proposer but `synthetic`: those that need nothing, and the draft model where there is one."""
+"""The method that is every proposer but `synthetic`, and the draft model where there is one."""
 NONE: Final = "none"
 MAX_DRAFT_TOKENS: Final = 64
 ADAPTIVE_DRAFT_TOKENS: Final = 32
@@ -161,6 +161,10 @@ class SpeculationPlan:
     num_tokens: int | None = None
     """Tokens of every draft; None where its length is chosen step by step."""
     verification: Verification = Verification.COUPLED
+
+    @property
+    def has_draft_model(self) -> bool:
+        return "draft_model" in self.methods
 
     @property
     def max_tokens(self) -> int:

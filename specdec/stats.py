@@ -29,8 +29,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_preemptions: int = 0
     num_finished: dict[str, int] = {}
     """Choices by finish reason; `stop` counts those as well that fail their check afterwards."""
-    speculation: dict[str, SpeculationStats] = {}
-    """By proposer."""
+    speculation: SpeculationStats = SpeculationStats()
+    """Of all choices, those included that are not finished."""
     num_drafts_cut_by_grammar: int = 0
     """Draft runs that a proposer ended because the grammar forbade its next token."""
     grammar_cache_hits: int = 0

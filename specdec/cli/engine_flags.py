@@ -14,13 +14,12 @@ import typer
 
 from specdec.config import EngineConfig
 from specdec.errors import ConfigError
-from specdec.speculative import SpeculativeConfig
+from specdec.speculative import CHAIN, NONE, PROPOSERS, SpeculativeConfig, Verification, methods_of
 
 if TYPE_CHECKING:
     from specdec.grammars import Limits
 
 _DEFAULTS: Final = EngineConfig()
-_NUM_SPECULATIVE_TOKENS: Final = SpeculativeConfig(method="ngram").num_speculative_tokens
 
 _UNITS: Final = {
     "": 1,
@@ -74,22 +73,32 @@ class EngineFlags:
         ),
     ] = _DEFAULTS.exact
     spec: Annotated[
-        Literal["none", "ngram"] | None,
+        str | None,
         typer.Option(
-            help="Draft from n-grams of prompt and answer; --draft drafts with a model.",
-            show_default="none",
+            metavar="METHOD",
+            help=(
+                f"Who drafts: chain (all that need no model, and --draft's), none, or names joined by +: "
+                f"{', '.join(PROPOSERS[:-1])}."
+            ),
+            show_default="grammar, or chain with --draft",
             rich_help_panel="Speculation",
         ),
     ] = None
     draft: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Draft with this smaller model.", rich_help_panel="Speculation"),
+        typer.Option(metavar="MODEL", help="Draft with this smaller model as well.", rich_help_panel="Speculation"),
     ] = None
     num_speculative_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Longest draft, in tokens.",
-            show_default=str(_NUM_SPECULATIVE_TOKENS),
+            help="Tokens of every draft.", show_default="as many as pay, draft by draft", rich_help_panel="Speculation"
+        ),
+    ] = None
+    verification: Annotated[
+        Verification | None,
+        typer.Option(
+            help="How drafts are verified: coupled gives the same tokens as without drafts, the others the same law.",
+            show_default=str(Verification.COUPLED),
             rich_help_panel="Speculation",
         ),
     ] = None
@@ -239,32 +248,42 @@ class EngineFlags:
     def _speculative(self) -> SpeculativeConfig | None:
         if self.speculative_config is not None:
             return self._speculative_from_json(self.speculative_config)
-        if self.draft is not None and self.spec is not None:
-            raise ConfigError(
-                f"--spec {self.spec} takes no draft model; drop it to draft with {self.draft}, or drop --draft",
-                flag="--draft",
-            )
-        if self.spec in {None, "none"} and self.draft is None:
-            if self.num_speculative_tokens is not None:
-                raise ConfigError(
-                    "nothing drafts; add --spec ngram or --draft MODEL, or drop it", flag="--num-speculative-tokens"
-                )
+        if self.draft == "":
+            raise ConfigError("the draft model has no name", flag="--draft")
+        if self.spec == NONE:
+            for flag, value in (
+                ("--draft", self.draft),
+                ("--num-speculative-tokens", self.num_speculative_tokens),
+                ("--verification", self.verification),
+            ):
+                if value is not None:
+                    raise ConfigError("--spec none drafts nothing; drop one of the two", flag=flag)
             return None
-        count = _NUM_SPECULATIVE_TOKENS if self.num_speculative_tokens is None else self.num_speculative_tokens
-        method: Literal["ngram", "draft_model"] = "ngram" if self.draft is None else "draft_model"
+        default = _DEFAULTS.speculative
+        assert default is not None, "an engine drafts unless told otherwise"
+        method = self.spec or (default.method if self.draft is None else CHAIN)
         try:
-            return SpeculativeConfig(method=method, model=self.draft, num_speculative_tokens=count)
+            methods_of(method, has_draft_model=self.draft is not None)
         except ConfigError as error:
-            if self.draft == "":
-                raise ConfigError("the draft model has no name", flag="--draft") from error
+            raise ConfigError(str(error), flag="--spec") from error
+        try:
+            return SpeculativeConfig(
+                method=method,
+                model=self.draft,
+                num_speculative_tokens=self.num_speculative_tokens,
+                verification=self.verification or default.verification,
+            )
+        except ConfigError as error:
             # The engine knows only the JSON spelling of what was given by a flag of its own.
-            raise ConfigError(str(error), flag="--num-speculative-tokens") from error
+            flag = "--num-speculative-tokens" if "num_speculative_tokens" in str(error) else "--spec"
+            raise ConfigError(str(error), flag=flag) from error
 
     def _speculative_from_json(self, text: str) -> SpeculativeConfig:
         for flag, value in (
             ("--spec", self.spec),
             ("--draft", self.draft),
             ("--num-speculative-tokens", self.num_speculative_tokens),
+            ("--verification", self.verification),
         ):
             if value is not None:
                 raise ConfigError(

@@ -12,6 +12,7 @@ from specdec.cli.console import say
 from specdec.config import EngineConfig
 from specdec.models.progress import progress_bars
 from specdec.server import RequestLimits, ServerConfig, ServerInfo, serve
+from specdec.speculative import NONE
 
 if TYPE_CHECKING:
     from specdec.build import EngineDescription
@@ -90,9 +91,13 @@ def _aliases(info: ServerInfo) -> str:
 
 
 def _proposer(engine: EngineDescription) -> str:
-    if engine.proposer == "none":
-        return "none (speculation is off; --spec ngram turns it on)"
-    return f"{engine.proposer}, up to {engine.num_speculative_tokens} tokens a draft"
+    if engine.proposer == NONE:
+        return "none (speculation is off; --spec chain turns it on)"
+    length = f"{engine.num_speculative_tokens} tokens a draft"
+    if not engine.has_fixed_draft_length:
+        length = f"up to {length}, as many as pay"
+    more = "; --spec chain drafts everything else as well" if engine.proposer == "grammar" else ""
+    return f"{engine.proposer}, {length}{more}"
 
 
 def _curl(info: ServerInfo, *, guarded: bool) -> str:

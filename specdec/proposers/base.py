@@ -63,15 +63,6 @@ class Proposer(Protocol):
         ...
 
 
-class NoProposer:
-    """Plain decoding."""
-
-    num_drafts_cut_by_grammar = 0
-
-    def propose(self, batch: Batch) -> list[Proposal]:
-        return [NO_PROPOSAL] * len(batch.scheduled)
-
-
 @dataclass(slots=True)
 class Draft:
     """The draft of one sequence as it grows."""

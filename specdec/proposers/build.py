@@ -1,0 +1,35 @@
+"""From a configuration to the one proposer that drafts for every request, whatever its plan."""
+
+from __future__ import annotations
+
+from specdec.build import Runtime
+from specdec.config import EngineConfig
+from specdec.proposers.base import Drafter
+from specdec.proposers.chain import ChainProposer
+from specdec.proposers.draft_model import DraftModel
+from specdec.proposers.grammar import GrammarDrafter
+from specdec.proposers.length import DraftLengths
+from specdec.proposers.synthetic import SyntheticDrafter
+from specdec.sampler import Sampler
+from specdec.speculative import SpeculativeConfig
+from specdec.step_time import measure_step_time
+
+
+def build_proposer(config: EngineConfig, runtime: Runtime, sampler: Sampler) -> ChainProposer:
+    """Every drafter, since a request may ask for any, and the draft model where there is one.
+
+    Measures how long passes take, which is what the lengths of drafts are chosen by.
+    """
+    speculative = config.speculative or SpeculativeConfig(method="none")
+    remembers = "suffix" in speculative.methods
+    drafters: list[Drafter] = [
+        GrammarDrafter(),
+        SyntheticDrafter(),
+    ]
+    num_blocks = runtime.description.num_kv_blocks
+    target_time = measure_step_time(runtime.runner, num_blocks=num_blocks, block_size=config.block_size)
+    draft_model, draft_time = None, None
+    if runtime.draft_runner is not None:
+        draft_model = DraftModel(runtime.draft_runner, sampler, mask_drafts=speculative.mask_drafts)
+        draft_time = measure_step_time(runtime.draft_runner, num_blocks=num_blocks, block_size=config.block_size)
+    return ChainProposer(drafters, draft_model, DraftLengths(target_time, draft_time))

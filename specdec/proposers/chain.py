@@ -1,0 +1,107 @@
+"""ChainProposer: one draft by many. What is had for nothing comes first, and the draft model fills what is left.
+
+For each sequence the drafters are asked in turn, and again after every guess that the grammar took something of: a
+forced run may follow an n-gram, and an n-gram a forced run. Where none has an idea, the draft model draws one token,
+and they are asked again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as AbstractSequence
+from typing import Final
+
+from specdec.batch import Batch, ScheduledSequence
+from specdec.proposers.base import Draft, Drafter, Proposal, Source
+from specdec.proposers.draft_model import SOURCE as DRAFT_MODEL
+from specdec.proposers.draft_model import DraftModel
+from specdec.proposers.length import DraftLengths
+from specdec.sequence import SequenceStatus
+from specdec.verifier import Outcome
+
+_MAX_LAG: Final = 64
+"""Tokens that the draft model may be behind before it catches up though nothing is drafted with it."""
+
+
+class ChainProposer:
+    """Drafts with those drafters, and that model, that each sequence's plan names."""
+
+    def __init__(
+        self, drafters: AbstractSequence[Drafter], draft_model: DraftModel | None, lengths: DraftLengths
+    ) -> None:
+        """The drafters in the order in which they are asked."""
+        self.num_drafts_cut_by_grammar = 0
+        self._drafters = drafters
+        self._draft_model = draft_model
+        self._lengths = lengths
+
+    def propose(self, batch: Batch) -> list[Proposal]:
+        drafts = [Draft.of(scheduled.sequence, scheduled.num_draft_slots) for scheduled in batch.scheduled]
+        for draft in drafts:
+            self._fill(draft)
+        if self._draft_model is not None:
+            self._draft_with_model(self._draft_model, batch, drafts)
+        return self._lengths.cut(batch, drafts)
+
+    def learn(
+        self, batch: Batch, proposals: AbstractSequence[Proposal], outcomes: AbstractSequence[Outcome], seconds: float
+    ) -> None:
+        """What became of the proposals, and how long the step took after they were made."""
+        self._lengths.observe(batch, proposals, seconds)
+        for scheduled, proposal, outcome in zip(batch.scheduled, proposals, outcomes, strict=True):
+            sequence = scheduled.sequence
+            if proposal.token_ids:
+                self._lengths.estimates.observe(sequence, proposal.sources, outcome.num_accepted)
+            if sequence.status is SequenceStatus.FINISHED:
+                for drafter in self._drafters:
+                    drafter.finished(sequence)
+
+    def _fill(self, draft: Draft) -> None:
+        """Draft what needs no model."""
+        methods = draft.sequence.plan.methods
+        drafters = [drafter for drafter in self._drafters if drafter.name in methods]
+        while not draft.is_full and any(self._add_guess(draft, drafter) for drafter in drafters):
+            pass
+
+    def _add_guess(self, draft: Draft, drafter: Drafter) -> bool:
+        """Whether the drafter had an idea of which the grammar takes at least the first token."""
+        guess = drafter.guess(draft)
+        source = Source(drafter.name, guess.confidence)
+        num_before = len(draft.token_ids)
+        for token_id in guess.token_ids:
+            if draft.is_full:
+                break
+            if not draft.push(token_id, source):
+                self.num_drafts_cut_by_grammar += 1
+                break
+        return len(draft.token_ids) > num_before
+
+    def _draft_with_model(self, model: DraftModel, batch: Batch, drafts: AbstractSequence[Draft]) -> None:
+        able: list[Draft] = []
+        lagging: list[ScheduledSequence] = []
+        for scheduled, draft in zip(batch.scheduled, drafts, strict=True):
+            sequence = scheduled.sequence
+            if DRAFT_MODEL.proposer not in sequence.plan.methods:
+                continue
+            if model.can_draft(scheduled):
+                able.append(draft)
+            elif _lags(scheduled):
+                lagging.append(scheduled)
+        while True:
+            drafting = self._lengths.worth_drafting(batch, [draft for draft in able if not draft.is_full])
+            if not drafting and not lagging:
+                return
+            begin = time.perf_counter()
+            num_tokens = model.extend(drafting, lagging)
+            self._lengths.observe_draft_pass(num_tokens, time.perf_counter() - begin)
+            lagging = []
+            for draft in drafting:
+                self._fill(draft)
+
+
+def _lags(scheduled: ScheduledSequence) -> bool:
+    """Whether the draft model has to be fed, though nothing is drafted: with a prompt, or because it is far behind."""
+    sequence = scheduled.sequence
+    end = sequence.num_computed_tokens + scheduled.num_tokens
+    lag = min(end - sequence.num_draft_computed_tokens, scheduled.num_draft_model_tokens)
+    return lag > 0 and (not sequence.is_prefilled or lag > _MAX_LAG)

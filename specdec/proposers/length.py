@@ -1,0 +1,126 @@
+"""DraftLengths: how many draft tokens to verify, by goodput: expected tokens over expected time (Liu et al. 2024).
+
+A draft token pays while the chance that it is accepted, with all before it, buys more tokens a second than the step
+gives without it. Chances come from AcceptanceEstimates, times from StepTime. Neither looks at the token itself, only at
+who drafted it, so that where a draft is cut says nothing about the token that is cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as AbstractSequence
+from typing import Final
+
+from specdec.batch import Batch
+from specdec.proposers.acceptance import AcceptanceEstimates
+from specdec.proposers.base import Draft, Proposal, Source
+from specdec.step_time import StepTime
+
+_HYSTERESIS: Final = 0.03
+"""By how much more drafting must pay to begin, after a step without."""
+_DRAFT_MODEL: Final = Source("draft_model")
+
+
+class DraftLengths:
+    """Chooses for all sequences of a step together. A sequence whose plan fixes its length gets that."""
+
+    def __init__(self, target_time: StepTime, draft_time: StepTime | None) -> None:
+        self.estimates = AcceptanceEstimates()
+        self._target_time = target_time
+        self._draft_time = draft_time
+        self._has_drafted = False
+
+    def cut(self, batch: Batch, drafts: AbstractSequence[Draft]) -> list[Proposal]:
+        """The drafts, each as far as it pays."""
+        num_tokens = [len(draft.token_ids) if _is_fixed(draft) else 0 for draft in drafts]
+        offers: list[tuple[float, int]] = []
+        for index, draft in enumerate(drafts):
+            if not _is_fixed(draft):
+                offers += [(chance, index) for chance in self._chances(draft)]
+        if offers:
+            # A chance is never above the one before it in its draft: sorted, each draft is taken from its front.
+            offers.sort(key=lambda offer: -offer[0])
+            for _, index in offers[: self._num_paying(batch, drafts, num_tokens, [chance for chance, _ in offers])]:
+                num_tokens[index] += 1
+        self._has_drafted = any(num_tokens)
+        for draft, count in zip(drafts, num_tokens, strict=True):
+            if count < len(draft.token_ids):
+                self.estimates.skip(draft.sequence, draft.sources[count])
+        return [draft.cut(count) for draft, count in zip(drafts, num_tokens, strict=True)]
+
+    def worth_drafting(self, batch: Batch, drafts: AbstractSequence[Draft]) -> list[Draft]:
+        """Those of the drafts that one more pass of the draft model is for; none where it would not pay."""
+        assert self._draft_time is not None, "only with a draft model"
+        chosen = [draft for draft in drafts if _is_fixed(draft)]
+        chances = [(self._chance_of_next(draft), draft) for draft in drafts if not _is_fixed(draft)]
+        chances.sort(key=lambda offer: -offer[0])
+        num_verified = _num_base_tokens(batch) + sum(len(draft.token_ids) for draft in drafts)
+        seconds = self._target_time.seconds(num_verified)
+        expected = _num_emitting(batch) + sum(sum(self._chances(draft)) for draft in drafts)
+        gain, best, num_best = 0.0, 0.0, 0
+        for i, (chance, _) in enumerate(chances, 1):
+            gain += chance
+            cost = self._target_time.seconds(num_verified + i) - seconds
+            cost += self._draft_time.seconds(len(chosen) + i) if not chosen else 0.0
+            rate = gain / max(cost, 1e-9)
+            if rate > expected / seconds and gain - cost * expected / seconds > best:
+                best, num_best = gain - cost * expected / seconds, i
+        return chosen + [draft for _, draft in chances[:num_best]]
+
+    def observe(self, batch: Batch, proposals: Iterable[Proposal], seconds: float) -> None:
+        """What a pass of the target with everything after it took."""
+        num_tokens = _num_base_tokens(batch) + sum(len(proposal.token_ids) for proposal in proposals)
+        self._target_time.observe(num_tokens, seconds)
+
+    def observe_draft_pass(self, num_tokens: int, seconds: float) -> None:
+        """What a pass of the draft model took."""
+        if self._draft_time is not None:
+            self._draft_time.observe(num_tokens, seconds)
+
+    def _num_paying(
+        self, batch: Batch, drafts: AbstractSequence[Draft], fixed: AbstractSequence[int], chances: list[float]
+    ) -> int:
+        """How many of the offers, likeliest first, give the most tokens a second."""
+        num_tokens = _num_base_tokens(batch) + sum(fixed)
+        expected = float(_num_emitting(batch))
+        for draft, count in zip(drafts, fixed, strict=True):
+            expected += sum(self._chances(draft)[:count])
+        best = expected / self._target_time.seconds(num_tokens)
+        if not self._has_drafted:
+            best *= 1.0 + _HYSTERESIS
+        num_best = 0
+        for i, chance in enumerate(chances, 1):
+            expected += chance
+            goodput = expected / self._target_time.seconds(num_tokens + i)
+            if goodput > best:
+                best, num_best = goodput, i
+        return num_best
+
+    def _chances(self, draft: Draft) -> list[float]:
+        """For each token, that it and all before it are accepted."""
+        chances: list[float] = []
+        chance, last, probability = 1.0, None, 1.0
+        for source in draft.sources:
+            if source != last:
+                probability = self.estimates.probability(draft.sequence, source)
+                last = source
+            chance *= probability
+            chances.append(chance)
+        return chances
+
+    def _chance_of_next(self, draft: Draft) -> float:
+        before = self._chances(draft)
+        own = self.estimates.probability(draft.sequence, _DRAFT_MODEL)
+        return own * before[-1] if before else own
+
+
+def _is_fixed(draft: Draft) -> bool:
+    return draft.sequence.plan.num_tokens is not None
+
+
+def _num_base_tokens(batch: Batch) -> int:
+    return sum(scheduled.num_tokens for scheduled in batch.scheduled)
+
+
+def _num_emitting(batch: Batch) -> int:
+    return sum(scheduled.reaches_end for scheduled in batch.scheduled)

@@ -1,0 +1,69 @@
+"""StepTime: how long a model takes for a pass over so many tokens, measured at start and corrected by every pass."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from bisect import bisect_right
+from collections.abc import Sequence as AbstractSequence
+from typing import Final
+
+from specdec.attention import Span
+from specdec.model_runner import ModelRunner
+
+_NUM_TOKENS: Final = (1, 2, 4, 8, 16, 32, 64)
+_NUM_REPEATS: Final = 3
+_CONTEXT_TOKENS: Final = 128
+_RATE: Final = 0.1
+"""Part of a pass's deviation by which the measurements next to it are corrected; all others by a part of that."""
+_SHARED_RATE: Final = 0.02
+_MAX_DEVIATION: Final = 2.0
+"""A pass that took longer than this many times what was expected met something else on the machine."""
+
+
+class StepTime:
+    """Seconds by tokens: linear between the measured ones, never less for more tokens."""
+
+    def __init__(self, seconds: AbstractSequence[tuple[int, float]]) -> None:
+        """Two measurements or more, (tokens, seconds), in ascending order of the tokens."""
+        self._tokens = [num_tokens for num_tokens, _ in seconds]
+        self._seconds = [max(second, 1e-9) for _, second in seconds]
+
+    def seconds(self, num_tokens: int) -> float:
+        """What a pass over so many tokens is expected to take; as the last two say beyond the most measured."""
+        right = min(max(bisect_right(self._tokens, num_tokens), 1), len(self._tokens) - 1)
+        low, high = self._tokens[right - 1], self._tokens[right]
+        before = max(self._seconds[:right])
+        after = max(before, self._seconds[right])
+        return before + (after - before) * max(0.0, (num_tokens - low) / (high - low))
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Learn from a pass."""
+        ratio = min(max(seconds / self.seconds(num_tokens), 1 / _MAX_DEVIATION), _MAX_DEVIATION) - 1.0
+        right = min(max(bisect_right(self._tokens, num_tokens), 1), len(self._tokens) - 1)
+        low, high = self._tokens[right - 1], self._tokens[right]
+        share = min(max((num_tokens - low) / (high - low), 0.0), 1.0)
+        for i in range(len(self._seconds)):
+            near = {right - 1: 1.0 - share, right: share}.get(i, 0.0)
+            self._seconds[i] *= 1.0 + ratio * max(_SHARED_RATE, _RATE * near)
+
+
+def measure_step_time(runner: ModelRunner, *, num_blocks: int, block_size: int) -> StepTime:
+    """Time passes of one sequence of the model, in blocks that nobody uses yet."""
+    capacity = num_blocks * block_size
+    sizes = [size for size in _NUM_TOKENS if size < capacity]
+    if len(sizes) < 2:
+        # So small a pool has no room for drafts to measure; any two figures do.
+        sizes = [1, 2]
+    context = max(0, min(_CONTEXT_TOKENS, capacity - max(sizes)))
+    block_table = list(range(-(-(context + max(sizes)) // block_size)))
+    # What the timed passes attend to; also warms allocators and caches.
+    for _ in range(2):
+        runner.forward([Span([0] * max(context, 1), 0, block_table, num_logits=1)])
+    times: dict[int, list[float]] = {size: [] for size in sizes}
+    for _ in range(_NUM_REPEATS):
+        for size in sizes:
+            begin = time.perf_counter()
+            runner.forward([Span([0] * size, context, block_table, num_logits=size)])
+            times[size].append(time.perf_counter() - begin)
+    return StepTime([(size, statistics.median(times[size])) for size in sizes])
