@@ -80,12 +80,21 @@ class BudgetedGrammar:
         return grammar.mask_row_within(state.state, state.remaining - 1, state.plan)
 
     def forced_tokens(self, state: BudgetedState, preceding: Sequence[int]) -> tuple[int, ...]:
-        """Those of Grammar.forced_tokens; the last ones may exceed the tokens left."""
-        return self._grammar.forced_tokens(state.state, preceding)
+        """Those of Grammar.forced_tokens, as many as fit the tokens left."""
+        return self._fitting(state, self._grammar.forced_tokens(state.state, preceding))
 
     def likely_tokens(self, state: BudgetedState, preceding: Sequence[int]) -> tuple[int, ...]:
-        """Those of Grammar.likely_tokens; the last ones may exceed the tokens left."""
-        return self._grammar.likely_tokens(state.state, preceding)
+        """Those of Grammar.likely_tokens, as many as fit the tokens left."""
+        return self._fitting(state, self._grammar.likely_tokens(state.state, preceding))
+
+    def _fitting(self, state: BudgetedState, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+        after: BudgetedState | None = state
+        for i, token_id in enumerate(token_ids):
+            assert after is not None, "the loop ends where it is"
+            after = self.advance(after, token_id)
+            if after is None:
+                return token_ids[:i]
+        return token_ids
 
     def planned_token(self, state: BudgetedState) -> int | None:
         """A token of the fewest that complete the text; None where it needs no more."""

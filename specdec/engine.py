@@ -28,6 +28,7 @@ from specdec.request_output import OutputCollector
 from specdec.sampler import Sampler
 from specdec.scheduler import Scheduler
 from specdec.sequence import Sequence
+from specdec.speculative import SpeculativeParams
 from specdec.stats import EngineStats
 from specdec.stop import StopChecker
 from specdec.tokenizer import Detokenizer, Tokenizer
@@ -115,11 +116,14 @@ class Engine:
         *,
         output_type: object = None,
         options: SchemaOptions | None = None,
+        speculative: SpeculativeParams | None = None,
+        prediction: str = "",
     ) -> list[RequestOutput]:
         """Answer prompts to the end, one output a prompt, in order.
 
         `output_type` is what every answer must satisfy: whatever `constraint_of` takes (a JSON Schema, a Python type,
-        a pattern, a constraint). `options` say how its schema is read. Raises RequestError before anything is
+        a pattern, a constraint). `options` say how its schema is read. `speculative` and `prediction`, a text that the
+        answers are expected to resemble, make it faster and change no answer. Raises RequestError before anything is
         generated if any of the requests cannot be served, and GenerationError, with all outputs, once all have ended
         if one of them has failed.
         """
@@ -143,6 +147,8 @@ class Engine:
                     prompt_token_ids=tuple(self._encode(prompt)),
                     sampling_params=params,
                     constraint=constraint,
+                    speculative=speculative,
+                    prediction=prediction,
                 )
             )
             # prompts is str | Sequence of several kinds; which, _is_one_prompt has decided.
