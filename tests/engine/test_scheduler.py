@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from specdec.block_pool import BlockPool, hash_block
+from specdec.proposers.base import NO_PROPOSAL, Proposal, Source
 from specdec.request import FinishReason, SamplingParams
 from specdec.scheduler import Scheduler
 from specdec.sequence import Sequence
+from specdec.speculative import PROPOSERS, SpeculationPlan
 from specdec.stop import StopChecker
 from specdec.verifier import Outcome
 
@@ -33,29 +35,33 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         block_size=st.integers(1, 5),
         budget=st.integers(6, 24),
-        num_drafts=st.integers(0, 4),
-        has_draft_model=st.booleans(),
         caching=st.booleans(),
     )
-    def build(self, block_size, budget, num_drafts, has_draft_model, caching):
+    def build(self, block_size, budget, caching):
         self.block_size = block_size
         self.budget = budget
-        self.has_draft_model = has_draft_model
         self.pool = BlockPool(NUM_BLOCKS, enable_prefix_caching=caching)
         self.scheduler = Scheduler(
             self.pool,
             block_size=block_size,
             max_num_seqs=5,
             max_num_batched_tokens=budget,
-            num_speculative_tokens=num_drafts,
-            has_draft_model=has_draft_model,
             stop_checker=StopChecker(),
         )
         self.num_requests = 0
         self.alive = []
 
-    @rule(prompt=st.lists(st.integers(1, 2), min_size=1, max_size=20), num_new=st.integers(1, 20), n=st.integers(1, 2))
-    def add(self, prompt, num_new, n):
+    @rule(
+        prompt=st.lists(st.integers(1, 2), min_size=1, max_size=20),
+        num_new=st.integers(1, 20),
+        n=st.integers(1, 2),
+        plan=st.builds(
+            SpeculationPlan,
+            st.sampled_from([frozenset(), frozenset({"ngram"}), frozenset({"ngram", "draft_model"})]),
+            st.none() | st.integers(0, 4),
+        ),
+    )
+    def add(self, prompt, num_new, n, plan):
         room = NUM_BLOCKS * self.block_size
         if len(prompt) + num_new > room:
             return
@@ -72,6 +78,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 num_prompt_tokens=len(prompt),
                 token_ids=list(prompt),
                 detokenizer=Silent(),
+                plan=plan,
                 leader=leader,
             )
             leader = leader or sequence
@@ -114,7 +121,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert sum(
             each.num_tokens + each.num_draft_slots + each.num_draft_model_tokens for each in batch.scheduled
         ) <= (self.budget)
-        outcomes = []
+        proposals, outcomes = [], []
         for each in batch.scheduled:
             sequence = each.sequence
             slots = sequence.num_computed_tokens + each.num_tokens + each.num_draft_slots
@@ -123,13 +130,18 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert len(sequence.block_table) == math.ceil(slots / self.block_size)
             self.run_draft_model(each)
             if not each.reaches_end:
+                assert each.num_draft_slots == 0
+                proposals.append(NO_PROPOSAL)
                 outcomes.append(Outcome([], 0, 0, []))
                 continue
+            assert each.num_draft_slots <= sequence.plan.max_tokens
             num_drafted = draw(each.num_draft_slots)
             num_accepted = draw(num_drafted)
+            sources = [Source(PROPOSERS[draw(len(PROPOSERS) - 1)]) for _ in range(num_drafted)]
+            proposals.append(Proposal([1] * num_drafted, sources, [None] * num_drafted))
             outcomes.append(Outcome([draw_token() for _ in range(num_accepted + 1)], num_accepted, num_drafted, []))
         before = {id(s): s.num_tokens for s in self.alive}
-        deltas = self.scheduler.commit(batch, outcomes)
+        deltas = self.scheduler.commit(batch, proposals, outcomes)
         for delta in deltas:
             assert len(delta.token_ids) >= 1
         for sequence in [s for s in self.alive if s.finish_reason is not None]:
@@ -138,6 +150,10 @@ class SchedulerMachine(RuleBasedStateMachine):
                 stats.num_accepted_tokens + stats.num_rejected_tokens + stats.num_discarded_tokens
             )
             assert min(stats.num_accepted_tokens, stats.num_rejected_tokens, stats.num_discarded_tokens) >= 0
+            for name in ("draft_tokens", "accepted_tokens", "rejected_tokens", "discarded_tokens"):
+                parts = [getattr(each, f"num_{name}") for each in stats.by_proposer.values()]
+                assert sum(parts) == getattr(stats, f"num_{name}")
+                assert min(parts, default=0) >= 0
             assert sequence.token_ids[-1] == EOS or sequence.num_output_tokens == sequence.max_tokens
         self.alive = [s for s in self.alive if s.finish_reason is None]
         assert all(s.num_tokens >= before[id(s)] for s in self.alive)
@@ -145,7 +161,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def run_draft_model(self, each):
         """Catch up as the draft model's proposer does, then write KV for all but the last draft."""
         sequence = each.sequence
-        if not self.has_draft_model:
+        if not sequence.plan.has_draft_model:
+            assert each.num_draft_model_tokens == 0
             return
         end = sequence.num_computed_tokens + each.num_tokens
         sequence.num_draft_computed_tokens += min(end - sequence.num_draft_computed_tokens, each.num_draft_model_tokens)

@@ -1,0 +1,136 @@
+"""ChainProposer: who is asked when, what the grammar leaves of it, and when the draft model runs."""
+
+import pytest
+
+from specdec.batch import Batch, ScheduledSequence
+from specdec.grammars import BudgetedGrammar, GrammarCompiler, Vocabulary
+from specdec.proposers.base import Guess, Source
+from specdec.proposers.chain import ChainProposer
+from specdec.proposers.length import DraftLengths
+from specdec.request import SamplingParams
+from specdec.sequence import Sequence, SequenceStatus
+from specdec.speculative import SpeculationPlan
+from specdec.step_time import StepTime
+from specdec.verifier import Outcome
+
+EOS = 256
+BYTES = [bytes((byte,)) for byte in range(256)]
+FLAT = [(1, 0.02), (64, 0.02)]
+
+
+class Scripted:
+    """Says what it was told to say after a text that ends with certain tokens."""
+
+    def __init__(self, name, after, confidence=0):
+        self.name = name
+        self.after = after
+        self.confidence = confidence
+        self.num_asked = 0
+        self.forgotten = []
+
+    def guess(self, draft):
+        self.num_asked += 1
+        for ending, token_ids in self.after.items():
+            if bytes(draft.last(len(ending))) == ending:
+                return Guess(list(token_ids), self.confidence)
+        return Guess(())
+
+    def finished(self, sequence):
+        self.forgotten.append(sequence)
+
+
+def sequence(text=b"x", *, methods=("grammar", "suffix", "ngram"), grammar=None, num_tokens=None):
+    result = Sequence(
+        request_id="r",
+        choice_index=0,
+        params=SamplingParams(),
+        seed=0,
+        max_tokens=100,
+        eos_token_ids=frozenset({EOS}),
+        num_prompt_tokens=len(text),
+        token_ids=list(text),
+        detokenizer=None,
+        grammar=grammar,
+        grammar_state=grammar.initial_state if grammar else None,
+        plan=SpeculationPlan(frozenset(methods), num_tokens),
+    )
+    result.num_computed_tokens = len(text) - 1
+    return result
+
+
+def proposals(drafters, *sequences, num_slots=8):
+    chain = ChainProposer(drafters, None, DraftLengths(StepTime(FLAT), None))
+    found = chain.propose(Batch([ScheduledSequence(each, 1, num_slots, 0) for each in sequences]))
+    return chain, found
+
+
+def test_drafters_are_asked_in_turn_and_again_after_each_guess():
+    first = Scripted("grammar", {b"b": b"cd"}, confidence=1)
+    second = Scripted("ngram", {b"x": b"ab", b"d": b"e"})
+    _, [proposal] = proposals([first, second], sequence())
+    assert bytes(proposal.token_ids) == b"abcde"
+    assert [source.proposer for source in proposal.sources] == ["ngram", "ngram", "grammar", "grammar", "ngram"]
+    assert proposal.sources[2] == Source("grammar", 1)
+    assert list(proposal.distributions) == [None] * 5
+
+
+def test_a_draft_is_never_longer_than_its_slots():
+    endless = Scripted("ngram", {b"": b"ab"})
+    for num_slots in range(5):
+        _, [proposal] = proposals([endless], sequence(), num_slots=num_slots)
+        assert bytes(proposal.token_ids) == b"abab"[:num_slots]
+
+
+def test_only_those_that_a_plan_names_are_asked():
+    grammar, ngram = Scripted("grammar", {b"": b"g"}), Scripted("ngram", {b"": b"n"})
+    _, found = proposals(
+        [grammar, ngram],
+        sequence(methods=("ngram",)),
+        sequence(methods=()),
+        sequence(methods=("grammar", "ngram")),
+        num_slots=2,
+    )
+    assert [bytes(proposal.token_ids) for proposal in found] == [b"nn", b"", b"gg"]
+
+
+def test_nothing_is_drafted_after_the_end_of_an_answer():
+    drafter = Scripted("ngram", {b"x": [ord("a"), EOS, ord("b")]})
+    _, [proposal] = proposals([drafter], sequence())
+    assert list(proposal.token_ids) == [ord("a"), EOS]
+
+
+@pytest.fixture(scope="module")
+def word():
+    compiler = GrammarCompiler(Vocabulary([*BYTES, None], [EOS]))
+    return BudgetedGrammar(compiler.compile_json_schema({"enum": ["abcd", "abed"]}), 20)
+
+
+def test_the_grammar_takes_what_it_allows_and_others_go_on_from_there(word):
+    wrong = Scripted("suffix", {b"x": b'"abz', b"ab": b"e"})
+    right = Scripted("ngram", {b"e": b'd"]'})
+    chain, [proposal] = proposals([wrong, right], sequence(grammar=word), num_slots=20)
+    assert bytes(proposal.token_ids) == b'"abed"'
+    assert [source.proposer for source in proposal.sources] == ["suffix"] * 4 + ["ngram"] * 2
+    # `z`; the bracket comes after the end, where nothing is asked any more.
+    assert chain.num_drafts_cut_by_grammar == 1
+
+
+def test_a_guess_that_the_grammar_takes_nothing_of_is_as_good_as_none(word):
+    wrong, right = Scripted("suffix", {b"": b"zzz"}), Scripted("ngram", {b"x": b'"a'})
+    _, [proposal] = proposals([wrong, right], sequence(grammar=word))
+    assert bytes(proposal.token_ids) == b'"a'
+
+
+def test_what_became_of_drafts_is_learnt_and_ended_answers_are_forgotten():
+    drafter = Scripted("ngram", {b"": b"a"})
+    lengths = DraftLengths(StepTime(FLAT), None)
+    chain = ChainProposer([drafter], None, lengths)
+    ended, running = sequence(), sequence()
+    before = lengths.estimates.probability(running, Source("ngram"))
+    batch = Batch([ScheduledSequence(each, 1, 4, 0) for each in (ended, running)])
+    found = chain.propose(batch)
+    ended.status = SequenceStatus.FINISHED
+    outcomes = [Outcome([1], 0, len(proposal.token_ids), []) for proposal in found]
+    chain.learn(batch, found, outcomes, 0.02)
+    assert drafter.forgotten == [ended]
+    assert lengths.estimates.probability(running, Source("ngram")) < before

@@ -1,0 +1,56 @@
+"""StepTime: linear between what was measured, never less for more tokens, and moved by every pass."""
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specdec import Engine, EngineConfig
+from specdec.step_time import StepTime, measure_step_time
+
+MEASURED = [(1, 0.020), (4, 0.021), (16, 0.030), (64, 0.078)]
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "seconds"),
+    [(1, 0.020), (4, 0.021), (10, 0.0255), (16, 0.030), (40, 0.054), (64, 0.078), (128, 0.142)],
+)
+def test_time_is_linear_between_and_beyond_the_measurements(num_tokens, seconds):
+    assert StepTime(MEASURED).seconds(num_tokens) == pytest.approx(seconds)
+
+
+@given(
+    st.lists(st.floats(1e-4, 1.0), min_size=4, max_size=4),
+    st.lists(st.tuples(st.integers(1, 100), st.floats(1e-4, 1.0))),
+)
+def test_more_tokens_never_take_less(seconds, passes):
+    model = StepTime([(n, s) for (n, _), s in zip(MEASURED, seconds, strict=True)])
+    for num_tokens, taken in passes:
+        model.observe(num_tokens, taken)
+    times = [model.seconds(n) for n in range(1, 100)]
+    assert times == sorted(times)
+    assert times[0] > 0
+
+
+def test_passes_move_the_estimate_to_what_they_take():
+    model = StepTime(MEASURED)
+    for _ in range(200):
+        model.observe(16, 0.045)
+    assert model.seconds(16) == pytest.approx(0.045, rel=0.02)
+    # The machine is slower at all of them, until they are met themselves.
+    assert model.seconds(64) > 0.078
+
+
+def test_one_pass_that_met_something_else_changes_little():
+    model = StepTime(MEASURED)
+    model.observe(16, 10.0)
+    assert model.seconds(16) < 0.034
+
+
+@pytest.mark.parametrize(("num_blocks", "block_size"), [(200, 16), (4, 4), (2, 1)])
+def test_a_model_is_timed_in_a_pool_of_any_size(tiny_model_folder, num_blocks, block_size):
+    config = EngineConfig(model=str(tiny_model_folder), num_kv_blocks=num_blocks, block_size=block_size)
+    with contextlib.closing(Engine(config)) as engine:
+        timed = measure_step_time(engine.runner, num_blocks=num_blocks, block_size=block_size)
+        assert 0 < timed.seconds(1) <= timed.seconds(64)
