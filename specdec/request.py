@@ -133,6 +133,8 @@ class DraftTrace(msgspec.Struct, frozen=True, kw_only=True):
     """Who drafted each of its tokens."""
     num_accepted: int
     """The first so many were emitted, before one that the target drew."""
+    is_last_forbidden: bool = False
+    """Whether the grammar forbids its last token (SpeculativeConfig.mask_drafts)."""
 
 
 class ProposerStats(msgspec.Struct, frozen=True, kw_only=True):

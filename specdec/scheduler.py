@@ -142,7 +142,12 @@ class Scheduler:
             num_cached_tokens=sequence.num_cached_tokens,
             seed=sequence.seed,
             speculation=sequence.speculation.freeze() if verdict.finish_reason is not None else None,
-            draft=DraftTrace(token_ids=tuple(proposal.token_ids), proposers=tuple(proposers), num_accepted=num_accepted)
+            draft=DraftTrace(
+                token_ids=tuple(proposal.token_ids),
+                proposers=tuple(proposers),
+                num_accepted=num_accepted,
+                is_last_forbidden=proposal.is_last_forbidden,
+            )
             if sequence.is_traced
             else None,
             enforcement=sequence.grammar.report if verdict.finish_reason is not None and sequence.grammar else None,

@@ -64,7 +64,7 @@ class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     rejection_sample_method: Literal["standard", "block"] | None = None
     """vLLM's key: `standard` is verification `rejection`."""
     mask_drafts: bool = True
-    """Whether the draft model is held to the grammar; False is for comparison only (evals)."""
+    """Whether the draft model is held to the grammar; False is for comparison, and never better."""
 
     def __post_init__(self) -> None:
         methods = methods_of(self.method, has_draft_model=self.model is not None)
@@ -124,7 +124,7 @@ class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             "standard": Verification.REJECTION,
             "block": Verification.BLOCK,
         }[self.rejection_sample_method]
-        return SpeculationPlan(self.methods, self.num_speculative_tokens, verification)
+        return SpeculationPlan(self.methods, self.num_speculative_tokens, verification, self.mask_drafts)
 
 
 class SpeculativeParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -137,6 +137,8 @@ class SpeculativeParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     num_speculative_tokens: int | None = None
     """Tokens of every draft; 0 is plain decoding."""
     verification: Verification | None = None
+    mask_drafts: bool | None = None
+    """As SpeculativeConfig.mask_drafts."""
 
     def __post_init__(self) -> None:
         count = self.num_speculative_tokens
@@ -161,6 +163,8 @@ class SpeculationPlan:
     num_tokens: int | None = None
     """Tokens of every draft; None where its length is chosen step by step."""
     verification: Verification = Verification.COUPLED
+    mask_drafts: bool = True
+    """Whether the draft model is held to the grammar."""
 
     @property
     def has_draft_model(self) -> bool:
@@ -228,4 +232,5 @@ def resolve_plan(
         methods,
         plan.num_tokens if params.num_speculative_tokens is None else params.num_speculative_tokens,
         plan.verification if params.verification is None else params.verification,
+        plan.mask_drafts if params.mask_drafts is None else params.mask_drafts,
     )

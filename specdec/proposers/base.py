@@ -37,13 +37,15 @@ class DraftDistribution(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Draft tokens for one sequence, each allowed by its grammar after those before it."""
+    """Draft tokens for one sequence."""
 
     token_ids: AbstractSequence[int] = ()
     sources: AbstractSequence[Source] = ()
     """One a token."""
     distributions: AbstractSequence[DraftDistribution | None] = ()
     """One a token; None where the proposer could have drafted no other."""
+    is_last_forbidden: bool = False
+    """Whether the grammar forbids the last token, drafted without its mask; it allows all others."""
 
 
 NO_PROPOSAL = Proposal()
@@ -123,7 +125,11 @@ class Draft:
 
     def cut(self, num_tokens: int) -> Proposal:
         """The proposal of its first tokens."""
-        return Proposal(self.token_ids[:num_tokens], self.sources[:num_tokens], self.distributions[:num_tokens])
+        is_whole = num_tokens >= len(self.token_ids)
+        is_last_forbidden = is_whole and self.sequence.grammar is not None and self.state is None
+        return Proposal(
+            self.token_ids[:num_tokens], self.sources[:num_tokens], self.distributions[:num_tokens], is_last_forbidden
+        )
 
     def _add(self, token_id: int, source: Source, distribution: DraftDistribution | None) -> None:
         self.token_ids.append(token_id)

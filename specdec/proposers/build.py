@@ -30,6 +30,6 @@ def build_proposer(config: EngineConfig, runtime: Runtime, sampler: Sampler) -> 
     target_time = measure_step_time(runtime.runner, num_blocks=num_blocks, block_size=config.block_size)
     draft_model, draft_time = None, None
     if runtime.draft_runner is not None:
-        draft_model = DraftModel(runtime.draft_runner, sampler, mask_drafts=speculative.mask_drafts)
+        draft_model = DraftModel(runtime.draft_runner, sampler)
         draft_time = measure_step_time(runtime.draft_runner, num_blocks=num_blocks, block_size=config.block_size)
     return ChainProposer(drafters, draft_model, DraftLengths(target_time, draft_time))

@@ -21,10 +21,9 @@ SOURCE: Final = Source("draft_model")
 class DraftModel:
     """One pass and one token a draft with every call."""
 
-    def __init__(self, runner: ModelRunner, sampler: Sampler, *, mask_drafts: bool) -> None:
+    def __init__(self, runner: ModelRunner, sampler: Sampler) -> None:
         self._runner = runner
         self._sampler = sampler
-        self._mask_drafts = mask_drafts
 
     @staticmethod
     def can_draft(scheduled: ScheduledSequence) -> bool:
@@ -54,7 +53,7 @@ class DraftModel:
     def _row(self, draft: Draft) -> SamplingRow:
         grammar = draft.sequence.grammar
         mask_row = None
-        if grammar is not None and self._mask_drafts:
+        if grammar is not None and draft.sequence.plan.mask_drafts:
             assert draft.state is not None, "a full draft is not extended"
             mask_row = grammar.mask_row(draft.state)
         return SamplingRow(draft.sequence, tuple(draft.token_ids), mask_row)
