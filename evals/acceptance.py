@@ -1,36 +1,43 @@
-"""Acceptance: how many drafts the target takes, at which position, and what that gains over plain decoding.
+"""Acceptance: what became of drafts, by who drafted them and what was being written, and what they gain.
 
-Plain and speculative engines stand side by side in one process and take turns, so that whatever else the machine does
-meets both. Prefix caching is off in both: a later repeat must not find its prompt computed.
+One engine answers every group of tasks in every arm, plain among them, in turns, so that whatever else the machine does
+meets all of them. Prefix caching is off: a later round must not find its prompt computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Final, Literal
 
 import msgspec
 
 from specdec.config import EngineConfig
+from specdec.errors import ConfigError
+from specdec.evals.acceptance_arm import Arm, arms_of
 from specdec.evals.acceptance_group import GroupResult, measure_group
+from specdec.evals.acceptance_tables import show_groups
 from specdec.evals.driver import build_engine
 from specdec.evals.environment import describe_environment, load_warning
 from specdec.evals.result import EvalResult
 from specdec.evals.terminal import Terminal
 from specdec.evals.workload import Task, load_workload, spread_by_length
 from specdec.request import SamplingParams
-from specdec.speculative import SpeculativeConfig
+from specdec.speculative import CHAIN, SpeculativeConfig, Verification
 
-_MAX_KV_BYTES = 256 * 2**20
+_MAX_KV_BYTES: Final = 256 * 2**20
+
+PREDICTED: Final = "code_edit, predicted"
+"""Group of the tasks that predict their answer, with the prediction; without it they are one of free text."""
 
 
 class AcceptanceSize(msgspec.Struct, frozen=True, kw_only=True):
     """How much is generated."""
 
     num_tasks: int
-    """Of each workload."""
+    """Of each group."""
     max_tokens: int
-    repeats: int
+    rounds: int
 
     @classmethod
     def of_size(
@@ -38,60 +45,83 @@ class AcceptanceSize(msgspec.Struct, frozen=True, kw_only=True):
         size: Literal["quick", "standard", "full"],
         *,
         num_tasks: int | None = None,
-        repeats: int | None = None,
+        rounds: int | None = None,
         max_tokens: int | None = None,
     ) -> AcceptanceSize:
-        """quick takes some of the tasks, the others all of them; what is given overrides the size."""
-        default_tasks, default_tokens, default_repeats = {
-            "quick": (6, 48, 2),
-            "standard": (20, 128, 3),
-            "full": (20, 384, 5),
+        """quick is a look, full takes every task; what is given overrides the size."""
+        default_tasks, default_tokens, default_rounds = {
+            "quick": (4, 48, 2),
+            "standard": (12, 96, 6),
+            "full": (100, 192, 10),
         }[size]
         return cls(
             num_tasks=num_tasks or default_tasks,
             max_tokens=max_tokens or default_tokens,
-            repeats=repeats or default_repeats,
+            rounds=rounds or default_rounds,
         )
+
+
+class AcceptanceGrid(msgspec.Struct, frozen=True, kw_only=True):
+    """What is crossed with what."""
+
+    methods: tuple[str, ...] = (CHAIN,)
+    lengths: tuple[int | None, ...] = (None,)
+    """Tokens of every draft; None is as many as pay."""
+    masks: tuple[bool, ...] = (True,)
+    """Whether the draft model is held to the grammar."""
+    concurrencies: tuple[int, ...] = (1,)
+    verification: Verification = Verification.COUPLED
 
 
 def run_acceptance(
     *,
     model: str,
+    draft: str | None,
     dtype: Literal["auto", "bfloat16", "float16", "float32"],
     exact: bool,
-    speculative: SpeculativeConfig,
     temperature: float,
-    concurrency: int,
+    groups: dict[str, list[Task]],
+    grid: AcceptanceGrid,
     size: AcceptanceSize,
     terminal: Terminal,
 ) -> EvalResult:
-    """Measure every group and print the tables."""
+    """Measure every group and print the tables; `groups` are shipped_groups or a user's own. Raises ConfigError."""
     environment = describe_environment()
-    config = EngineConfig(
-        model=model,
-        dtype=dtype,
-        exact=exact,
-        max_num_seqs=max(16, concurrency),
-        kv_cache_memory=_MAX_KV_BYTES,
-        enable_prefix_caching=False,
+    engine = build_engine(
+        EngineConfig(
+            model=model,
+            dtype=dtype,
+            exact=exact,
+            max_num_seqs=max(16, *grid.concurrencies),
+            kv_cache_memory=_MAX_KV_BYTES,
+            enable_prefix_caching=False,
+            speculative=SpeculativeConfig(model=draft),
+        )
     )
-    plain = build_engine(config)
-    drafting = build_engine(msgspec.structs.replace(config, speculative=speculative))
-    description = drafting.describe()
+    description = engine.describe()
     environment = msgspec.structs.replace(environment, num_threads=description.num_threads)
     params = SamplingParams(temperature=temperature, max_tokens=size.max_tokens)
     failures: list[str] = []
-    groups: list[GroupResult] = []
-    workloads = _groups(size.num_tasks)
-    with terminal.progress("acceptance", len(workloads) * size.repeats * 2) as steps:
-        for name, tasks in workloads.items():
-            steps.note(name)
-            group, faults = measure_group(
-                name, tasks, plain, drafting, params, size.repeats, concurrency, steps.advance
-            )
-            groups.append(group)
-            failures += faults
-    _show(groups, terminal, speculative)
+    results: list[GroupResult] = []
+    arms = {name: _arms(name, grid) for name in groups}
+    num_runs = sum(len(arms[name]) for name in groups) * size.rounds * len(grid.concurrencies)
+    with terminal.progress("acceptance", num_runs) as steps:
+        for name, tasks in groups.items():
+            for concurrency in grid.concurrencies:
+                steps.note(f"{name}, {concurrency} at once")
+                result, faults = measure_group(
+                    name,
+                    spread_by_length(tasks, size.num_tasks),
+                    engine,
+                    arms[name],
+                    params,
+                    rounds=size.rounds,
+                    concurrency=concurrency,
+                    on_run=steps.advance,
+                )
+                results.append(result)
+                failures += faults
+    show_groups(results, terminal)
     warning = load_warning(environment)
     return EvalResult(
         eval_name="acceptance",
@@ -99,86 +129,48 @@ def run_acceptance(
         warnings=() if warning is None else (warning,),
         settings={
             "model": model,
+            "draft": draft,
             "dtype": description.dtype,
             "exact": exact,
-            "speculative": speculative,
             "temperature": temperature,
-            "concurrency": concurrency,
+            "grid": grid,
             "size": size,
         },
-        figures={"groups": groups},
+        figures={"groups": results},
         environment=environment,
     )
 
 
-def _groups(num_tasks: int) -> dict[str, list[Task]]:
-    structured = spread_by_length(load_workload("structured"), num_tasks)
-    return {
-        "free text": spread_by_length(load_workload("free_text"), num_tasks),
+def shipped_groups(names: Sequence[str] = ()) -> dict[str, list[Task]]:
+    """The shipped tasks by group, or those groups that are named. Raises ConfigError for a name that is none.
+
+    A group's tasks are of one category of free text; or all structured ones, with their schemas and without.
+    """
+    structured = load_workload("structured")
+    groups: dict[str, list[Task]] = {
+        "structured": structured,
         "structured, no schema": [task.without_schema() for task in structured],
-        "structured, schema": structured,
     }
+    for task in load_workload("free_text"):
+        groups.setdefault(task.category, []).append(task)
+    groups[PREDICTED] = [task for task in groups.get("code_edit", []) if task.prediction is not None]
+    groups = {name: tasks for name, tasks in groups.items() if tasks}
+    for name in names:
+        if name not in groups:
+            raise ConfigError(f"there is no group {name!r} of tasks; there are {', '.join(map(repr, groups))}")
+    return {name: tasks for name, tasks in groups.items() if not names or name in names}
 
 
-def _show(groups: Sequence[GroupResult], terminal: Terminal, speculative: SpeculativeConfig) -> None:
-    drafter = speculative.method if speculative.model is None else f"{speculative.method} {speculative.model}"
-    terminal.table(
-        f"acceptance, {drafter}, at most {speculative.num_speculative_tokens} tokens a draft",
-        (
-            "workload",
-            "accepted",
-            "mean length",
-            "tokens/pass",
-            "plain tok/s",
-            "drafting tok/s",
-            "speed-up",
-            "valid",
-            "cut",
-        ),
-        (
-            (
-                each.group,
-                _percent(each.rates.acceptance_rate),
-                _number(each.rates.mean_acceptance_length),
-                _number(each.rates.tokens_per_target_pass),
-                str(each.plain_tokens_per_second),
-                str(each.speculative_tokens_per_second),
-                str(each.speedup),
-                "" if each.validity is None else f"{each.validity['num_valid']}/{_num_finished(each.validity)}",
-                "" if each.validity is None else str(each.validity["num_cut_by_length"]),
-            )
-            for each in groups
-        ),
+def dataset_group(path: Path, tasks: list[Task]) -> dict[str, list[Task]]:
+    """A user's own tasks as one group, named as its file."""
+    return {path.stem: tasks}
+
+
+def _arms(group: str, grid: AcceptanceGrid) -> list[Arm]:
+    return arms_of(
+        grid.methods,
+        grid.lengths,
+        masks=grid.masks,
+        verification=grid.verification,
+        is_predicted=group == PREDICTED,
     )
-    num_positions = max(len(each.rates.unconditional_rates) for each in groups)
-    terminal.table(
-        "acceptance by position: of all drafts that long (of those accepted so far)",
-        ("workload", *(str(position + 1) for position in range(num_positions))),
-        (
-            (
-                each.group,
-                *(
-                    f"{_percent(of_all)} ({_percent(of_accepted)})"
-                    for of_all, of_accepted in zip(
-                        each.rates.unconditional_rates, each.rates.conditional_rates, strict=True
-                    )
-                ),
-            )
-            for each in groups
-        ),
-    )
-
-
-def _num_finished(validity: dict[str, object]) -> int:
-    answers, cut = validity["num_answers"], validity["num_cut_by_length"]
-    assert isinstance(answers, int)
-    assert isinstance(cut, int)
-    return answers - cut
-
-
-def _percent(rate: float | None) -> str:
-    return "-" if rate is None else f"{100 * rate:.1f} %"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

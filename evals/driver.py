@@ -19,6 +19,7 @@ from specdec.models.catalog import resolve_model
 from specdec.models.progress import progress_bars
 from specdec.request import Request, RequestOutput, SamplingParams
 from specdec.request_output import OutputCollector
+from specdec.speculative import SpeculativeParams
 
 _request_numbers = itertools.count()
 
@@ -29,6 +30,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[RequestOutput, ...]
     seconds: float
     """From the first request's admission to the last token; schemas were compiled before."""
+    decoding_seconds: float
+    """Of each request from its first step with tokens to its last one, summed."""
+    num_decoded_tokens: int
+    """Those that came after the first such step."""
 
     @property
     def num_generated_tokens(self) -> int:
@@ -37,6 +42,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def tokens_per_second(self) -> float:
         return self.num_generated_tokens / self.seconds
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """Between tokens of one request (TPOT); None where no request had a second step."""
+        return self.decoding_seconds / self.num_decoded_tokens if self.num_decoded_tokens else None
 
 
 def build_engine(config: EngineConfig) -> Engine:
@@ -51,7 +61,15 @@ def model_folder(model: str) -> Path:
         return resolve_model(model, progress=progress)
 
 
-def request_of(engine: Engine, task: Task, params: SamplingParams) -> Request:
+def request_of(
+    engine: Engine,
+    task: Task,
+    params: SamplingParams,
+    *,
+    speculative: SpeculativeParams | None = None,
+    cache_salt: str = "",
+    trace: bool = False,
+) -> Request:
     """A task as a request, its prompt rendered by the model's chat template.
 
     Where an answer under the task's schema needs more tokens than the parameters allow, it gets what it needs.
@@ -62,6 +80,10 @@ def request_of(engine: Engine, task: Task, params: SamplingParams) -> Request:
         prompt_token_ids=tuple(engine.tokenizer.encode_chat(task.chat())),
         sampling_params=params,
         constraint=None if schema is None else JsonSchema(schema=schema),
+        cache_salt=cache_salt,
+        speculative=speculative,
+        prediction=task.prediction or "",
+        trace=trace,
     )
     try:
         engine.prepare(request)
@@ -89,6 +111,8 @@ def drive(
     collectors = {request.request_id: OutputCollector(request) for request in requests}
     in_flight: set[str] = set()
     num_finished = 0
+    first_seen: dict[str, float] = {}
+    decoding_seconds, num_decoded_tokens = 0.0, 0
     start = time.perf_counter()
     try:
         while waiting or in_flight:
@@ -96,11 +120,17 @@ def drive(
                 each = waiting.popleft()
                 engine.add_request(each)
                 in_flight.add(each.request.request_id)
-            for delta in engine.step():
+            deltas = engine.step()
+            now = time.perf_counter()
+            for delta in deltas:
+                if delta.request_id in first_seen:
+                    num_decoded_tokens += len(delta.token_ids)
+                first_seen.setdefault(delta.request_id, now)
                 collector = collectors[delta.request_id]
                 collector.add(delta)
                 if collector.is_finished:
                     in_flight.remove(delta.request_id)
+                    decoding_seconds += now - first_seen[delta.request_id]
                     num_finished += 1
                     if on_finish is not None:
                         on_finish(num_finished)
@@ -108,4 +138,9 @@ def drive(
         for request_id in in_flight:
             engine.abort_request(request_id)
     seconds = time.perf_counter() - start
-    return Run(outputs=tuple(collector.output() for collector in collectors.values()), seconds=seconds)
+    return Run(
+        outputs=tuple(collector.output() for collector in collectors.values()),
+        seconds=seconds,
+        decoding_seconds=decoding_seconds,
+        num_decoded_tokens=num_decoded_tokens,
+    )

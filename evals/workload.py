@@ -24,6 +24,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     messages: tuple[Message, ...]
     # Any: a JSON Schema is any JSON object.
     schema: dict[str, Any] | None = None
+    prediction: str | None = None
+    """Text that the answer is likely to repeat most of: of an edit, what is edited."""
 
     @property
     def schema_text(self) -> str | None:
@@ -40,6 +42,9 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def without_schema(self) -> Task:
         return msgspec.structs.replace(self, schema=None)
+
+    def without_prediction(self) -> Task:
+        return msgspec.structs.replace(self, prediction=None)
 
 
 def load_workload(name: WorkloadName) -> list[Task]:

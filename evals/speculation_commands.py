@@ -1,0 +1,207 @@
+"""The commands of `specdec eval` about speculation: the same answers, and what is gained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from specdec.config import DEFAULT_MODEL
+from specdec.evals.flags import (
+    MODEL,
+    OUTPUT,
+    SPECULATION,
+    WORK,
+    Dtype,
+    Exact,
+    Json,
+    MaxTokens,
+    Model,
+    Repeats,
+    Save,
+    Size,
+    end,
+    numbers_of,
+    shallow_draft_of,
+    terminal_of,
+)
+from specdec.speculative import Verification
+
+
+def equivalence(
+    model: Model = DEFAULT_MODEL,
+    exact: Exact = True,
+    dtype: Annotated[
+        Literal["both", "float32", "bfloat16"], typer.Option(help="Arithmetic.", rich_help_panel=MODEL)
+    ] = "both",
+    size: Size = "standard",
+    json: Json = False,
+    save: Save = False,
+) -> None:
+    """Do speculation, batching and preemption leave every answer as the plain engine gives it?
+
+    Runs plain, ngram, the target as its own draft, and the target's first 6 layers as its draft; greedy and sampled,
+    with and without a schema, one at a time and eight at once, with room and in a pool that forces preemption.
+    --no-exact counts the differences that fast arithmetic makes, and never fails because of them.
+    """
+    import msgspec  # noqa: PLC0415
+
+    from specdec.evals.equivalence import run_equivalence  # noqa: PLC0415
+    from specdec.evals.equivalence_grid import EquivalenceGrid  # noqa: PLC0415
+
+    terminal = terminal_of(json=json)
+    grid = EquivalenceGrid.of_size(size)
+    if dtype != "both":
+        grid = msgspec.structs.replace(grid, dtypes=(dtype,))
+    end(run_equivalence(model=model, exact=exact, grid=grid, terminal=terminal), terminal, save=save)
+
+
+def acceptance(
+    spec: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--spec",
+            metavar="METHOD",
+            help="Who drafts, as in `specdec serve --spec`; once for each arm to compare.",
+            show_default="chain",
+            rich_help_panel=SPECULATION,
+        ),
+    ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The draft model; `shallow` makes one of the target's first 6 layers.",
+            show_default=False,
+            rich_help_panel=SPECULATION,
+        ),
+    ] = None,
+    num_speculative_tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N",
+            help="Tokens of every draft, an arm each.",
+            show_default="as many as pay, draft by draft",
+            rich_help_panel=SPECULATION,
+        ),
+    ] = None,
+    compare_masks: Annotated[
+        bool,
+        typer.Option(
+            "--compare-masks",
+            help="Every arm once more, its draft model not held to the grammar.",
+            rich_help_panel=SPECULATION,
+        ),
+    ] = False,
+    verification: Annotated[
+        Verification, typer.Option(help="How drafts are verified.", rich_help_panel=SPECULATION)
+    ] = Verification.COUPLED,
+    model: Model = DEFAULT_MODEL,
+    dtype: Dtype = "auto",
+    exact: Exact = False,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", rich_help_panel=WORK)] = 0.0,
+    concurrency: Annotated[
+        str, typer.Option(metavar="N,N", help="Requests at once, by comma.", rich_help_panel=WORK)
+    ] = "1,4,16",
+    size: Size = "standard",
+    group: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A group of the shipped tasks, as `structured`, `chat` or `code_edit, predicted`; once for each.",
+            show_default="all, or none with --dataset",
+            rich_help_panel=WORK,
+        ),
+    ] = None,
+    dataset: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Tasks of your own: JSON lines of {prompt, schema}, Spec-Bench questions, or MaskBench schemas.",
+            show_default=False,
+            rich_help_panel=WORK,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample of a dataset.", rich_help_panel=WORK)] = 0,
+    num_tasks: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tasks of each group.", show_default="by --size", rich_help_panel=WORK),
+    ] = None,
+    repeats: Repeats = None,
+    max_tokens: MaxTokens = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a line for each arm.", show_default=False, rich_help_panel=OUTPUT),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a report with plots; needs specdec-engine[reports].",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    json: Json = False,
+    save: Save = False,
+) -> None:
+    """How many drafts are accepted, whose, while what is written, and what does it gain?
+
+    Every group of tasks is answered plainly and by each --spec, in turns. Every finished constrained answer must
+    validate, and every drafted token end as exactly one of accepted, rejected and discarded.
+    """
+    from specdec.evals.acceptance_report import write_report  # noqa: PLC0415
+    from specdec.evals.dataset import load_dataset  # noqa: PLC0415
+
+    from specdec.errors import ConfigError, RequestError  # noqa: PLC0415
+    from specdec.evals.acceptance import (  # noqa: PLC0415
+        AcceptanceGrid,
+        AcceptanceSize,
+        dataset_group,
+        run_acceptance,
+        shipped_groups,
+    )
+    from specdec.evals.acceptance_tables import write_csv  # noqa: PLC0415
+    from specdec.speculative import CHAIN, methods_of  # noqa: PLC0415
+
+    terminal = terminal_of(json=json)
+    for path in (csv, html):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise typer.BadParameter(f"there is no folder {path.resolve().parent}")
+    grid = AcceptanceGrid(
+        methods=tuple(spec or [CHAIN]),
+        lengths=(None,) if num_speculative_tokens is None else numbers_of(num_speculative_tokens, 64, "--num-speculative-tokens"),
+        masks=(True, False) if compare_masks else (True,),
+        concurrencies=numbers_of(concurrency, 1024, "--concurrency"),
+        verification=verification,
+    )
+    for method in grid.methods:
+        try:
+            if not methods_of(method, has_draft_model=draft is not None) - {"synthetic"}:
+                raise typer.BadParameter("there is nothing to accept without a proposer", param_hint="--spec")
+        except ConfigError as error:
+            raise typer.BadParameter(str(error), param_hint="--spec") from error
+    sized = AcceptanceSize.of_size(size, num_tasks=num_tasks, rounds=repeats, max_tokens=max_tokens)
+    groups = {} if dataset and not group else shipped_groups(group or ())
+    for path in dataset or ():
+        groups |= dataset_group(path, load_dataset(path, sample=sized.num_tasks, seed=seed))
+    try:
+        result = run_acceptance(
+            model=model,
+            draft=shallow_draft_of(model) if draft == "shallow" else draft,
+            dtype=dtype,
+            exact=exact,
+            temperature=temperature,
+            groups=groups,
+            grid=grid,
+            size=sized,
+            terminal=terminal,
+        )
+    except RequestError as error:
+        raise typer.BadParameter(str(error), param_hint="--spec") from error
+    if csv is not None:
+        write_csv(result, csv)
+    if html is not None:
+        write_report(result, html)
+    end(result, terminal, save=save)
