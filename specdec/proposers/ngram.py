@@ -1,12 +1,15 @@
-"""NgramProposer: what followed the last few tokens when they last occurred (prompt lookup, Saxena 2023)."""
+"""NgramDrafter: what followed the last few tokens when they last occurred (prompt lookup, Saxena 2023)."""
 
 from __future__ import annotations
 
+from typing import Final
 from weakref import WeakKeyDictionary
 
-from specdec.batch import Batch
-from specdec.proposers.base import NO_PROPOSAL, Proposal
+from specdec.proposers.base import NO_GUESS, Draft, Guess
 from specdec.sequence import Sequence
+
+_MAX_CONFIDENCE: Final = 8
+"""Longer matches are not told apart: hardly any is wrong."""
 
 
 class _NgramIndex:
@@ -20,30 +23,27 @@ class _NgramIndex:
         self._num_indexed = 0
         self._ends: dict[tuple[int, ...], int] = {}
 
-    def lookup(self, token_ids: list[int], num_tokens: int) -> list[int]:
-        """Up to `num_tokens` tokens that followed the longest n-gram which ends the sequence and occurred before.
-
-        A continuation that reaches the end of the sequence goes on in what it has copied, so that a repeated phrase
-        is continued at any length.
-        """
-        # The n-grams that end at the last token are looked up, not indexed: nothing has followed them yet.
+    def extend(self, token_ids: list[int]) -> None:
+        """Index what was written since; not the n-grams that end at the last token: nothing has followed them yet."""
         for end in range(self._num_indexed + 1, len(token_ids)):
             for n in range(self._min_n, min(self._max_n, end) + 1):
                 self._ends[tuple(token_ids[end - n : end])] = end
         self._num_indexed = max(self._num_indexed, len(token_ids) - 1)
-        for n in range(min(self._max_n, len(token_ids)), self._min_n - 1, -1):
-            end_of_match = self._ends.get(tuple(token_ids[-n:]))
-            if end_of_match is not None:
-                period = len(token_ids) - end_of_match
-                copied = token_ids[end_of_match : end_of_match + num_tokens]
-                while len(copied) < num_tokens:
-                    copied.append(copied[len(copied) - period])
-                return copied
-        return []
+
+    def lookup(self, tail: list[int]) -> tuple[int, int] | None:
+        """The length of the longest n-gram that ends `tail` and was indexed, and where it ended."""
+        for n in range(min(self._max_n, len(tail)), self._min_n - 1, -1):
+            end = self._ends.get(tuple(tail[-n:]))
+            if end is not None:
+                return n, end
+        return None
 
 
-class NgramProposer:
-    """Needs no model; drafts end where the grammar forbids the next token."""
+class NgramDrafter:
+    """Finds the last tokens of text and draft in the text; the draft is never found itself, as it is not verified.
+
+    The confidence is the length of the match, in tokens, up to 8.
+    """
 
     name = "ngram"
 
@@ -51,30 +51,30 @@ class NgramProposer:
         self._min_n = prompt_lookup_min
         self._max_n = prompt_lookup_max
         self._indexes: WeakKeyDictionary[Sequence, _NgramIndex] = WeakKeyDictionary()
-        self.num_drafts_cut_by_grammar = 0
 
-    def propose(self, batch: Batch) -> list[Proposal]:
-        return [
-            self._propose(scheduled.sequence, scheduled.num_draft_slots)
-            if scheduled.num_draft_slots > 0
-            else NO_PROPOSAL
-            for scheduled in batch.scheduled
-        ]
+    def guess(self, draft: Draft) -> Guess:
+        """What followed; where that reaches the draft's end it goes on in what it has copied.
 
-    def _propose(self, sequence: Sequence, num_tokens: int) -> Proposal:
-        index = self._indexes.get(sequence)
+        So a repeated phrase is continued at any length.
+        """
+        num_tokens = draft.num_free
+        if num_tokens <= 0:
+            return NO_GUESS
+        index = self._indexes.get(draft.sequence)
         if index is None:
-            index = self._indexes[sequence] = _NgramIndex(self._min_n, self._max_n)
-        token_ids = index.lookup(sequence.token_ids, num_tokens)
-        if sequence.grammar is None:
-            return Proposal(token_ids)
-        state = sequence.grammar_state
-        for i, token_id in enumerate(token_ids):
-            assert state is not None, "only allowed tokens are walked"
-            if sequence.grammar.is_terminated(state):
-                return Proposal(token_ids[:i])
-            state = sequence.grammar.advance(state, token_id)
-            if state is None:
-                self.num_drafts_cut_by_grammar += 1
-                return Proposal(token_ids[:i])
-        return Proposal(token_ids)
+            index = self._indexes[draft.sequence] = _NgramIndex(self._min_n, self._max_n)
+        written = draft.sequence.token_ids
+        index.extend(written)
+        found = index.lookup(draft.last(self._max_n))
+        if found is None:
+            return NO_GUESS
+        n, end = found
+        copied = written[end : end + num_tokens]
+        copied += draft.token_ids[: num_tokens - len(copied)]
+        period = len(written) + len(draft.token_ids) - end
+        while len(copied) < num_tokens:
+            copied.append(copied[len(copied) - period])
+        return Guess(copied, min(n, _MAX_CONFIDENCE))
+
+    def finished(self, sequence: Sequence) -> None:
+        self._indexes.pop(sequence, None)
