@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS: Final = dict(
-    zip(PROPOSERS, ("#2a9d57", "#2f6fd0", "#e08a1e", "#b23fa0", "#d1483f", "#777777"), strict=True)
-)
+COLOURS: Final = dict(zip(PROPOSERS, ("#2a9d57", "#2f6fd0", "#e08a1e", "#b23fa0", "#d1483f", "#777777"), strict=True))
 """Of tokens by who drafted them; what the target drew by itself has none."""
 _MAX_POSITIONS: Final = 12
 _STYLE: Final = """
@@ -52,16 +50,20 @@ def report_of(result: EvalResult) -> str:
         *(f"<p class=failed>failed: {html.escape(failure)}</p>" for failure in result.failures),
         *(f"<p class=note>{html.escape(warning)}</p>" for warning in result.warnings),
         "<h2>Speed-up over plain decoding</h2>",
-        "<p class=note>Tokens a second, beside a plain run of the same requests; lines are the 95 % interval of the "
-        "median. Left of 1 is a loss.</p>",
+        (
+            "<p class=note>Tokens a second, beside a plain run of the same requests; lines are the 95 % interval of the "
+            "median. Left of 1 is a loss.</p>"
+        ),
         _plot(_draw_speedups, groups),
         _speed_table(groups),
     ]
     if drafting:
         parts += [
             "<h2>Where tokens came from</h2>",
-            "<p class=note>Of all tokens of the answers: those that a proposer drafted and the target accepted, and "
-            "those that the target had to draw by itself.</p>",
+            (
+                "<p class=note>Of all tokens of the answers: those that a proposer drafted and the target accepted, and "
+                "those that the target had to draw by itself.</p>"
+            ),
             _plot(_draw_shares, drafting),
             "<h2>Accepted, by position in the draft</h2>",
             "<p class=note>Of the drafts whose tokens before it were all accepted.</p>",
@@ -70,8 +72,10 @@ def report_of(result: EvalResult) -> str:
     if any(arm.rates.by_region for _, arm in drafting):
         parts += [
             "<h2>Accepted, by what is being written</h2>",
-            "<p class=note>Of the draft tokens that were compared; above each bar, the share of such tokens that was "
-            "drafted.</p>",
+            (
+                "<p class=note>Of the draft tokens that were compared; above each bar, the share of such tokens that was "
+                "drafted.</p>"
+            ),
             _plot(_draw_regions, drafting),
         ]
     parts += [_examples(groups)]

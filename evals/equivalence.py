@@ -27,7 +27,7 @@ from specdec.evals.terminal import Terminal
 from specdec.evals.workload import Task, load_workload, spread_by_length, with_shared_prefixes
 from specdec.grammars import GrammarCompiler, Vocabulary
 from specdec.request import RequestOutput
-from specdec.speculative import SpeculativeConfig
+from specdec.speculative import CHAIN, SpeculativeConfig
 from specdec.tokenizer import Tokenizer
 
 _TOP_LOGPROBS = 20
@@ -35,8 +35,8 @@ _MAX_KV_BYTES = 256 * 2**20
 
 Tasks = Mapping[bool, Sequence[Task]]
 """The requests of the cells without a schema and of those with one."""
-Answers = Mapping[tuple[float, bool], Sequence[RequestOutput]]
-"""The plain engine's, by temperature and whether there was a schema."""
+Answers = Mapping[tuple[float, bool, bool], Sequence[RequestOutput]]
+"""The plain engine's, by temperature, whether tokens were penalised, and whether there was a schema."""
 
 
 def run_equivalence(
@@ -46,8 +46,9 @@ def run_equivalence(
     environment = describe_environment()
     folder = model_folder(model)
     drafts: dict[DraftedBy, str] = {"self_draft": model}
-    if "shallow_draft" in grid.drafted_by:
-        drafts["shallow_draft"] = str(shallow_draft(folder, num_layers=grid.num_draft_layers, cache=draft_cache))
+    if {"shallow_draft", "all"} & set(grid.drafted_by):
+        shallow = str(shallow_draft(folder, num_layers=grid.num_draft_layers, cache=draft_cache))
+        drafts |= {"shallow_draft": shallow, "all": shallow}
     tasks = {
         False: _mixed(load_workload("free_text"), grid),
         True: _mixed(load_workload("structured"), grid),
@@ -82,7 +83,7 @@ def run_equivalence(
                 config = msgspec.structs.replace(
                     ample if tight_with_schema is None else tight[tight_with_schema],
                     dtype=dtype,
-                    speculative=_speculative(drafted_by, drafts, grid),
+                    speculative=_speculative(drafted_by, drafts),
                 )
                 results += _cell_results(config, list(members), tasks, plain, grid, steps.advance)
     _show(results, terminal, exact=exact)
@@ -124,16 +125,11 @@ def _num_tight_blocks(tokenizer: Tokenizer, tasks: Sequence[Task], grid: Equival
     return num_longest + math.ceil(len(prompts[1]) / grid.block_size) - num_shared
 
 
-def _speculative(
-    drafted_by: DraftedBy, drafts: Mapping[DraftedBy, str], grid: EquivalenceGrid
-) -> SpeculativeConfig | None:
+def _speculative(drafted_by: DraftedBy, drafts: Mapping[DraftedBy, str]) -> SpeculativeConfig | None:
     if drafted_by == "none":
         return None
-    return SpeculativeConfig(
-        method="ngram" if drafted_by == "ngram" else "draft_model",
-        model=drafts.get(drafted_by),
-        num_speculative_tokens=grid.num_speculative_tokens,
-    )
+    method = {"self_draft": "draft_model", "shallow_draft": "draft_model", "all": CHAIN}.get(drafted_by, drafted_by)
+    return SpeculativeConfig(method=method, model=drafts.get(drafted_by))
 
 
 def _plain_answers(config: EngineConfig, tasks: Tasks, grid: EquivalenceGrid) -> Answers:
@@ -142,15 +138,17 @@ def _plain_answers(config: EngineConfig, tasks: Tasks, grid: EquivalenceGrid) ->
     gc.collect()
     engine = build_engine(config)
     return {
-        (temperature, with_schema): answer(
+        (temperature, penalised, with_schema): answer(
             engine,
             tasks[with_schema],
             temperature=temperature,
+            penalised=penalised,
             max_tokens=grid.max_tokens,
             batch=1,
             logprobs=_TOP_LOGPROBS,
         )
         for temperature in grid.temperatures
+        for penalised in grid.penalties
         for with_schema in grid.schemas
     }
 
@@ -168,7 +166,7 @@ def _cell_results(
     engine = build_engine(config)
     results = []
     for cell in cells:
-        own_plain = plain[cell.temperature, cell.with_schema]
+        own_plain = plain[cell.temperature, cell.penalised, cell.with_schema]
         results.append(run_cell(engine, cell, tasks[cell.with_schema], own_plain, max_tokens=grid.max_tokens))
         on_cell()
     return results
@@ -219,7 +217,7 @@ def _show(results: Sequence[CellResult], terminal: Terminal, *, exact: bool) -> 
     terminal.table(
         f"equivalence, {'exact' if exact else 'fast'} arithmetic",
         (
-            *("dtype", "drafts", "t", "schema", "batch", "pool", "differ"),
+            *("dtype", "drafts", "t", "penalties", "schema", "length", "batch", "pool", "differ"),
             *("drafted", "accepted", "rejected", "discarded", "preempted", "cached", "largest gap"),
         ),
         (
@@ -240,13 +238,19 @@ def _show(results: Sequence[CellResult], terminal: Terminal, *, exact: bool) -> 
 
 
 def _fields(cell: Cell) -> tuple[str, ...]:
-    schema = "yes" if cell.with_schema else "no"
-    return cell.dtype, cell.drafted_by, f"{cell.temperature:g}", schema, str(cell.batch), cell.pool
+    penalties, schema = ("yes" if each else "no" for each in (cell.penalised, cell.with_schema))
+    length = "" if cell.drafted_by == "none" else "adaptive" if cell.draft_length is None else str(cell.draft_length)
+    placement = str(cell.batch), cell.pool
+    return cell.dtype, cell.drafted_by, f"{cell.temperature:g}", penalties, schema, length, *placement
 
 
 def _label(cell: Cell) -> str:
     schema = "schema" if cell.with_schema else "free"
-    return f"{cell.dtype}, {cell.drafted_by}, t={cell.temperature:g}, {schema}, batch {cell.batch}, {cell.pool} pool"
+    penalties = ", penalties" if cell.penalised else ""
+    return (
+        f"{cell.dtype}, {cell.drafted_by}, t={cell.temperature:g}{penalties}, {schema}, "
+        f"drafts of {cell.draft_length or 'any length'}, batch {cell.batch}, {cell.pool} pool"
+    )
 
 
 def _largest_gap(differences: Sequence[Difference]) -> str:

@@ -13,8 +13,10 @@ from specdec.evals.driver import drive, request_of
 from specdec.evals.equivalence_grid import Cell
 from specdec.evals.workload import Task
 from specdec.request import RequestOutput, SamplingParams
+from specdec.speculative import SpeculativeParams
 
 _FIRST_SEED = 1000
+_PENALTIES = {"frequency_penalty": 0.6, "presence_penalty": 0.3, "repetition_penalty": 1.15}
 
 
 class CellResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,16 +45,22 @@ def answer(
     tasks: Sequence[Task],
     *,
     temperature: float,
+    penalised: bool,
     max_tokens: int,
     batch: int,
+    draft_length: int | None = None,
     logprobs: int | None = None,
 ) -> tuple[RequestOutput, ...]:
     """The tasks' answers; a task's seed is its index, so that every run of the same tasks draws alike."""
+    penalties = _PENALTIES if penalised else {}
     requests = [
         request_of(
             engine,
             task,
-            SamplingParams(temperature=temperature, seed=_FIRST_SEED + i, max_tokens=max_tokens, logprobs=logprobs),
+            SamplingParams(
+                temperature=temperature, seed=_FIRST_SEED + i, max_tokens=max_tokens, logprobs=logprobs, **penalties
+            ),
+            speculative=SpeculativeParams(num_speculative_tokens=draft_length),
         )
         for i, task in enumerate(tasks)
     ]
@@ -64,7 +72,20 @@ def run_cell(
 ) -> CellResult:
     """Answer the tasks as the cell says and hold the answers against the plain ones."""
     num_preemptions_before = engine.stats().num_preemptions
-    outputs = answer(engine, tasks, temperature=cell.temperature, max_tokens=max_tokens, batch=cell.batch)
+    if cell.drafted_by in {"prediction", "chain", "all"}:
+        tasks = [
+            msgspec.structs.replace(task, prediction=_edited(output.choices[0].text))
+            for task, output in zip(tasks, plain, strict=True)
+        ]
+    outputs = answer(
+        engine,
+        tasks,
+        temperature=cell.temperature,
+        penalised=cell.penalised,
+        max_tokens=max_tokens,
+        batch=cell.batch,
+        draft_length=cell.draft_length,
+    )
     after = engine.stats()
     choices = [output.choices[0] for output in outputs]
     differences = [
@@ -77,7 +98,7 @@ def run_cell(
     untested = None
     if cell.pool == "tight" and num_preemptions == 0:
         untested = "the pool was meant to be too small, but nothing was preempted"
-    elif cell.drafted_by != "none" and total.num_draft_tokens == 0:
+    elif cell.drafted_by != "none" and cell.draft_length is not None and total.num_draft_tokens == 0:
         untested = "nothing was drafted"
     broken = next(filter(None, (broken_sum_rule(choice.speculation) for choice in choices)), None)
     if after.num_kv_blocks_in_use:
@@ -99,3 +120,9 @@ def run_cell(
         untested=untested,
         broken=broken,
     )
+
+
+def _edited(text: str) -> str:
+    """A prediction that is right at first, then wrong, then right again."""
+    third = len(text) // 3
+    return f"{text[:third]} or not {text[third + third // 2 :]}"

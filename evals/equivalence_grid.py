@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
 Size = Literal["quick", "standard", "full"]
 Dtype = Literal["float32", "bfloat16"]
-DraftedBy = Literal["none", "ngram", "self_draft", "shallow_draft"]
-"""self_draft: the target is its own draft model. shallow_draft: the target's first layers are."""
+DraftedBy = Literal["none", "grammar", "prediction", "suffix", "ngram", "chain", "self_draft", "shallow_draft", "all"]
+"""self_draft: the target is its own draft model. shallow_draft: its first layers are. all: a chain with these."""
 Pool = Literal["ample", "tight"]
 """tight: room for the longest request and another's prompt, and steps of few tokens: preemption, chunked prefill."""
 
@@ -22,7 +22,10 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     drafted_by: DraftedBy
     pool: Pool
     temperature: float
+    penalised: bool
+    """Whether tokens that occurred are made less likely, draft tokens included."""
     with_schema: bool
+    draft_length: int | None
     batch: int
 
 
@@ -30,14 +33,18 @@ class EquivalenceGrid(msgspec.Struct, frozen=True, kw_only=True):
     """What is crossed with what, and how much is generated in each cell."""
 
     dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
-    drafted_by: tuple[DraftedBy, ...] = ("none", "ngram", "self_draft", "shallow_draft")
-    temperatures: tuple[float, ...] = (0.0, 0.8)
+    drafted_by: tuple[DraftedBy, ...] = get_args(DraftedBy)
+    temperatures: tuple[float, ...] = (0.0, 0.7, 1.3)
+    penalties: tuple[bool, ...] = (False, True)
     schemas: tuple[bool, ...] = (False, True)
-    placements: tuple[tuple[Pool, int], ...] = (("ample", 1), ("ample", 8), ("tight", 8))
+    draft_lengths: tuple[int | None, ...] = (4, None)
+    """Tokens of every draft; None is as many as pay, which depends on the machine."""
+    placements: tuple[tuple[Pool, int], ...] = (("ample", 1), ("ample", 16), ("tight", 16))
     """Pool and batch; one request alone is never preempted, so a tight pool says nothing at batch 1."""
+    is_pairwise: bool = True
+    """Whether only so many cells are run that any two settings meet in one."""
     num_requests: int = 8
     max_tokens: int = 48
-    num_speculative_tokens: int = 4
     num_draft_layers: int = 6
     block_size: int = 16
     tight_batched_tokens: int = 64
@@ -46,24 +53,43 @@ class EquivalenceGrid(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of_size(cls, size: Size) -> EquivalenceGrid:
-        """quick is a look, standard the whole grid on short answers, full the same on longer ones."""
+        """quick is a look, standard a pairwise selection, full the whole grid on longer answers."""
         if size == "quick":
-            return cls(placements=(("ample", 8), ("tight", 8)), max_tokens=24)
-        return cls(num_requests=16, max_tokens=128) if size == "full" else cls()
+            return cls(dtypes=("bfloat16",), placements=(("ample", 16), ("tight", 16)), max_tokens=24)
+        return cls(is_pairwise=False, num_requests=16, max_tokens=128) if size == "full" else cls()
 
     def cells(self) -> list[Cell]:
         """Cells of one engine lie together: ordered by dtype, who drafts, pool, and whether there is a schema."""
         pools = dict.fromkeys(pool for pool, _ in self.placements)
-        return [
+        cells = [
             Cell(
                 dtype=dtype,
                 drafted_by=drafted_by,
                 pool=pool,
                 temperature=temperature,
+                penalised=penalised,
                 with_schema=with_schema,
+                draft_length=draft_length,
                 batch=batch,
             )
             for dtype, drafted_by, pool in itertools.product(self.dtypes, self.drafted_by, pools)
-            for with_schema, temperature in itertools.product(self.schemas, self.temperatures)
+            for with_schema, temperature, penalised in itertools.product(
+                self.schemas, self.temperatures, self.penalties
+            )
             for batch in (batch for placed, batch in self.placements if placed == pool)
+            # Without a schema there is nothing to force.
+            if with_schema or drafted_by != "grammar"
         ]
+        return _pairwise(cells) if self.is_pairwise else cells
+
+
+def _pairwise(cells: list[Cell]) -> list[Cell]:
+    """Some of the cells, in their order, in which any two settings meet that meet in one of all: a greedy cover."""
+    pairs_of = [set(itertools.combinations(enumerate(msgspec.structs.astuple(cell)), 2)) for cell in cells]
+    missing = set().union(*pairs_of)
+    chosen: set[int] = set()
+    while missing:
+        best = max(range(len(cells)), key=lambda i: (len(pairs_of[i] & missing), -i))
+        chosen.add(best)
+        missing -= pairs_of[best]
+    return [cell for i, cell in enumerate(cells) if i in chosen]

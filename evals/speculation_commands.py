@@ -41,8 +41,9 @@ def equivalence(
 ) -> None:
     """Do speculation, batching and preemption leave every answer as the plain engine gives it?
 
-    Runs plain, ngram, the target as its own draft, and the target's first 6 layers as its draft; greedy and sampled,
-    with and without a schema, one at a time and eight at once, with room and in a pool that forces preemption.
+    Crosses every proposer, the target as its own draft and its first 6 layers as its draft among them, with greedy and
+    sampled tokens, penalties, schemas, one request at a time and sixteen at once, room and a pool that forces
+    preemption; and runs so many cells that any two of these meet, or with --size full all.
     --no-exact counts the differences that fast arithmetic makes, and never fails because of them.
     """
     import msgspec  # noqa: PLC0415
@@ -151,9 +152,6 @@ def acceptance(
     Every group of tasks is answered plainly and by each --spec, in turns. Every finished constrained answer must
     validate, and every drafted token end as exactly one of accepted, rejected and discarded.
     """
-    from specdec.evals.acceptance_report import write_report  # noqa: PLC0415
-    from specdec.evals.dataset import load_dataset  # noqa: PLC0415
-
     from specdec.errors import ConfigError, RequestError  # noqa: PLC0415
     from specdec.evals.acceptance import (  # noqa: PLC0415
         AcceptanceGrid,
@@ -162,6 +160,7 @@ def acceptance(
         run_acceptance,
         shipped_groups,
     )
+    from specdec.evals.acceptance_report import write_report  # noqa: PLC0415
     from specdec.evals.acceptance_tables import write_csv  # noqa: PLC0415
     from specdec.speculative import CHAIN, methods_of  # noqa: PLC0415
 
@@ -171,7 +170,9 @@ def acceptance(
             raise typer.BadParameter(f"there is no folder {path.resolve().parent}")
     grid = AcceptanceGrid(
         methods=tuple(spec or [CHAIN]),
-        lengths=(None,) if num_speculative_tokens is None else numbers_of(num_speculative_tokens, 64, "--num-speculative-tokens"),
+        lengths=(None,)
+        if num_speculative_tokens is None
+        else numbers_of(num_speculative_tokens, 64, "--num-speculative-tokens"),
         masks=(True, False) if compare_masks else (True,),
         concurrencies=numbers_of(concurrency, 1024, "--concurrency"),
         verification=verification,
@@ -185,6 +186,8 @@ def acceptance(
     sized = AcceptanceSize.of_size(size, num_tasks=num_tasks, rounds=repeats, max_tokens=max_tokens)
     groups = {} if dataset and not group else shipped_groups(group or ())
     for path in dataset or ():
+        from specdec.evals.dataset import load_dataset  # noqa: PLC0415
+
         groups |= dataset_group(path, load_dataset(path, sample=sized.num_tasks, seed=seed))
     try:
         result = run_acceptance(
@@ -201,7 +204,7 @@ def acceptance(
     except RequestError as error:
         raise typer.BadParameter(str(error), param_hint="--spec") from error
     if csv is not None:
-        write_csv(result, csv)
+        write_csv(result.figures["groups"], csv)
     if html is not None:
         write_report(result, html)
     end(result, terminal, save=save)

@@ -9,6 +9,7 @@ from specdec.proposers.chain import ChainProposer
 from specdec.proposers.draft_model import DraftModel
 from specdec.proposers.grammar import GrammarDrafter
 from specdec.proposers.length import DraftLengths
+from specdec.proposers.ngram import NgramDrafter
 from specdec.proposers.synthetic import SyntheticDrafter
 from specdec.sampler import Sampler
 from specdec.speculative import SpeculativeConfig
@@ -21,9 +22,9 @@ def build_proposer(config: EngineConfig, runtime: Runtime, sampler: Sampler) -> 
     Measures how long passes take, which is what the lengths of drafts are chosen by.
     """
     speculative = config.speculative or SpeculativeConfig(method="none")
-    remembers = "suffix" in speculative.methods
     drafters: list[Drafter] = [
         GrammarDrafter(),
+        NgramDrafter(prompt_lookup_min=speculative.prompt_lookup_min, prompt_lookup_max=speculative.prompt_lookup_max),
         SyntheticDrafter(),
     ]
     num_blocks = runtime.description.num_kv_blocks

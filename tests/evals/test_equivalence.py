@@ -1,5 +1,7 @@
 """The equivalence eval: it passes on a right engine, and a wrong one makes it fail."""
 
+import dataclasses
+import itertools
 import json
 
 import msgspec
@@ -11,18 +13,19 @@ from specdec.errors import ConfigError
 from specdec.evals import cli
 from specdec.evals.comparison import first_difference
 from specdec.evals.equivalence import run_equivalence
-from specdec.evals.equivalence_grid import EquivalenceGrid
+from specdec.evals.equivalence_grid import Cell, EquivalenceGrid
 from specdec.evals.shallow_draft import shallow_draft
 from specdec.evals.terminal import Terminal
-from specdec.proposers.base import Proposal
-from specdec.proposers.draft_model import DraftModelProposer
+from specdec.proposers.chain import ChainProposer
 from specdec.request import CompletionOutput, FinishReason, SpeculationStats, TokenLogprob
 from specdec.verifier import CoupledVerifier, Outcome
 
 SMALL = EquivalenceGrid(
     dtypes=("float32",),
     temperatures=(0.8,),
+    penalties=(False,),
     schemas=(True,),
+    draft_lengths=(4,),
     placements=(("ample", 2), ("tight", 3)),
     num_requests=3,
     max_tokens=16,
@@ -69,12 +72,15 @@ def unverified(monkeypatch):
 @pytest.fixture
 def spoilt_drafts(monkeypatch):
     """A proposer whose tokens are never those it drew."""
-    propose = DraftModelProposer.propose
+    propose = ChainProposer.propose
 
     def spoil(self, batch):
-        return [Proposal([token_id ^ 1 for token_id in p.token_ids]) for p in propose(self, batch)]
+        return [
+            dataclasses.replace(proposal, token_ids=[token_id ^ 1 for token_id in proposal.token_ids])
+            for proposal in propose(self, batch)
+        ]
 
-    monkeypatch.setattr(DraftModelProposer, "propose", spoil)
+    monkeypatch.setattr(ChainProposer, "propose", spoil)
 
 
 def test_a_right_engine_passes_every_cell_preemption_included(run):
@@ -83,21 +89,43 @@ def test_a_right_engine_passes_every_cell_preemption_included(run):
     shown = json.loads(result.encode())
     assert shown["identical"] is True
     assert (shown["num_differing"], shown["self_draft_rejected"]) == (0, 0)
-    assert shown["num_cells"] == len(shown["cells"]) == 8
-    assert shown["num_requests"] == 24
+    assert shown["num_cells"] == len(shown["cells"]) == 18
+    assert shown["num_requests"] == 54
     assert shown["num_preemptions"] > 0
     by_drafter = {cell["cell"]["drafted_by"]: cell["num_draft_tokens"] for cell in shown["cells"]}
-    assert by_drafter["self_draft"] > 0
-    assert by_drafter["shallow_draft"] > 0
+    for name in ("grammar", "prediction", "self_draft", "shallow_draft", "all"):
+        assert by_drafter[name] > 0, name
     assert sum(cell["num_cached_tokens"] for cell in shown["cells"]) > 0
+
+
+def on_a_small_model(grid):
+    return msgspec.structs.replace(grid, num_draft_layers=1, block_size=8, max_prompt_chars=400, num_requests=6)
+
+
+def test_a_pairwise_selection_passes_on_a_small_model(run):
+    result = run(msgspec.structs.replace(on_a_small_model(EquivalenceGrid()), max_tokens=24))
+    assert result.failures == ()
+    assert result.figures["identical"] is True
+    assert result.figures["num_preemptions"] > 0
 
 
 @pytest.mark.slow
 def test_the_whole_grid_passes_on_a_small_model(run):
-    grid = msgspec.structs.replace(EquivalenceGrid(), num_draft_layers=1, block_size=8, max_prompt_chars=400)
-    result = run(grid)
+    result = run(msgspec.structs.replace(on_a_small_model(EquivalenceGrid.of_size("full")), max_tokens=48))
     assert result.failures == ()
     assert result.figures["identical"] is True
+
+
+def test_in_a_pairwise_selection_any_two_settings_meet():
+    whole = msgspec.structs.replace(EquivalenceGrid(), is_pairwise=False).cells()
+    chosen = EquivalenceGrid().cells()
+    assert set(chosen) < set(whole)
+    assert len(chosen) < len(whole) / 10
+    names = Cell.__struct_fields__
+    for one, other in itertools.combinations(names, 2):
+        for cell in whole:
+            own = getattr(cell, one), getattr(cell, other)
+            assert any((getattr(each, one), getattr(each, other)) == own for each in chosen), (one, other, own)
 
 
 @pytest.mark.usefixtures("unverified")
