@@ -1,4 +1,4 @@
-"""Keyed Gumbel noise: a pure function of (seed, choice index, position, stream, token id).
+"""Keyed noise: a pure function of (seed, choice index, position, stream) and, for Gumbel noise, the token id.
 
 Counter based, so a draw is the same whatever the batch, the draft length or the path to the position. An integer hash
 gives 23 uniform bits; the logarithm is ours (exponent and mantissa by bit operations, a fixed fp32 polynomial,
@@ -37,24 +37,47 @@ GUMBEL_RANGE = 19.5
 
 
 class Stream(enum.IntEnum):
-    """What a draw is for; streams are independent of each other."""
+    """What a draw is for; streams are independent of each other.
+
+    A recovered token drawn with the noise of the draft token that it replaces would follow from that token's
+    rejection, and no longer the target's law.
+    """
 
     TOKEN = 0
-    """The token at a position, shared by target and draft: sharing it is what couples them."""
+    """A token of the target's own, and under coupled verification the draft's as well: sharing it couples them."""
+    DRAFT = 1
+    """A draft token for verification by its distribution."""
+    ACCEPT = 2
+    """Whether a draft token is accepted."""
+    RECOVERED = 3
+    """The token in a rejected one's place."""
 
 
-def noise_key(seed: int, choice_index: int, position: int, stream: Stream) -> tuple[int, int]:
-    """Two 32-bit words that key the noise of one draw over the vocabulary."""
+def noise_key(
+    seed: int, choice_index: int, position: int, stream: Stream, draft_start: int | None = None
+) -> tuple[int, int]:
+    """Two 32-bit words that key the noise of one draw.
+
+    `draft_start`, the position of the draft's first token, sets apart the draws of drafts that overlap: block
+    verification looks at all of a draft before it keeps some of it, so that what is not kept has had its noise seen.
+    """
     state = _mix_64(seed & _MASK_64)
     for word in (choice_index, position, int(stream)):
         state = _mix_64(state ^ (word & _MASK_64))
+    if draft_start is not None:
+        state = _mix_64(state ^ draft_start)
     return state & _MASK_32, state >> 32
 
 
-def gumbel(key: tuple[int, int], token_ids: Tensor) -> Tensor:
-    """Standard Gumbel noise for each token id: int64 [N] -> fp32 [N]."""
-    uniform = ((_hash_32(key, token_ids) >> 9).float() + 0.5) * 2.0**-23
-    return -fixed_log(-fixed_log(uniform))
+def uniform(key: tuple[int, int]) -> float:
+    """One of the 2**52 midpoints between 0 and 1, neither of which it takes."""
+    return ((key[1] << 20 | key[0] >> 12) + 0.5) * 2.0**-52
+
+
+def gumbel(key: tuple[int, int] | tuple[Tensor, Tensor], token_ids: Tensor) -> Tensor:
+    """Standard Gumbel noise for each token id: int64 [N] -> fp32 [N]; one key for all, or int64 [N] words each."""
+    uniforms = ((_hash_32(key, token_ids) >> 9).float() + 0.5) * 2.0**-23
+    return -fixed_log(-fixed_log(uniforms))
 
 
 def fixed_log(x: Tensor) -> Tensor:
@@ -78,7 +101,7 @@ def fixed_log(x: Tensor) -> Tensor:
     return (f + y) + exponent * _LOG_2_HIGH
 
 
-def _hash_32(key: tuple[int, int], token_ids: Tensor) -> Tensor:
+def _hash_32(key: tuple[int, int] | tuple[Tensor, Tensor], token_ids: Tensor) -> Tensor:
     """32 well mixed bits a token id, in int64: two rounds of a 32-bit finalizer, a key word added before each."""
     h = (token_ids * 0x9E3779B1 + key[0]) & _MASK_32
     h = _finalize_32(h, 0x85EBCA6B, 0xC2B2AE35)

@@ -1,29 +1,39 @@
 """Drafts against the target: some accepted, then exactly one more token.
 
 Terms, for one sequence and one target pass over K draft tokens:
-    accepted   a draft token that the target drew as well, at every position up to it
-    rejected   the first draft token that it did not
-    discarded  the draft tokens after that: never compared
-    recovered  the target's own token in a rejected one's place
+    accepted   a draft token that is kept; so are all before it
+    rejected   the first draft token that is not
+    discarded  the draft tokens after that
+    recovered  the token in a rejected one's place
     bonus      the target's token after all K were accepted
 
-Coupled verification (Daliri, Musco, Suresh 2024): the target draws its own token at every position with noise keyed by
-the position, and a draft token is accepted iff it is that token. What is emitted is what the target alone would have
-drawn, whoever drafted.
+Three kinds of verification, chosen by each sequence's plan, all of which emit by the target's law:
+
+Coupled (Daliri, Musco, Suresh 2024): the target draws its own token at every position with noise keyed by the position,
+and a draft token is accepted iff it is that token. What is emitted is what the target alone would have drawn, whoever
+drafted. So it is at temperature 0, where there is only one token to draw, whatever the plan.
+
+Rejection and block (acceptance_rules.py) hold the probabilities of target and draft against each other. Without a draft
+they draw the token that the target alone would have.
+
+B sequences, V vocabulary (the logits' width).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from specdec.acceptance_rules import RULES, DraftRow, accepts_whole_draft, residual
 from specdec.batch import Batch
-from specdec.proposers.base import Proposal
+from specdec.noise import Stream, uniform
+from specdec.proposers.base import DraftDistribution, Proposal
 from specdec.request import TokenLogprob
-from specdec.sampler import Sampler, SamplingRow
+from specdec.sampler import Sampler, SamplingRow, chunks, distributions, draw, draw_from
 from specdec.tokenizer import Tokenizer
 
 
@@ -39,8 +49,27 @@ class Outcome:
     """One a token, where the request asks for them."""
 
 
-class CoupledVerifier:
-    """One rule for every proposer: the target's own draws decide."""
+@dataclass(slots=True)
+class _Walk:
+    """One sequence's draft under way through its rows (acceptance_rules.py)."""
+
+    proposal: Proposal
+    rows: AbstractSequence[SamplingRow]
+    """One a draft token and one more."""
+    first_row: int
+    """Of `rows` among the pass's logits."""
+    num_accepted: int = 0
+    recovered_id: int | None = None
+    """None while the token after the accepted ones is the target's own, not drawn from a residual."""
+    weight: float = 1.0
+
+    @property
+    def num_drafted(self) -> int:
+        return len(self.proposal.token_ids)
+
+
+class Verifier:
+    """Holds every sequence's draft against the target, by the rule of its plan."""
 
     def __init__(self, sampler: Sampler, tokenizer: Tokenizer) -> None:
         self._sampler = sampler
@@ -55,29 +84,42 @@ class CoupledVerifier:
     ) -> list[Outcome]:
         """logits fp32 [R, V], overwritten; R counts, per sequence, one row a draft token and one more.
 
-        `mask_rows` holds, for each sequence, the mask row of each of its rows. Returns one outcome a sequence.
+        `mask_rows` holds, for each sequence, the mask row of each of its rows; rows after a token that the grammar
+        forbids may have any. Returns one outcome a sequence.
         """
         rows: list[SamplingRow] = []
-        first_rows = []
+        walks: list[_Walk] = []
         for scheduled, proposal, masks in zip(batch.scheduled, proposals, mask_rows, strict=True):
-            first_rows.append(len(rows))
-            for i, mask in enumerate(masks):
-                rows.append(SamplingRow(scheduled.sequence, proposal.token_ids[:i], mask))
+            own = [SamplingRow(scheduled.sequence, proposal.token_ids[:i], mask) for i, mask in enumerate(masks)]
+            walks.append(_Walk(proposal, own, len(rows)))
+            rows += own
         raw = logits.clone() if any(row.sequence.params.logprobs is not None for row in rows) else None
-        drawn = self._sampler.sample(logits, rows)
-        outcomes = []
-        for scheduled, proposal, masks, first in zip(batch.scheduled, proposals, mask_rows, first_rows, strict=True):
-            own = drawn[first : first + len(masks)]
-            num_accepted = 0
-            while num_accepted < len(proposal.token_ids) and own[num_accepted] == proposal.token_ids[num_accepted]:
-                num_accepted += 1
-            token_ids = own[: num_accepted + 1]
-            num_top = scheduled.sequence.params.logprobs
-            logprobs = []
-            if num_top is not None and raw is not None:
-                logprobs = [self._logprob(raw[first + i], token_id, num_top) for i, token_id in enumerate(token_ids)]
-            outcomes.append(Outcome(token_ids, num_accepted, len(proposal.token_ids), logprobs))
-        return outcomes
+        self._sampler.shape(logits, rows)
+        by_rule = [walk for walk in walks if walk.num_drafted > 0 and walk.rows[0].draws_by_distribution]
+        _walk_by_rule(logits, by_rule)
+        drawn = draw(logits, rows, _rows_to_draw(walks))
+        return [self._outcome(walk, drawn, raw) for walk in walks]
+
+    def _outcome(self, walk: _Walk, drawn: Mapping[int, int], raw: Tensor | None) -> Outcome:
+        """raw fp32 [R, V], the logits as they came."""
+        if not walk.rows:
+            return Outcome([], 0, 0, [])
+        draft_ids = walk.proposal.token_ids
+        if not walk.rows[0].draws_by_distribution:
+            while (
+                walk.num_accepted < walk.num_drafted
+                and drawn[walk.first_row + walk.num_accepted] == draft_ids[walk.num_accepted]
+            ):
+                walk.num_accepted += 1
+        last_id = walk.recovered_id
+        if last_id is None:
+            last_id = drawn[walk.first_row + walk.num_accepted]
+        token_ids = [*draft_ids[: walk.num_accepted], last_id]
+        num_top = walk.rows[0].sequence.params.logprobs
+        logprobs = []
+        if num_top is not None and raw is not None:
+            logprobs = [self._logprob(raw[walk.first_row + i], each, num_top) for i, each in enumerate(token_ids)]
+        return Outcome(token_ids, walk.num_accepted, walk.num_drafted, logprobs)
 
     def _logprob(self, logits: Tensor, token_id: int, num_top: int) -> TokenLogprob:
         logprobs = torch.log_softmax(logits, dim=-1)
@@ -100,3 +142,86 @@ class CoupledVerifier:
             logprob=logprob,
             top=top,
         )
+
+
+def _rows_to_draw(walks: AbstractSequence[_Walk]) -> list[int]:
+    """The rows at which the target draws a token of its own."""
+    row_ids: list[int] = []
+    for walk in walks:
+        if not walk.rows:
+            continue
+        if not walk.rows[0].draws_by_distribution:
+            row_ids += range(walk.first_row, walk.first_row + len(walk.rows))
+        elif walk.recovered_id is None:
+            row_ids.append(walk.first_row + walk.num_accepted)
+    return row_ids
+
+
+def _walk_by_rule(shaped: Tensor, walks: AbstractSequence[_Walk]) -> None:
+    """Take all walks to their ends, row by row, all sequences at once: shaped logits fp32 [R, V].
+
+    Probabilities are worked out for no row that a walk does not come to.
+    """
+    num_preceding = 0
+    while walks:
+        for walk in walks:
+            if walk.num_drafted == num_preceding:
+                accept = uniform(walk.rows[num_preceding].noise_key(Stream.ACCEPT))
+                if accepts_whole_draft(walk.weight, accept):
+                    walk.num_accepted, walk.recovered_id = num_preceding, None
+        walks = [walk for walk in walks if walk.num_drafted > num_preceding]
+        for own in chunks(walks, shaped.shape[1]):
+            _step_by_rule(shaped, own, num_preceding)
+        walks = [walk for walk in walks if walk.weight > 0.0]
+        num_preceding += 1
+
+
+def _step_by_rule(shaped: Tensor, walks: AbstractSequence[_Walk], num_preceding: int) -> None:
+    """One row of each walk, the one after `num_preceding` draft tokens: shaped logits fp32 [R, V]."""
+    rows = [walk.rows[num_preceding] for walk in walks]
+    target_probs = distributions(shaped[[walk.first_row + num_preceding for walk in walks]], rows)
+    draft_probs = _draft_probs(walks, num_preceding, shaped.shape[1])
+    weights = torch.tensor([walk.weight for walk in walks], dtype=torch.float64)
+    residuals = residual(target_probs, draft_probs, weights[:, None])
+    draft_ids = torch.tensor([walk.proposal.token_ids[num_preceding] for walk in walks])[:, None]
+    figures = zip(
+        residuals.sum(dim=1).tolist(),
+        target_probs.gather(1, draft_ids).squeeze(1).tolist(),
+        draft_probs.gather(1, draft_ids).squeeze(1).tolist(),
+        strict=True,
+    )
+    leaving: list[int] = []
+    for i, (walk, row, (mass, target_prob, draft_prob)) in enumerate(zip(walks, rows, figures, strict=True)):
+        accept = uniform(row.noise_key(Stream.ACCEPT))
+        rule = RULES[row.sequence.plan.verification]
+        step = rule(DraftRow(walk.weight, mass, target_prob, draft_prob, accept))
+        walk.weight = step.weight
+        if step.leaves:
+            leaving.append(i)
+    if leaving:
+        uniforms = [uniform(rows[i].noise_key(Stream.RECOVERED)) for i in leaving]
+        for i, token_id in zip(leaving, draw_from(residuals[leaving], uniforms), strict=True):
+            walks[i].num_accepted, walks[i].recovered_id = num_preceding, token_id
+
+
+def _draft_probs(walks: AbstractSequence[_Walk], num_preceding: int, vocab_size: int) -> Tensor:
+    """What each walk's next draft token was drawn from: fp64 [B, V]."""
+    draft_probs = torch.zeros(len(walks), vocab_size, dtype=torch.float64)
+    certain: list[int] = []
+    drawn: list[int] = []
+    known: list[DraftDistribution] = []
+    for i, walk in enumerate(walks):
+        distribution = walk.proposal.distributions[num_preceding] if walk.proposal.distributions else None
+        if distribution is None:
+            certain.append(i)
+        else:
+            drawn.append(i)
+            known.append(distribution)
+    if certain:
+        draft_probs[certain, [walks[i].proposal.token_ids[num_preceding] for i in certain]] = 1.0
+    if drawn:
+        sizes = torch.tensor([len(each.token_ids) for each in known])
+        row_ids = torch.tensor(drawn).repeat_interleave(sizes)
+        token_ids = torch.cat([each.token_ids for each in known])
+        draft_probs[row_ids, token_ids] = torch.cat([each.probs for each in known])
+    return draft_probs

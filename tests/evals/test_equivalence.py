@@ -18,7 +18,7 @@ from specdec.evals.shallow_draft import shallow_draft
 from specdec.evals.terminal import Terminal
 from specdec.proposers.chain import ChainProposer
 from specdec.request import CompletionOutput, FinishReason, SpeculationStats, TokenLogprob
-from specdec.verifier import CoupledVerifier, Outcome
+from specdec.verifier import Verifier, Outcome
 
 SMALL = EquivalenceGrid(
     dtypes=("float32",),
@@ -55,7 +55,7 @@ def run(tiny_model_folder, tmp_path):
 @pytest.fixture
 def unverified(monkeypatch):
     """A verifier that takes every draft token for the target's own."""
-    verify = CoupledVerifier.verify
+    verify = Verifier.verify
 
     def accept_all(self, logits, mask_rows, batch, proposals):
         outcomes = verify(self, logits, mask_rows, batch, proposals)
@@ -66,7 +66,7 @@ def unverified(monkeypatch):
             for outcome, proposal in zip(outcomes, proposals, strict=True)
         ]
 
-    monkeypatch.setattr(CoupledVerifier, "verify", accept_all)
+    monkeypatch.setattr(Verifier, "verify", accept_all)
 
 
 @pytest.fixture
