@@ -32,7 +32,7 @@ from specdec.speculative import SpeculativeParams
 from specdec.stats import EngineStats
 from specdec.stop import StopChecker
 from specdec.tokenizer import Detokenizer, Tokenizer
-from specdec.verifier import CoupledVerifier
+from specdec.verifier import Verifier
 
 Prompt: TypeAlias = str | AbstractSequence[int] | AbstractSequence[Mapping[str, object]]
 """Text, token ids, or chat messages."""
@@ -84,7 +84,11 @@ class Engine:
         sampler = Sampler(self._compiler.mask_table, tokenizer.vocab_size)
         self.runner = self._runtime.runner
         self.proposer = build_proposer(config, self._runtime, sampler)
-        self.verifier = CoupledVerifier(sampler, tokenizer)
+        self.verifier = Verifier(
+            sampler,
+            tokenizer,
+            synthetic_acceptance_rates=() if config.speculative is None else config.speculative.synthetic_acceptance_rates,
+        )
         self._pool_tokens = self._runtime.description.num_kv_blocks * config.block_size
         self.scheduler = Scheduler(
             BlockPool(self._runtime.description.num_kv_blocks, enable_prefix_caching=config.enable_prefix_caching),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence as AbstractSequence
+from typing import Final
 
 from specdec.batch import Batch, ScheduledSequence
 from specdec.block_pool import BlockPool
@@ -22,6 +23,9 @@ from specdec.request import DraftTrace, FinishReason, TokenDelta
 from specdec.sequence import Sequence, SequenceStatus, SpeculationCounts
 from specdec.stop import StopChecker
 from specdec.verifier import Outcome
+
+_MIN_DRAFT_BUDGET: Final = 8
+"""Tokens that a draft is given where the budget has them, though others then get none."""
 
 
 class Scheduler:
@@ -156,30 +160,41 @@ class Scheduler:
     def _share(self, sequence: Sequence, budget: int) -> ScheduledSequence:
         """What a sequence would run in this step without drafts, within a budget of at least one token."""
         needed = sequence.num_tokens - sequence.num_computed_tokens
-        if not sequence.plan.has_draft_model:
+        if sequence.is_prefilled or not sequence.plan.has_draft_model:
             return ScheduledSequence(sequence, min(needed, budget), 0, 0)
-        # The draft catches up within the same budget: with the chunk itself, and with what it lags behind.
+        # The draft model catches up within the same budget: with the chunk itself, and with what it lags behind.
         lag = sequence.num_computed_tokens - sequence.num_draft_computed_tokens
         num_tokens = max(1, min(needed, (budget - min(lag, budget)) // 2))
         num_draft_model_tokens = max(0, min(lag + num_tokens, budget - num_tokens))
         return ScheduledSequence(sequence, num_tokens, 0, num_draft_model_tokens)
 
     def _with_draft_slots(self, shares: list[ScheduledSequence], budget: int) -> list[ScheduledSequence]:
-        """The shares with slots for drafts, where blocks are free: an equal part of the budget for each that drafts."""
-        wanting = sum(share.reaches_end and share.sequence.plan.max_tokens > 0 for share in shares)
+        """The shares with slots for drafts, where blocks are free, and with what the draft model needs for them.
+
+        Each sequence that drafts gets an equal part of the budget, or what makes a draft, the oldest first.
+        """
+        num_wanting = sum(share.reaches_end and share.sequence.plan.max_tokens > 0 for share in shares)
         with_slots = []
         for share in shares:
-            sequence = share.sequence
-            num_slots = 0
-            if share.reaches_end and sequence.plan.max_tokens > 0:
-                # The token after the drafts is emitted too, so one of the remaining tokens is not a draft's.
-                num_slots = min(sequence.plan.max_tokens, sequence.num_remaining_tokens - 1, budget // wanting)
-                wanting -= 1
-                held = len(sequence.block_table) * self._block_size - sequence.num_computed_tokens - share.num_tokens
-                if num_slots > held and not self._reserve(sequence, share.num_tokens + num_slots):
-                    num_slots = held
+            sequence, plan = share.sequence, share.sequence.plan
+            if not share.reaches_end or plan.max_tokens == 0:
+                with_slots.append(share)
+                continue
+            part = min(budget, max(budget // num_wanting, _MIN_DRAFT_BUDGET))
+            num_wanting -= 1
+            num_draft_model_tokens = share.num_draft_model_tokens
+            if plan.has_draft_model and num_draft_model_tokens == 0:
+                lag = sequence.num_computed_tokens + share.num_tokens - sequence.num_draft_computed_tokens
+                num_draft_model_tokens = lag if lag < part else part // 2
+                part -= num_draft_model_tokens
+                budget -= num_draft_model_tokens
+            # The token after the drafts is emitted too, so one of the remaining tokens is not a draft's.
+            num_slots = min(plan.max_tokens, sequence.num_remaining_tokens - 1, part)
+            held = len(sequence.block_table) * self._block_size - sequence.num_computed_tokens - share.num_tokens
+            if num_slots > held and not self._reserve(sequence, share.num_tokens + num_slots):
+                num_slots = held
             budget -= num_slots
-            with_slots.append(ScheduledSequence(sequence, share.num_tokens, num_slots, share.num_draft_model_tokens))
+            with_slots.append(ScheduledSequence(sequence, share.num_tokens, num_slots, num_draft_model_tokens))
         return with_slots
 
     def _reserve(self, sequence: Sequence, num_new_tokens: int) -> bool:

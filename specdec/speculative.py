@@ -13,7 +13,8 @@ import msgspec
 
 from specdec.errors import ConfigError, RequestError
 
-PROPOSERS: Final = ("grammar", "prediction", "suffix", "ngram", "draft_model", "synthetic")
+SYNTHETIC: Final = "synthetic"
+PROPOSERS: Final = ("grammar", "prediction", "suffix", "ngram", "draft_model", SYNTHETIC)
 """By name, in the order in which a chain asks them."""
 CHAIN: Final = "chain"
 """The method that is every proposer but `synthetic`, and the draft model where there is one."""
@@ -97,7 +98,7 @@ class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
                 "before it",
                 flag="--speculative-config",
             )
-        if ("synthetic" in methods) != bool(rates):
+        if (SYNTHETIC in methods) != bool(rates):
             raise ConfigError(
                 "method synthetic and synthetic_acceptance_rates go together; give both or neither",
                 flag="--speculative-config",
@@ -186,7 +187,7 @@ def methods_of(method: str, *, has_draft_model: bool) -> frozenset[str]:
     if method == NONE:
         return frozenset()
     if method == CHAIN:
-        return frozenset(PROPOSERS) - {"synthetic"} - (set() if has_draft_model else {"draft_model"})
+        return frozenset(PROPOSERS) - {SYNTHETIC} - (set() if has_draft_model else {"draft_model"})
     names = method.split("+")
     for name in names:
         if name not in PROPOSERS:
@@ -219,7 +220,7 @@ def resolve_plan(
                 "this engine has no draft model; start it with --draft MODEL, or ask for another method",
                 param="speculative.method",
             )
-        if "synthetic" in methods and "synthetic" not in plan.methods:
+        if SYNTHETIC in methods and SYNTHETIC not in plan.methods:
             raise RequestError(
                 "this engine was not given synthetic_acceptance_rates; ask for another method",
                 param="speculative.method",

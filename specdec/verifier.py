@@ -13,6 +13,9 @@ Coupled (Daliri, Musco, Suresh 2024): the target draws its own token at every po
 and a draft token is accepted iff it is that token. What is emitted is what the target alone would have drawn, whoever
 drafted. So it is at temperature 0, where there is only one token to draw, whatever the plan.
 
+A token of the synthetic proposer is accepted with the rate of its position, whatever the target draws: what is emitted is
+then no model's, and allowed by the grammar all the same.
+
 Rejection and block (acceptance_rules.py) hold the probabilities of target and draft against each other. Without a draft
 they draw the token that the target alone would have.
 
@@ -34,6 +37,7 @@ from specdec.noise import Stream, uniform
 from specdec.proposers.base import DraftDistribution, Proposal
 from specdec.request import TokenLogprob
 from specdec.sampler import Sampler, SamplingRow, chunks, distributions, draw, draw_from
+from specdec.speculative import SYNTHETIC
 from specdec.tokenizer import Tokenizer
 
 
@@ -67,12 +71,31 @@ class _Walk:
     def num_drafted(self) -> int:
         return len(self.proposal.token_ids)
 
+    @property
+    def goes_by_rule(self) -> bool:
+        """Whether it is walked by probabilities, and not by the tokens that the target draws."""
+        return bool(self.rows) and self.rows[0].draws_by_distribution and not self._is_synthetic
+
+    def is_given(self, index: int, rates: AbstractSequence[float]) -> bool:
+        """Whether a draft token is one of the synthetic proposer's that these rates accept."""
+        if not self._is_synthetic or self.proposal.sources[index].proposer != SYNTHETIC:
+            return False
+        accept = uniform(self.rows[0].noise_key(Stream.ACCEPT))
+        return index < len(rates) and accept < rates[index]
+
+    @property
+    def _is_synthetic(self) -> bool:
+        return SYNTHETIC in self.rows[0].sequence.plan.methods
+
 
 class Verifier:
     """Holds every sequence's draft against the target, by the rule of its plan."""
 
-    def __init__(self, sampler: Sampler, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, sampler: Sampler, tokenizer: Tokenizer, *, synthetic_acceptance_rates: AbstractSequence[float] = ()
+    ) -> None:
         self._sampler = sampler
+        self._synthetic_rates = synthetic_acceptance_rates
         self._pieces = tokenizer.pieces(skip_special_tokens=False)
 
     def verify(
@@ -95,7 +118,7 @@ class Verifier:
             rows += own
         raw = logits.clone() if any(row.sequence.params.logprobs is not None for row in rows) else None
         self._sampler.shape(logits, rows)
-        by_rule = [walk for walk in walks if walk.num_drafted > 0 and walk.rows[0].draws_by_distribution]
+        by_rule = [walk for walk in walks if walk.num_drafted > 0 and walk.goes_by_rule]
         _walk_by_rule(logits, by_rule)
         drawn = draw(logits, rows, _rows_to_draw(walks))
         return [self._outcome(walk, drawn, raw) for walk in walks]
@@ -105,10 +128,10 @@ class Verifier:
         if not walk.rows:
             return Outcome([], 0, 0, [])
         draft_ids = walk.proposal.token_ids
-        if not walk.rows[0].draws_by_distribution:
-            while (
-                walk.num_accepted < walk.num_drafted
-                and drawn[walk.first_row + walk.num_accepted] == draft_ids[walk.num_accepted]
+        if not walk.goes_by_rule:
+            while walk.num_accepted < walk.num_drafted and (
+                drawn[walk.first_row + walk.num_accepted] == draft_ids[walk.num_accepted]
+                or walk.is_given(walk.num_accepted, self._synthetic_rates)
             ):
                 walk.num_accepted += 1
         last_id = walk.recovered_id
@@ -150,7 +173,7 @@ def _rows_to_draw(walks: AbstractSequence[_Walk]) -> list[int]:
     for walk in walks:
         if not walk.rows:
             continue
-        if not walk.rows[0].draws_by_distribution:
+        if not walk.goes_by_rule:
             row_ids += range(walk.first_row, walk.first_row + len(walk.rows))
         elif walk.recovered_id is None:
             row_ids.append(walk.first_row + walk.num_accepted)

@@ -10,6 +10,8 @@ from specdec.proposers.draft_model import DraftModel
 from specdec.proposers.grammar import GrammarDrafter
 from specdec.proposers.length import DraftLengths
 from specdec.proposers.ngram import NgramDrafter
+from specdec.proposers.prediction import PredictionDrafter
+from specdec.proposers.suffix import SuffixDrafter
 from specdec.proposers.synthetic import SyntheticDrafter
 from specdec.sampler import Sampler
 from specdec.speculative import SpeculativeConfig
@@ -22,8 +24,16 @@ def build_proposer(config: EngineConfig, runtime: Runtime, sampler: Sampler) -> 
     Measures how long passes take, which is what the lengths of drafts are chosen by.
     """
     speculative = config.speculative or SpeculativeConfig(method="none")
+    remembers = "suffix" in speculative.methods
     drafters: list[Drafter] = [
         GrammarDrafter(),
+        PredictionDrafter(),
+        SuffixDrafter(
+            max_tree_depth=speculative.suffix_decoding_max_tree_depth,
+            max_cached_requests=speculative.suffix_decoding_max_cached_requests if remembers else 0,
+            max_spec_factor=speculative.suffix_decoding_max_spec_factor,
+            min_token_prob=speculative.suffix_decoding_min_token_prob,
+        ),
         NgramDrafter(prompt_lookup_min=speculative.prompt_lookup_min, prompt_lookup_max=speculative.prompt_lookup_max),
         SyntheticDrafter(),
     ]

@@ -100,8 +100,9 @@ class ChainProposer:
 
 
 def _lags(scheduled: ScheduledSequence) -> bool:
-    """Whether the draft model has to be fed, though nothing is drafted: with a prompt, or because it is far behind."""
+    """Whether the draft model is fed though nothing is drafted: with a prompt, or because it is far behind."""
     sequence = scheduled.sequence
-    end = sequence.num_computed_tokens + scheduled.num_tokens
-    lag = min(end - sequence.num_draft_computed_tokens, scheduled.num_draft_model_tokens)
-    return lag > 0 and (not sequence.is_prefilled or lag > _MAX_LAG)
+    lag = sequence.num_computed_tokens + scheduled.num_tokens - sequence.num_draft_computed_tokens
+    if scheduled.num_draft_model_tokens == 0 or lag == 0:
+        return False
+    return not sequence.is_prefilled or lag > min(_MAX_LAG, scheduled.num_draft_model_tokens)

@@ -45,9 +45,9 @@ class DraftModel:
         for scheduled, span in zip(lagging, silent, strict=True):
             scheduled.sequence.num_draft_computed_tokens += len(span.token_ids)
         if drafts:
-            drawn = self._sampler.sample(logits, [self._row(draft) for draft in drafts])
-            for draft, token_id in zip(drafts, drawn, strict=True):
-                draft.push_unmasked(token_id, SOURCE)
+            drawn = self._sampler.sample_drafts(logits, [self._row(draft) for draft in drafts])
+            for draft, (token_id, distribution) in zip(drafts, drawn, strict=True):
+                draft.push_unmasked(token_id, SOURCE, distribution)
         return sum(len(span.token_ids) for span in (*spans, *silent))
 
     def _row(self, draft: Draft) -> SamplingRow:
