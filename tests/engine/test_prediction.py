@@ -1,0 +1,171 @@
+"""The prediction drafter against scans of the prediction, and over edits of it."""
+
+import random
+
+import pytest
+from drafts import draft_of, sequence_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specdec.proposers.base import NO_GUESS, Guess
+from specdec.proposers.prediction import PredictionDrafter
+
+
+def guess_by_scan(prediction, text, num_prompt_tokens, num_free):
+    """The definition, from the first token of the answer on."""
+    position = num_agreed = num_missed = 0
+    for length in range(num_prompt_tokens + 1, len(text) + 1):
+        tail = text[max(0, length - 8) : length]
+        if num_missed < 2 and position < len(prediction) and prediction[position] == tail[-1]:
+            position, num_agreed, num_missed = position + 1, num_agreed + 1, 0
+            continue
+        for n in range(len(tail), 1, -1):
+            ends = [end for end in range(n, len(prediction)) if prediction[end - n : end] == tail[-n:]]
+            if ends:
+                position = min((end for end in ends if end >= position), default=ends[-1])
+                num_agreed, num_missed = n, 0
+                break
+        else:
+            position += num_missed == 0 and position > 0
+            num_agreed, num_missed = 0, num_missed + 1
+    token_ids = prediction[position : position + num_free]
+    if num_missed > 1 or not token_ids:
+        return NO_GUESS
+    confidence = 0 if num_missed else 1 + (num_agreed >= 4) + (num_agreed >= 8) + (num_agreed >= 32)
+    return Guess(tuple(token_ids), confidence)
+
+
+tokens = st.lists(st.integers(1, 4), max_size=10)
+
+
+@st.composite
+def answers(draw, prediction):
+    """Pieces of a prediction and of anything else."""
+    pieces = []
+    for _ in range(draw(st.integers(1, 6))):
+        start = draw(st.integers(0, len(prediction)))
+        pieces.append(draw(tokens) if draw(st.booleans()) else prediction[start : start + draw(st.integers(0, 40))])
+    return pieces
+
+
+@settings(deadline=None)
+@given(data=st.data(), prompt=st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_guesses_are_what_scans_find_as_the_text_grows_and_whatever_was_drafted(data, prompt):
+    prediction = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=60))
+    sequence = sequence_of(prompt, num_prompt_tokens=len(prompt), prediction=prediction)
+    drafter = PredictionDrafter()
+    for new in data.draw(answers(prediction)):
+        sequence.token_ids += new
+        draft_token_ids, num_free = data.draw(tokens), data.draw(st.integers(1, 12))
+        expected = guess_by_scan(prediction, [*sequence.token_ids, *draft_token_ids], len(prompt), num_free)
+        assert drafter.guess(draft_of(sequence, draft_token_ids, num_free=num_free)) == expected
+
+
+def num_passes(prediction, answer, num_free=1000):
+    """Target passes until the answer is written, each of which adds one token to what it accepts."""
+    sequence = sequence_of([0], prediction=prediction)
+    drafter = PredictionDrafter()
+    passes = 0
+    while len(sequence.token_ids) <= len(answer):
+        rest = answer[len(sequence.token_ids) - 1 :]
+        guess = drafter.guess(draft_of(sequence, num_free=num_free)).token_ids
+        num_accepted = 0
+        while num_accepted < min(len(guess), len(rest) - 1) and guess[num_accepted] == rest[num_accepted]:
+            num_accepted += 1
+        sequence.token_ids += rest[: num_accepted + 1]
+        passes += 1
+    return passes
+
+
+PREDICTION = list(range(1, 301))
+
+
+def test_an_answer_as_predicted_takes_one_pass():
+    assert num_passes(PREDICTION, PREDICTION) == 1
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 5, 20])
+@pytest.mark.parametrize("place", [0, 1, 150, 280])
+def test_an_insertion_costs_its_tokens_and_two_more(place, num_tokens):
+    answer = PREDICTION[:place] + list(range(1001, 1001 + num_tokens)) + PREDICTION[place:]
+    assert num_passes(PREDICTION, answer) <= num_tokens + 3
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 5, 20])
+@pytest.mark.parametrize("place", [0, 1, 150, 270])
+def test_a_deletion_costs_two_tokens(place, num_tokens):
+    assert num_passes(PREDICTION, PREDICTION[:place] + PREDICTION[place + num_tokens :]) <= 3
+
+
+@pytest.mark.parametrize("num_old", [1, 2, 20])
+@pytest.mark.parametrize("num_new", [1, 2, 20])
+@pytest.mark.parametrize("place", [0, 1, 150, 270])
+def test_a_replacement_costs_its_tokens_and_two_more(place, num_old, num_new):
+    answer = PREDICTION[:place] + list(range(1001, 1001 + num_new)) + PREDICTION[place + num_old :]
+    assert num_passes(PREDICTION, answer) <= num_new + 3
+
+
+def test_one_token_in_place_of_another_costs_nothing_more():
+    answer = [1000 + token_id if token_id % 50 == 0 else token_id for token_id in PREDICTION]
+    assert num_passes(PREDICTION, answer) == len(PREDICTION) // 50
+
+
+def test_moved_text_is_followed():
+    assert num_passes(PREDICTION, PREDICTION[200:] + PREDICTION[:200]) <= 6
+
+
+def test_the_nearest_place_ahead_is_taken_before_one_behind():
+    prediction = [1, 2, 11, 1, 2, 12, 1, 2, 13]
+    sequence = sequence_of([0, 1, 2, 11, 9, 9, 1, 2], prediction=prediction)
+    assert PredictionDrafter().guess(draft_of(sequence, num_free=1)) == Guess((12,), 1)
+    sequence = sequence_of([0, *prediction, 9, 9, 1, 2], prediction=prediction)
+    assert PredictionDrafter().guess(draft_of(sequence, num_free=1)) == Guess((13,), 1)
+
+
+def test_the_more_tokens_agree_the_better():
+    prediction = [1, 2, 11, 3, 1, 2, 12]
+    sequence = sequence_of([0, 9, 9, 3, 1, 2], prediction=prediction)
+    assert PredictionDrafter().guess(draft_of(sequence, num_free=1)) == Guess((12,), 1)
+
+
+def test_no_prediction_is_no_guess():
+    drafter = PredictionDrafter()
+    assert drafter.guess(draft_of(sequence_of([0]), num_free=5)) == NO_GUESS
+    sequence = sequence_of([0], prediction=[1])
+    assert drafter.guess(draft_of(sequence, num_free=0)) == NO_GUESS
+    assert drafter.guess(draft_of(sequence, [1], num_free=5)) == NO_GUESS
+
+
+def test_a_draft_leaves_no_trace():
+    drafter = PredictionDrafter()
+    sequence = sequence_of([0, 1, 2], prediction=PREDICTION)
+    assert drafter.guess(draft_of(sequence, [200, 201], num_free=2)) == Guess((202, 203), 1)
+    assert drafter.guess(draft_of(sequence, num_free=2)) == Guess((3, 4), 1)
+
+
+def test_a_preempted_sequence_goes_on_where_it_was():
+    drafter = PredictionDrafter()
+    sequence = sequence_of([0, *PREDICTION[:100]], prediction=PREDICTION)
+    before = drafter.guess(draft_of(sequence, num_free=9))
+    sequence.drop_blocks()
+    assert drafter.guess(draft_of(sequence, num_free=9)) == before == Guess(tuple(PREDICTION[100:109]), 4)
+
+
+def test_how_the_text_came_in_does_not_matter():
+    generator = random.Random(0)
+    prediction = [generator.randrange(4) for _ in range(100)]
+    answer = [generator.randrange(4) for _ in range(50)] + prediction[30:60]
+    one_by_one, at_once = PredictionDrafter(), PredictionDrafter()
+    sequence = sequence_of([0], prediction=prediction)
+    for token_id in answer:
+        sequence.token_ids.append(token_id)
+        guess = one_by_one.guess(draft_of(sequence, num_free=9))
+    assert at_once.guess(draft_of(sequence, num_free=9)) == guess
+
+
+def test_a_finished_sequence_is_forgotten():
+    drafter = PredictionDrafter()
+    sequence = sequence_of([0], prediction=[1, 2, 3])
+    drafter.guess(draft_of(sequence, num_free=1))
+    drafter.finished(sequence)
+    assert not drafter._predictions
