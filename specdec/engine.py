@@ -87,7 +87,9 @@ class Engine:
         self.verifier = Verifier(
             sampler,
             tokenizer,
-            synthetic_acceptance_rates=() if config.speculative is None else config.speculative.synthetic_acceptance_rates,
+            synthetic_acceptance_rates=()
+            if config.speculative is None
+            else config.speculative.synthetic_acceptance_rates,
         )
         self._pool_tokens = self._runtime.description.num_kv_blocks * config.block_size
         self.scheduler = Scheduler(

@@ -149,7 +149,8 @@ def test_the_target_as_its_own_draft_is_never_rejected(engine_of):
     engine = engine_of("self", **CHUNKED)
     for schema in (None, SCHEMA):
         answers(engine, params_of(temperature=1.0), schema)
-    speculation = engine.stats().speculation
+    # Other tests may have given this engine predictions, which are often wrong.
+    speculation = engine.stats().speculation.by_proposer["draft_model"]
     assert speculation.num_accepted_tokens > 100
     assert speculation.num_rejected_tokens == 0
 
