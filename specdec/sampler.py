@@ -216,7 +216,7 @@ def _survivors(shaped: Tensor, rows: AbstractSequence[SamplingRow]) -> Tensor:
 
     The noise spans less than GUMBEL_RANGE, so a token further than that below the most likely one cannot win.
     """
-    survivors = shaped > shaped.amax(dim=1, keepdim=True) - (GUMBEL_RANGE + _PRUNING_SLACK)
+    survivors = shaped >= shaped.amax(dim=1, keepdim=True) - (GUMBEL_RANGE + _PRUNING_SLACK)
     for i, row in enumerate(rows):
         params = row.sequence.params
         if params.top_k != 0 or params.top_p != 1.0 or params.min_p != 0.0:

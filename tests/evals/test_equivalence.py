@@ -17,7 +17,7 @@ from specdec.evals.terminal import Terminal
 from specdec.proposers.base import Proposal
 from specdec.proposers.draft_model import DraftModelProposer
 from specdec.request import CompletionOutput, FinishReason, SpeculationStats, TokenLogprob
-from specdec.verifier import Verifier, Outcome
+from specdec.verifier import Outcome, Verifier
 
 SMALL = EquivalenceGrid(
     dtypes=("float32",),
