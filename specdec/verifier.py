@@ -34,7 +34,6 @@ from specdec.noise import Stream, uniform
 from specdec.proposers.base import DraftDistribution, Proposal
 from specdec.request import TokenLogprob
 from specdec.sampler import Sampler, SamplingRow, chunks, distributions, draw, draw_from
-from specdec.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +70,10 @@ class _Walk:
 class Verifier:
     """Holds every sequence's draft against the target, by the rule of its plan."""
 
-    def __init__(self, sampler: Sampler, tokenizer: Tokenizer) -> None:
+    def __init__(self, sampler: Sampler, pieces: AbstractSequence[bytes]) -> None:
         self._sampler = sampler
-        self._pieces = tokenizer.pieces(skip_special_tokens=False)
+        self._pieces = pieces
+        """What each token id adds to a text, special tokens included."""
 
     def verify(
         self,
