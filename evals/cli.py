@@ -6,7 +6,7 @@ import typer
 
 from specdec.evals.engine_commands import constrained, throughput
 from specdec.evals.grammar_commands import budget, compile_service, hostile, masks, schema
-from specdec.evals.speculation_commands import acceptance, equivalence
+from specdec.evals.speculation_commands import acceptance, equivalence, law
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -15,7 +15,7 @@ app = typer.Typer(
     help="Measure what the engine promises. Each eval ends with 0 if it holds, with 1 if it does not.",
 )
 
-for command in (equivalence, acceptance, throughput, constrained, schema, hostile):
+for command in (equivalence, law, acceptance, throughput, constrained, schema, hostile):
     app.command()(command)
 app.command("compile")(compile_service)
 for command in (masks, budget):

@@ -58,6 +58,24 @@ def equivalence(
     end(run_equivalence(model=model, exact=exact, grid=grid, terminal=terminal), terminal, save=save)
 
 
+def law(
+    samples: Annotated[int, typer.Option(min=1000, help="Texts sampled in each cell.", rich_help_panel=WORK)] = 200_000,
+    seed: Annotated[int, typer.Option(help="Seed of the first text.", rich_help_panel=WORK)] = 0,
+    json: Json = False,
+    save: Save = False,
+) -> None:
+    """Do speculative answers have the law of plain ones, by every kind of verification?
+
+    Texts of 2 or 3 tokens over 6 or 8, free and constrained, sampled by the engine's own sampler and verifier. Their
+    total variation from the plain law, which is written out, may be 3 times that of as many plain samples. Three faults
+    are planted, each of which must show as 10 times; with fewer samples than 200,000, as less.
+    """
+    from specdec.evals.law import run_law  # noqa: PLC0415
+
+    terminal = terminal_of(json=json)
+    end(run_law(num_samples=samples, seed=seed, terminal=terminal), terminal, save=save)
+
+
 def acceptance(
     spec: Annotated[
         list[str] | None,

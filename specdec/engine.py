@@ -86,7 +86,7 @@ class Engine:
         self.proposer = build_proposer(config, self._runtime, sampler)
         self.verifier = Verifier(
             sampler,
-            tokenizer,
+            tokenizer.pieces(skip_special_tokens=False),
             synthetic_acceptance_rates=()
             if config.speculative is None
             else config.speculative.synthetic_acceptance_rates,

@@ -36,8 +36,8 @@ _PRUNING_SLACK = 0.5
 _MIN_TEMPERATURE = 1e-30
 # Rows are worked on as many at a time as have this many logits: 4 MiB in fp64.
 _CHUNK_LOGITS = 2**19
-# Above this, tokens that could win are worth a row of their own.
-_MANY_SURVIVORS = 2**13
+# With more tokens a row that could win, each row is better worked on alone.
+_MANY_SURVIVORS = 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,12 @@ class Sampler:
         if not rows:
             return
         self._mask(logits, rows)
+        _add_bias(logits, rows)
         for i, row in enumerate(rows):
-            _bias(logits[i], row)
+            if _penalises(row.sequence.params):
+                _penalise(logits[i], row)
+            if row.sequence.params.min_tokens > row.sequence.num_output_tokens + len(row.preceding_draft_ids):
+                logits[i, list(row.sequence.eos_token_ids.union(row.sequence.params.stop_token_ids))] = -math.inf
         temperatures = [row.sequence.params.temperature for row in rows]
         if any(temperature not in {0.0, 1.0} for temperature in temperatures):
             logits /= torch.tensor([max(each, _MIN_TEMPERATURE) if each > 0.0 else 1.0 for each in temperatures])[
@@ -125,16 +129,15 @@ class Sampler:
             apply_token_mask(logits, table, row_ids, rows=torch.tensor(constrained))
 
 
-def _bias(logits: Tensor, row: SamplingRow) -> None:
-    """Bias, penalties and the fewest tokens, in place: logits fp32 [V]."""
-    params = row.sequence.params
-    if params.logit_bias:
-        ids = torch.tensor(list(params.logit_bias))
-        logits[ids] += torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
-    if params.repetition_penalty != 1.0 or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0:
-        _penalise(logits, row)
-    if params.min_tokens > row.sequence.num_output_tokens + len(row.preceding_draft_ids):
-        logits[list(row.sequence.eos_token_ids.union(params.stop_token_ids))] = -math.inf
+def _add_bias(logits: Tensor, rows: AbstractSequence[SamplingRow]) -> None:
+    biases = [(i, *each) for i, row in enumerate(rows) for each in row.sequence.params.logit_bias.items()]
+    if biases:
+        row_ids, token_ids, values = zip(*biases, strict=True)
+        logits[torch.tensor(row_ids), torch.tensor(token_ids)] += torch.tensor(values, dtype=torch.float32)
+
+
+def _penalises(params: SamplingParams) -> bool:
+    return params.repetition_penalty != 1.0 or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
 
 
 def _penalise(logits: Tensor, row: SamplingRow) -> None:
@@ -195,7 +198,7 @@ def _draw_with_gumbel(shaped: Tensor, rows: AbstractSequence[SamplingRow]) -> li
     """
     survivors = _survivors(shaped, rows)
     keys = [row.noise_key(Stream.TOKEN) for row in rows]
-    if len(rows) == 1 or int(survivors.sum()) > _MANY_SURVIVORS:
+    if len(rows) == 1 or int(survivors.sum()) > _MANY_SURVIVORS * len(rows):
         return [_draw_row_with_gumbel(*each) for each in zip(shaped, survivors, keys, strict=True)]
     row_ids, token_ids = survivors.nonzero(as_tuple=True)
     first, second = torch.tensor(keys)[row_ids].unbind(1)
@@ -216,30 +219,32 @@ def _survivors(shaped: Tensor, rows: AbstractSequence[SamplingRow]) -> Tensor:
 
     The noise spans less than GUMBEL_RANGE, so a token further than that below the most likely one cannot win.
     """
-    survivors = shaped > shaped.amax(dim=1, keepdim=True) - (GUMBEL_RANGE + _PRUNING_SLACK)
-    for i, row in enumerate(rows):
-        params = row.sequence.params
-        if params.top_k != 0 or params.top_p != 1.0 or params.min_p != 0.0:
-            survivors[i] = False
-            survivors[i, _truncate(shaped[i], params)] = True
+    survivors = shaped >= shaped.amax(dim=1, keepdim=True) - (GUMBEL_RANGE + _PRUNING_SLACK)
+    truncating = [i for i, row in enumerate(rows) if _truncates(row.sequence.params)]
+    if truncating:
+        survivors[truncating] = _truncate(shaped[truncating], [rows[i].sequence.params for i in truncating])
     return survivors
 
 
-def _truncate(shaped: Tensor, params: SamplingParams) -> Tensor:
-    """Ids that top-k, then top-p within those, then min-p keep; shaped logits fp32 [V].
+def _truncates(params: SamplingParams) -> bool:
+    return params.top_k != 0 or params.top_p != 1.0 or params.min_p != 0.0
+
+
+def _truncate(shaped: Tensor, params: AbstractSequence[SamplingParams]) -> Tensor:
+    """bool [R, V]: what top-k, then top-p within that, then min-p keep of shaped logits fp32 [R, V].
 
     Ties at a border go to the lowest ids.
     """
-    token_ids = (shaped > -math.inf).nonzero().squeeze(1)
-    values, order = shaped[token_ids].sort(descending=True, stable=True)
-    if 0 < params.top_k < len(values):
-        values, order = values[: params.top_k], order[: params.top_k]
-    weights = (values.double() - values[0]).exp()
-    keep = len(values)
-    if params.top_p < 1.0:
-        cumulative = weights.cumsum(0)
-        # The first token at which the sum reaches top_p is the last one kept.
-        keep = min(keep, int((cumulative < params.top_p * cumulative[-1]).sum()) + 1)
-    if params.min_p > 0.0:
-        keep = min(keep, int((weights >= params.min_p).sum()))
-    return token_ids[order[:keep]]
+    vocab_size = shaped.shape[1]
+    top_k = torch.tensor([each.top_k or vocab_size for each in params])[:, None]
+    # No sum exceeds infinity: where top-p is off, it does not cut what rounding adds nothing for.
+    top_p = torch.tensor([each.top_p if each.top_p < 1.0 else math.inf for each in params], dtype=torch.float64)
+    min_p = torch.tensor([each.min_p for each in params], dtype=torch.float64)
+    values, order = shaped.sort(dim=1, descending=True, stable=True)
+    ranks = torch.arange(vocab_size)
+    weights = (values.double() - values[:, :1]).exp_().masked_fill_(ranks >= top_k, 0.0)
+    cumulative = weights.cumsum(dim=1)
+    # The first token at which the sum reaches top_p is the last one kept.
+    num_below = (cumulative < top_p[:, None] * cumulative[:, -1:]).sum(dim=1, keepdim=True)
+    is_kept = (ranks <= num_below) & (ranks < top_k) & (weights >= min_p[:, None]) & (values > -math.inf)
+    return torch.zeros_like(is_kept).scatter_(1, order, is_kept)

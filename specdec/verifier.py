@@ -38,7 +38,6 @@ from specdec.proposers.base import DraftDistribution, Proposal
 from specdec.request import TokenLogprob
 from specdec.sampler import Sampler, SamplingRow, chunks, distributions, draw, draw_from
 from specdec.speculative import SYNTHETIC
-from specdec.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +91,16 @@ class Verifier:
     """Holds every sequence's draft against the target, by the rule of its plan."""
 
     def __init__(
-        self, sampler: Sampler, tokenizer: Tokenizer, *, synthetic_acceptance_rates: AbstractSequence[float] = ()
+        self,
+        sampler: Sampler,
+        pieces: AbstractSequence[bytes],
+        *,
+        synthetic_acceptance_rates: AbstractSequence[float] = (),
     ) -> None:
+        """`pieces` is what each token id adds to a text, special tokens included."""
         self._sampler = sampler
         self._synthetic_rates = synthetic_acceptance_rates
-        self._pieces = tokenizer.pieces(skip_special_tokens=False)
+        self._pieces = pieces
 
     def verify(
         self,

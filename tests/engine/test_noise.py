@@ -1,11 +1,12 @@
 """The keyed noise: a fair draw, a bounded range, the same bits in any company."""
 
+import itertools
 import math
 
 import numpy as np
 import torch
 
-from specdec.noise import GUMBEL_RANGE, Stream, fixed_log, gumbel, noise_key
+from specdec.noise import GUMBEL_RANGE, Stream, fixed_log, gumbel, noise_key, uniform
 
 
 def test_the_logarithm_is_right_over_every_exponent():
@@ -48,6 +49,8 @@ def test_neighbouring_keys_and_ids_are_uncorrelated():
         gumbel(noise_key(1, 1, 0, Stream.TOKEN), ids),
         gumbel(noise_key(1, 0, 1, Stream.TOKEN), ids),
         gumbel(noise_key(1, 0, 0, Stream.TOKEN), ids + 1),
+        gumbel(noise_key(1, 0, 0, Stream.DRAFT), ids),
+        gumbel(noise_key(1, 0, 0, Stream.TOKEN, draft_start=0), ids),
     ]
     for other in others:
         # The standard error of a correlation of 20,000 pairs is 0.007.
@@ -65,3 +68,29 @@ def test_a_token_has_the_same_noise_in_any_company():
 def test_seeds_of_all_64_bits_and_signs_differ():
     seeds = [0, 1, -1, 2**32, 2**63 - 1, -(2**63)]
     assert len({noise_key(seed, 0, 0, Stream.TOKEN) for seed in seeds}) == len(seeds)
+
+
+def test_keys_for_each_token_give_the_noise_of_each_key():
+    keys = [noise_key(seed, 0, 5, Stream.TOKEN) for seed in range(50)]
+    first, second = torch.tensor(keys).unbind(1)
+    ids = torch.arange(50) * 7
+    together = gumbel((first, second), ids)
+    assert together.tolist() == [float(gumbel(key, ids[i : i + 1])) for i, key in enumerate(keys)]
+
+
+def test_uniforms_lie_between_0_and_1_and_are_independent_between_streams_positions_and_drafts():
+    """Chi-square over 8 x 8 bins, 63 degrees of freedom: 120 is exceeded once in 100,000."""
+    assert uniform((0, 0)) == 2.0**-53
+    assert uniform((2**32 - 1, 2**32 - 1)) == 1.0 - 2.0**-53
+    num_draws = 20_000
+    columns = [
+        [uniform(noise_key(seed, 0, 5, Stream.ACCEPT, draft_start=5)) for seed in range(num_draws)],
+        [uniform(noise_key(seed, 0, 5, Stream.ACCEPT, draft_start=4)) for seed in range(num_draws)],
+        [uniform(noise_key(seed, 0, 5, Stream.DRAFT, draft_start=5)) for seed in range(num_draws)],
+        [uniform(noise_key(seed, 0, 5, Stream.RECOVERED)) for seed in range(num_draws)],
+        [uniform(noise_key(seed, 0, 6, Stream.ACCEPT, draft_start=5)) for seed in range(num_draws)],
+    ]
+    for first, second in itertools.combinations(columns, 2):
+        counts = np.histogram2d(first, second, bins=8, range=((0, 1), (0, 1)))[0]
+        expected = num_draws / 64
+        assert ((counts - expected) ** 2 / expected).sum() < 120

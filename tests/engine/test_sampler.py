@@ -3,105 +3,41 @@
 import math
 
 import numpy as np
+import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from specdec.noise import Stream, gumbel, noise_key
-from specdec.request import SamplingParams
-from specdec.sampler import Sampler, SamplingRow
-from specdec.sequence import Sequence
-
-VOCAB_SIZE = 101
-NUM_TOKEN_IDS = 97
-EOS = 2
-
-
-class Masks:
-    """The part of a mask table that the sampler reads."""
-
-    def __init__(self, allowed):
-        bits = np.zeros((len(allowed), 128), dtype=np.uint8)
-        for i, ids in enumerate(allowed):
-            bits[i, sorted(ids)] = 1
-        self.rows = np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
-
-
-def row_of(params, token_ids=(1, 5, 9), num_prompt_tokens=1, drafts=(), mask_row=None, choice_index=0):
-    sequence = Sequence(
-        request_id="r",
-        choice_index=choice_index,
-        params=params,
-        seed=params.seed or 0,
-        max_tokens=100,
-        eos_token_ids=frozenset({EOS}),
-        num_prompt_tokens=num_prompt_tokens,
-        token_ids=list(token_ids),
-        detokenizer=None,
-    )
-    return SamplingRow(sequence, drafts, mask_row)
-
-
-def sample_written_out(logits, row, allowed=None):
-    """One row in float64 where the definition leaves rounding open, in fp32 where it does not."""
-    params, sequence = row.sequence.params, row.sequence
-    z = logits.numpy().astype(np.float32).copy()
-    z[NUM_TOKEN_IDS:] = -np.inf
-    if allowed is not None:
-        z[[i for i in range(VOCAB_SIZE) if i not in allowed]] = -np.inf
-    for token_id, bias in params.logit_bias.items():
-        z[token_id] += np.float32(bias)
-    context = [*sequence.token_ids, *row.preceding_draft_ids]
-    output = context[sequence.num_prompt_tokens :]
-    penalty = np.float32(params.repetition_penalty)
-    for token_id in set(context):
-        z[token_id] = z[token_id] / penalty if z[token_id] > 0 else z[token_id] * penalty
-    for token_id in set(output):
-        count = np.float32(output.count(token_id))
-        z[token_id] -= count * np.float32(params.frequency_penalty) + np.float32(params.presence_penalty)
-    if len(output) < params.min_tokens:
-        z[[EOS, *params.stop_token_ids]] = -np.inf
-    if params.temperature == 0.0:
-        return int(z.argmax())
-    z = z / np.float32(params.temperature)
-    order = sorted((i for i in range(VOCAB_SIZE) if z[i] > -np.inf), key=lambda i: (-z[i], i))
-    if params.top_k:
-        order = order[: params.top_k]
-    weights = [math.exp(float(z[i]) - float(z[order[0]])) for i in order]
-    if params.top_p < 1.0:
-        total, cumulative, keep = sum(weights), 0.0, 0
-        for weight in weights:
-            cumulative += weight
-            keep += 1
-            if cumulative >= params.top_p * total:
-                break
-        order, weights = order[:keep], weights[:keep]
-    order = [i for i, weight in zip(order, weights, strict=True) if weight >= params.min_p]
-    key = noise_key(sequence.seed, sequence.choice_index, len(context), Stream.TOKEN)
-    noise = gumbel(key, torch.arange(VOCAB_SIZE)).numpy()
-    return max(sorted(order), key=lambda i: z[i] + noise[i])
-
-
-params_strategy = st.builds(
-    SamplingParams,
-    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
-    top_k=st.sampled_from([0, 0, 1, 5, 500]),
-    top_p=st.sampled_from([1.0, 1.0, 0.9, 0.3, 1e-6]),
-    min_p=st.sampled_from([0.0, 0.0, 0.05, 1.0]),
-    frequency_penalty=st.sampled_from([0.0, 0.5, -1.0]),
-    presence_penalty=st.sampled_from([0.0, 0.75]),
-    repetition_penalty=st.sampled_from([1.0, 1.3, 0.8]),
-    logit_bias=st.dictionaries(st.integers(0, NUM_TOKEN_IDS - 1), st.sampled_from([-100.0, -1.5, 3.0]), max_size=3),
-    min_tokens=st.sampled_from([0, 4]),
-    max_tokens=st.just(50),
-    stop_token_ids=st.sampled_from([(), (7, 8)]),
-    seed=st.integers(-(2**63), 2**63 - 1),
+from written_out_sampling import (
+    EOS,
+    NUM_TOKEN_IDS,
+    VOCAB_SIZE,
+    Masks,
+    params_strategy,
+    probs_written_out,
+    row_of,
+    sample_written_out,
+    token_lists,
 )
-token_lists = st.lists(st.integers(0, NUM_TOKEN_IDS - 1), max_size=6)
+
+from specdec import sampler as sampler_module
+from specdec.request import SamplingParams
+from specdec.sampler import Sampler, distributions, draw_from
+from specdec.speculative import PLAIN, SpeculationPlan, Verification
+
+REJECTION = SpeculationPlan(verification=Verification.REJECTION)
 
 
-@settings(max_examples=250, deadline=None)
+@pytest.fixture(params=["together", "one by one"])
+def rows_drawn(request, monkeypatch):
+    """Rows of few likely tokens draw together, others alone, and both with as many at a time as there is room for."""
+    if request.param == "one by one":
+        monkeypatch.setattr(sampler_module, "_MANY_SURVIVORS", 0)
+        monkeypatch.setattr(sampler_module, "_CHUNK_LOGITS", 2 * VOCAB_SIZE)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
+@pytest.mark.usefixtures("rows_drawn")
 def test_every_row_draws_what_sampling_written_out_draws(data):
     num_rows = data.draw(st.integers(1, 5))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
@@ -159,3 +95,70 @@ def test_greedy_ties_go_to_the_lowest_id():
     logits[0, [40, 41, 90]] = 5.0
     sampler = Sampler(Masks([{0}]), NUM_TOKEN_IDS)
     assert sampler.sample(logits, [row_of(SamplingParams(temperature=0.0))]) == [40]
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_drafts_come_with_the_probabilities_that_sampling_written_out_has(data):
+    num_rows = data.draw(st.integers(1, 5))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    logits = torch.randn(num_rows, VOCAB_SIZE, generator=generator) * data.draw(st.sampled_from([0.1, 3.0, 15.0]))
+    rows = [
+        row_of(
+            data.draw(params_strategy),
+            [1, *data.draw(token_lists)],
+            drafts=tuple(data.draw(token_lists)),
+            plan=data.draw(st.sampled_from([PLAIN, REJECTION])),
+        )
+        for _ in range(num_rows)
+    ]
+    drafts = Sampler(Masks([{0}]), NUM_TOKEN_IDS).sample_drafts(logits.clone(), rows)
+    for row, row_logits, (token_id, distribution) in zip(rows, logits, drafts, strict=True):
+        if row.sequence.plan is PLAIN or row.sequence.params.temperature == 0.0:
+            assert (token_id, distribution) == (sample_written_out(row_logits, row), None)
+            continue
+        probs = probs_written_out(row_logits, row)
+        dense = np.zeros(VOCAB_SIZE)
+        dense[distribution.token_ids] = distribution.probs
+        np.testing.assert_allclose(dense, probs, rtol=1e-9, atol=1e-300)
+        assert token_id in distribution.token_ids
+        assert distribution.token_ids.tolist() == sorted(set(distribution.token_ids.tolist()))
+
+
+def test_draft_tokens_follow_their_probabilities_and_neighbouring_drafts_are_independent():
+    """Chi-square over 9 tokens, and over their pairs: 8 and 80 degrees of freedom."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.full((VOCAB_SIZE,), -math.inf)
+    logits[:9] = torch.randn(9, generator=generator)
+    num_draws = 4000
+    rows = [row_of(SamplingParams(seed=seed), plan=REJECTION) for seed in range(num_draws)]
+    # The same position, as the second token of a draft that began one earlier.
+    earlier = [row_of(SamplingParams(seed=seed), (1, 5), drafts=(9,), plan=REJECTION) for seed in range(num_draws)]
+    sampler = Sampler(Masks([{0}]), NUM_TOKEN_IDS)
+    drawn = sampler.sample_drafts(logits.repeat(2 * num_draws, 1), [*rows, *earlier])
+    counts = np.zeros((9, 9))
+    for (first, _), (second, _) in zip(drawn[:num_draws], drawn[num_draws:], strict=True):
+        counts[first, second] += 1
+    probs = logits[:9].double().softmax(0).numpy()
+    assert ((counts.sum(1) - probs * num_draws) ** 2 / (probs * num_draws)).sum() < 40
+    expected = np.outer(probs, probs) * num_draws
+    assert ((counts - expected) ** 2 / expected).sum() < 160
+
+
+def test_inversion_finds_every_token_of_some_weight_and_no_other():
+    weights = torch.tensor([[0.0, 0.25, 0.0, 0.5, 0.25, 0.0]], dtype=torch.float64)
+    least, most = 2.0**-53, 1.0 - 2.0**-53
+    for total in (1.0, 3.0, 1e-300):
+        for uniform, token_id in ((least, 1), (0.2499, 1), (0.25, 3), (0.7499, 3), (0.75, 4), (most, 4)):
+            assert draw_from(weights * total, [uniform]) == [token_id]
+
+
+@pytest.mark.parametrize("temperature", [1e-8, 1e-20, 1e-45])
+def test_next_to_no_temperature_is_greedy(temperature):
+    logits = torch.randn(1, VOCAB_SIZE, generator=torch.Generator().manual_seed(1)) * 10
+    (best,) = Sampler(Masks([{0}]), NUM_TOKEN_IDS).sample(logits.clone(), [row_of(SamplingParams(temperature=0.0))])
+    row = row_of(SamplingParams(temperature=temperature, seed=1), plan=REJECTION)
+    sampler = Sampler(Masks([{0}]), NUM_TOKEN_IDS)
+    assert sampler.sample(logits.clone(), [row]) == [best]
+    sampler.shape(logits, [row])
+    assert distributions(logits, [row])[0, best] == 1.0

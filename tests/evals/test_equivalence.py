@@ -18,7 +18,7 @@ from specdec.evals.shallow_draft import shallow_draft
 from specdec.evals.terminal import Terminal
 from specdec.proposers.chain import ChainProposer
 from specdec.request import CompletionOutput, FinishReason, SpeculationStats, TokenLogprob
-from specdec.verifier import Verifier, Outcome
+from specdec.verifier import Outcome, Verifier
 
 SMALL = EquivalenceGrid(
     dtypes=("float32",),
