@@ -51,8 +51,8 @@ def report_of(result: EvalResult) -> str:
         *(f"<p class=note>{html.escape(warning)}</p>" for warning in result.warnings),
         "<h2>Speed-up over plain decoding</h2>",
         (
-            "<p class=note>Tokens a second, beside a plain run of the same requests; lines are the 95 % interval of the "
-            "median. Left of 1 is a loss.</p>"
+            "<p class=note>Tokens a second, beside a plain run of the same requests; lines are the 95 % interval of "
+            "the median. Left of 1 is a loss.</p>"
         ),
         _plot(_draw_speedups, groups),
         _speed_table(groups),
@@ -61,8 +61,8 @@ def report_of(result: EvalResult) -> str:
         parts += [
             "<h2>Where tokens came from</h2>",
             (
-                "<p class=note>Of all tokens of the answers: those that a proposer drafted and the target accepted, and "
-                "those that the target had to draw by itself.</p>"
+                "<p class=note>Of all tokens of the answers: those that a proposer drafted and the target accepted, "
+                "and those that the target had to draw by itself.</p>"
             ),
             _plot(_draw_shares, drafting),
             "<h2>Accepted, by position in the draft</h2>",
@@ -73,8 +73,8 @@ def report_of(result: EvalResult) -> str:
         parts += [
             "<h2>Accepted, by what is being written</h2>",
             (
-                "<p class=note>Of the draft tokens that were compared; above each bar, the share of such tokens that was "
-                "drafted.</p>"
+                "<p class=note>Of the draft tokens that were compared; above each bar, the share of such tokens that "
+                "was drafted.</p>"
             ),
             _plot(_draw_regions, drafting),
         ]

@@ -10,6 +10,7 @@ from typing import Final
 from specdec.evals.acceptance_group import GroupResult
 from specdec.evals.acceptance_rates import AcceptanceRates
 from specdec.evals.regions import REGIONS
+from specdec.evals.result import EvalResult
 from specdec.evals.spread import Spread
 from specdec.evals.terminal import Terminal
 
@@ -94,8 +95,10 @@ def show_groups(groups: Sequence[GroupResult], terminal: Terminal) -> None:
     )
 
 
-def write_csv(groups: Sequence[GroupResult], path: Path) -> None:
+def write_csv(result: EvalResult, path: Path) -> None:
     """One line a group, concurrency and arm."""
+    groups = result.figures["groups"]
+    assert isinstance(groups, list)
     rows = list(_csv_rows(groups))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))

@@ -15,8 +15,13 @@ app = typer.Typer(
     help="Measure what the engine promises. Each eval ends with 0 if it holds, with 1 if it does not.",
 )
 
-for command in (equivalence, law, acceptance, throughput, constrained, schema, hostile):
-    app.command()(command)
+app.command()(equivalence)
+app.command()(law)
+app.command()(acceptance)
+app.command()(throughput)
+app.command()(constrained)
+app.command()(schema)
+app.command()(hostile)
 app.command("compile")(compile_service)
-for command in (masks, budget):
-    app.command()(command)
+app.command()(masks)
+app.command()(budget)

@@ -16,7 +16,7 @@ from specdec.request import RequestOutput, SamplingParams
 from specdec.speculative import SpeculativeParams
 
 _FIRST_SEED = 1000
-_PENALTIES = {"frequency_penalty": 0.6, "presence_penalty": 0.3, "repetition_penalty": 1.15}
+_PENALISED = SamplingParams(frequency_penalty=0.6, presence_penalty=0.3, repetition_penalty=1.15)
 
 
 class CellResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,13 +52,13 @@ def answer(
     logprobs: int | None = None,
 ) -> tuple[RequestOutput, ...]:
     """The tasks' answers; a task's seed is its index, so that every run of the same tasks draws alike."""
-    penalties = _PENALTIES if penalised else {}
+    params = _PENALISED if penalised else SamplingParams()
     requests = [
         request_of(
             engine,
             task,
-            SamplingParams(
-                temperature=temperature, seed=_FIRST_SEED + i, max_tokens=max_tokens, logprobs=logprobs, **penalties
+            msgspec.structs.replace(
+                params, temperature=temperature, seed=_FIRST_SEED + i, max_tokens=max_tokens, logprobs=logprobs
             ),
             speculative=SpeculativeParams(num_speculative_tokens=draft_length),
         )

@@ -76,6 +76,7 @@ class EquivalenceGrid(msgspec.Struct, frozen=True, kw_only=True):
             for with_schema, temperature, penalised in itertools.product(
                 self.schemas, self.temperatures, self.penalties
             )
+            for draft_length in self.draft_lengths
             for batch in (batch for placed, batch in self.placements if placed == pool)
             # Without a schema there is nothing to force.
             if with_schema or drafted_by != "grammar"

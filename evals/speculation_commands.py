@@ -222,7 +222,7 @@ def acceptance(
     except RequestError as error:
         raise typer.BadParameter(str(error), param_hint="--spec") from error
     if csv is not None:
-        write_csv(result.figures["groups"], csv)
+        write_csv(result, csv)
     if html is not None:
         write_report(result, html)
     end(result, terminal, save=save)

@@ -7,12 +7,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from specdec import EnforcementReport, FinishReason, Request, SpeculationStats, TokenDelta, TokenLogprob
+import msgspec
+
+from specdec import DraftTrace, EnforcementReport, FinishReason, Request, SpeculationStats, TokenDelta, TokenLogprob
 from specdec.server.errors import of_delta_error
 from specdec.server.usage import (
     Extension,
     RequestMetrics,
+    TracedChoice,
     Usage,
+    prediction_details,
     speculative_decoding,
     usage,
 )
@@ -53,7 +57,10 @@ class Answer:
         self._num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
         self._num_cached_tokens: dict[str, int] = {}
         self._seeds: dict[str, int] = {}
-        self._speculation: SpeculationStats | None = None
+        self._speculation: dict[int, SpeculationStats] = {}
+        """By choice, once it has ended."""
+        self._is_predicted = any(request.prediction for request in requests)
+        self._drafts: dict[int, list[DraftTrace]] = {}
         self._has_report = has_report
         self._enforcement: EnforcementReport | None = None
         self._start = time.monotonic()
@@ -73,7 +80,9 @@ class Answer:
         self._num_cached_tokens[delta.request_id] = delta.num_cached_tokens
         self._seeds[delta.request_id] = delta.seed
         if delta.speculation is not None:
-            self._speculation = delta.speculation
+            self._speculation[choice.index] = delta.speculation
+        if delta.draft is not None:
+            self._drafts.setdefault(choice.index, []).append(delta.draft)
         if self._has_report and delta.enforcement is not None:
             self._enforcement = delta.enforcement
         if delta.token_ids:
@@ -87,14 +96,19 @@ class Answer:
             self._num_prompt_tokens,
             sum(choice.num_tokens for choice in self.choices),
             sum(self._num_cached_tokens.values()),
+            prediction_details(self._speculation.values()) if self._is_predicted else None,
         )
 
     def extension(self) -> Extension:
         """The seeds, in the order of the prompts, and the report where it was asked for."""
         seeds = [self._seeds.get(request_id, 0) for request_id in self._first_choice]
+        extension = Extension(
+            enforcement=self._enforcement,
+            trace=[TracedChoice(index, drafts) for index, drafts in sorted(self._drafts.items())] or None,
+        )
         if len(seeds) == 1:
-            return Extension(seed=seeds[0], enforcement=self._enforcement)
-        return Extension(seeds=seeds, enforcement=self._enforcement)
+            return msgspec.structs.replace(extension, seed=seeds[0])
+        return msgspec.structs.replace(extension, seeds=seeds)
 
     def metrics(self, num_speculative_tokens: int) -> RequestMetrics | None:
         """Timing and speculation, of an answer with one choice."""
@@ -110,8 +124,8 @@ class Answer:
             mean_itl_ms=None if generation_s is None or num_tokens < 2 else 1e3 * generation_s / (num_tokens - 1),
             tokens_per_second=num_tokens / (last - self._start) if last is not None else None,
             speculative_decoding=None
-            if self._speculation is None or not num_speculative_tokens
-            else speculative_decoding(self._speculation, num_speculative_tokens),
+            if not self._speculation or not num_speculative_tokens
+            else speculative_decoding(self._speculation[0], num_speculative_tokens),
         )
 
 

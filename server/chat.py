@@ -59,6 +59,7 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
                 sampling_params=params,
                 constraint=requested.constraint,
                 cache_salt=exchange_of(request).cache_salt,
+                **chat.request_fields(),
             )
         ],
         ignored=ignored,
@@ -146,7 +147,7 @@ class _Spelling:
         self.stream_options = chat.stream_options
         self.has_logprobs = params.logprobs is not None
         self.has_metrics = service.config.per_request_spec_decode_metrics != "off"
-        self.num_speculative_tokens = service.num_speculative_tokens
+        self.num_speculative_tokens = service.num_speculative_tokens(chat)
 
     def whole(self, answer: Answer) -> ChatCompletion:
         """The answer to a request that does not stream."""

@@ -8,7 +8,7 @@ import msgspec
 
 from specdec import FinishReason, TokenLogprob
 from specdec.server.response_format import ResponseFormat
-from specdec.server.sampling import SamplingFields
+from specdec.server.speculation import SpeculationFields
 from specdec.server.structured_outputs import StructuredOutputs
 from specdec.server.usage import Extension, RequestMetrics, Usage
 
@@ -47,7 +47,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_obfuscation: bool | None = None
 
 
-class ChatRequest(SamplingFields, frozen=True, kw_only=True):
+class ChatRequest(SpeculationFields, frozen=True, kw_only=True):
     """The body of POST /v1/chat/completions; structured_outputs is vLLM's."""
 
     model: str

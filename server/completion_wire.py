@@ -9,12 +9,12 @@ import msgspec
 from specdec import FinishReason, TokenLogprob
 from specdec.server.chat_wire import MIN_LOGPROB, StreamOptions
 from specdec.server.response_format import ResponseFormat
-from specdec.server.sampling import SamplingFields
+from specdec.server.speculation import SpeculationFields
 from specdec.server.structured_outputs import StructuredOutputs
 from specdec.server.usage import Extension, RequestMetrics, Usage
 
 
-class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
+class CompletionRequest(SpeculationFields, frozen=True, kw_only=True):
     """The body of POST /v1/completions; response_format is an extension, structured_outputs is vLLM's."""
 
     model: str

@@ -57,6 +57,7 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
             else _with_default_max_tokens(params, service.engine.max_model_len - len(prompt)),
             constraint=requested.constraint,
             cache_salt=exchange_of(request).cache_salt,
+            **completion.request_fields(),
         )
         for index, prompt in enumerate(prompts)
     ]
@@ -155,7 +156,7 @@ class _Spelling:
         self.has_top_logprobs = bool(params.logprobs)
         self.has_logprobs = params.logprobs is not None
         self.has_metrics = service.config.per_request_spec_decode_metrics != "off"
-        self.num_speculative_tokens = service.num_speculative_tokens
+        self.num_speculative_tokens = service.num_speculative_tokens(completion)
         self.choices_per_prompt = params.n
         self.echoes: list[str] = []
 

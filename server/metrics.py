@@ -144,7 +144,13 @@ class _EngineCollector(Collector):
             ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_cache_queries),
             ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits),
             ("num_preemptions", "Choices preempted, to be computed again.", stats.num_preemptions),
-            ("draft_cut_by_grammar", "Draft runs ended by the grammar.", stats.num_drafts_cut_by_grammar),
+            ("draft_invalidated_by_grammar", "Draft runs ended by the grammar.", stats.num_drafts_cut_by_grammar),
+            ("grammar_forced_tokens", "Tokens that the grammar had forced and drafted.", _num_forced(stats)),
+            (
+                "spec_decode_passes",
+                "Target passes that verified a draft, whoever drafted.",
+                stats.speculation.num_drafts,
+            ),
             ("grammar_cache_hits", "Constraints found compiled.", stats.grammar_cache_hits),
             ("grammar_cache_misses", "Constraints compiled.", stats.grammar_cache_misses),
             ("grammar_compile_seconds", "Time spent compiling constraints.", stats.grammar_compile_seconds),
@@ -165,7 +171,7 @@ class _EngineCollector(Collector):
 
     def _speculation(self, stats: EngineStats) -> Iterator[Metric]:
         for name, text, attribute in (
-            ("num_drafts", "Target passes that verified a draft.", "num_drafts"),
+            ("num_drafts", "Drafts with tokens of this proposer: one may count for several.", "num_drafts"),
             ("num_draft_tokens", "Tokens drafted.", "num_draft_tokens"),
             ("num_accepted_tokens", "Draft tokens accepted.", "num_accepted_tokens"),
             ("num_rejected_tokens", "Draft tokens rejected.", "num_rejected_tokens"),
@@ -192,3 +198,8 @@ class _EngineCollector(Collector):
 
     def _counter(self, name: str, text: str, *labels: str) -> CounterMetricFamily:
         return CounterMetricFamily(PREFIX + name, text, labels=("model_name", *labels))
+
+
+def _num_forced(stats: EngineStats) -> int:
+    own = stats.speculation.by_proposer.get("grammar")
+    return 0 if own is None else own.num_accepted_tokens

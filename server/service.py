@@ -9,10 +9,11 @@ from typing import Any
 
 from litestar import Request as HttpRequest
 
-from specdec import AsyncEngine, __version__
+from specdec import AsyncEngine, __version__, resolve_plan
 from specdec.server.config import ServerConfig
 from specdec.server.errors import ApiError, ErrorObject
 from specdec.server.metrics import ServerMetrics
+from specdec.server.speculation import SpeculationFields
 
 _STATE_NAME = "service"
 
@@ -55,11 +56,12 @@ class Service:
             )
         return name
 
-    @property
-    def num_speculative_tokens(self) -> int:
-        """Draft tokens per step at most; 0 without speculation."""
-        speculative = self.engine.config.speculative
-        return 0 if speculative is None else speculative.num_speculative_tokens
+    def num_speculative_tokens(self, fields: SpeculationFields) -> int:
+        """Draft tokens a target pass at most; 0 without speculation. Raises RequestError for what the engine lacks."""
+        plan = resolve_plan(
+            self.engine.config.speculative, fields.speculative, has_prediction=fields.prediction is not None
+        )
+        return plan.max_tokens
 
     def put(self, state: Any) -> None:
         """Make this the service of an application (Any: Litestar's State is untyped)."""

@@ -15,7 +15,6 @@ CHAT_REFUSED = {
     "tool_choice": Refused(("none", "auto"), "only none and auto are accepted, as there are no tools"),
     "functions": Refused(([],), "leave it out, and describe the answer you need by response_format"),
     "function_call": Refused(("none", "auto"), "only none and auto are accepted, as there are no functions"),
-    "prediction": Refused((), "leave it out; the server drafts by itself when it is started with --spec"),
     "audio": Refused((), "this model writes text only"),
     "modalities": Refused((["text"], []), 'this model writes text only; send ["text"] or nothing'),
     "web_search_options": Refused((), "this server reaches no network"),

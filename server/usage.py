@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import msgspec
 
-from specdec import EnforcementReport, SpeculationStats
+from specdec import DraftTrace, EnforcementReport, SpeculationStats
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -15,13 +16,34 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a prediction's tokens; those rejected are in no other count."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
+
+
 class Usage(msgspec.Struct, frozen=True):
-    """OpenAI's usage object; tokens drafted and rejected are not in it."""
+    """OpenAI's usage object; tokens drafted and rejected are not in its counts."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | msgspec.UnsetType = msgspec.UNSET
+    """Of a request with a prediction."""
+
+
+class ProposerCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one proposer's tokens."""
+
+    num_drafts: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    num_rejected_tokens: int
+    num_discarded_tokens: int
 
 
 class SpeculativeDecoding(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +57,9 @@ class SpeculativeDecoding(msgspec.Struct, frozen=True, kw_only=True):
     num_accepted_draft_tokens: int
     num_draft_tokens: int
     num_spec_tokens: int
+    """The longest draft that was allowed."""
+    by_proposer: dict[str, ProposerCounts]
+    """An extension; the counts of tokens add up to those above."""
 
 
 class RequestMetrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +73,13 @@ class RequestMetrics(msgspec.Struct, frozen=True, kw_only=True):
     speculative_decoding: SpeculativeDecoding | None
 
 
+class TracedChoice(msgspec.Struct, frozen=True):
+    """What was drafted for one choice, a draft a target pass."""
+
+    index: int
+    drafts: list[DraftTrace]
+
+
 class Extension(msgspec.Struct, frozen=True, omit_defaults=True):
     """specdec's own part of an answer: the seed that reproduces it (of several prompts, one each), and its report."""
 
@@ -55,16 +87,35 @@ class Extension(msgspec.Struct, frozen=True, omit_defaults=True):
     seeds: list[int] | None = None
     enforcement: EnforcementReport | None = None
     """What was enforced of the constraint; on request."""
+    trace: list[TracedChoice] | None = None
+    """What every target pass verified, by choice; on request, and in a stream with the last chunk."""
 
 
-def usage(num_prompt_tokens: int, num_completion_tokens: int, num_cached_tokens: int) -> Usage:
+def usage(
+    num_prompt_tokens: int,
+    num_completion_tokens: int,
+    num_cached_tokens: int,
+    predicted: CompletionTokensDetails | None = None,
+) -> Usage:
     """The usage object of these counts."""
     return Usage(
         prompt_tokens=num_prompt_tokens,
         completion_tokens=num_completion_tokens,
         total_tokens=num_prompt_tokens + num_completion_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=num_cached_tokens),
+        completion_tokens_details=msgspec.UNSET if predicted is None else predicted,
     )
+
+
+def prediction_details(stats: Iterable[SpeculationStats]) -> CompletionTokensDetails:
+    """What became of the tokens that were drafted from a prediction; drafted twice, a token counts twice."""
+    accepted = rejected = 0
+    for each in stats:
+        own = each.by_proposer.get("prediction")
+        if own is not None:
+            accepted += own.num_accepted_tokens
+            rejected += own.num_rejected_tokens + own.num_discarded_tokens
+    return CompletionTokensDetails(accepted_prediction_tokens=accepted, rejected_prediction_tokens=rejected)
 
 
 def speculative_decoding(stats: SpeculationStats, num_speculative_tokens: int) -> SpeculativeDecoding:
@@ -81,4 +132,14 @@ def speculative_decoding(stats: SpeculationStats, num_speculative_tokens: int) -
         num_accepted_draft_tokens=stats.num_accepted_tokens,
         num_draft_tokens=stats.num_draft_tokens,
         num_spec_tokens=num_speculative_tokens,
+        by_proposer={
+            name: ProposerCounts(
+                num_drafts=own.num_drafts,
+                num_draft_tokens=own.num_draft_tokens,
+                num_accepted_tokens=own.num_accepted_tokens,
+                num_rejected_tokens=own.num_rejected_tokens,
+                num_discarded_tokens=own.num_discarded_tokens,
+            )
+            for name, own in stats.by_proposer.items()
+        },
     )

@@ -54,6 +54,9 @@ _HOME_OF = {
     "SpeculativeConfig": "specdec.speculative",
     "SpeculativeParams": "specdec.speculative",
     "Verification": "specdec.speculative",
+    "DraftTrace": "specdec.request",
+    "ProposerStats": "specdec.request",
+    "resolve_plan": "specdec.speculative",
     "TextOrToolCalls": "specdec.grammars.constraints",
     "TokenDelta": "specdec.request",
     "Tokenizer": "specdec.tokenizer",
@@ -98,7 +101,9 @@ if TYPE_CHECKING:
     from specdec.grammars.report import Restriction as Restriction
     from specdec.models.catalog import pull_model as pull_model
     from specdec.request import CompletionOutput as CompletionOutput
+    from specdec.request import DraftTrace as DraftTrace
     from specdec.request import FinishReason as FinishReason
+    from specdec.request import ProposerStats as ProposerStats
     from specdec.request import Request as Request
     from specdec.request import RequestOutput as RequestOutput
     from specdec.request import SamplingParams as SamplingParams
@@ -108,6 +113,7 @@ if TYPE_CHECKING:
     from specdec.speculative import SpeculativeConfig as SpeculativeConfig
     from specdec.speculative import SpeculativeParams as SpeculativeParams
     from specdec.speculative import Verification as Verification
+    from specdec.speculative import resolve_plan as resolve_plan
     from specdec.stats import EngineStats as EngineStats
     from specdec.tokenizer import Tokenizer as Tokenizer
 

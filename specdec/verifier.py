@@ -13,8 +13,8 @@ Coupled (Daliri, Musco, Suresh 2024): the target draws its own token at every po
 and a draft token is accepted iff it is that token. What is emitted is what the target alone would have drawn, whoever
 drafted. So it is at temperature 0, where there is only one token to draw, whatever the plan.
 
-A token of the synthetic proposer is accepted with the rate of its position, whatever the target draws: what is emitted is
-then no model's, and allowed by the grammar all the same.
+A token of the synthetic proposer is accepted with the rate of its position, whatever the target draws: what is emitted
+is then no model's, and allowed by the grammar all the same.
 
 Rejection and block (acceptance_rules.py) hold the probabilities of target and draft against each other. Without a draft
 they draw the token that the target alone would have.
