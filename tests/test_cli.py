@@ -29,7 +29,7 @@ from specdec.errors import ConfigError, ModelError
 from specdec.grammars import Limits
 from specdec.models.progress import ModelProgress, progress_bars
 from specdec.server import RequestLimits
-from specdec.speculative import SpeculativeConfig
+from specdec.speculative import SpeculativeConfig, Verification
 
 SPECDEC = [sys.executable, "-P", "-W", "error", str(Path(sys.executable).with_name("specdec"))]
 COMMANDS = ["serve", "run", "pull", "version"]
@@ -103,7 +103,7 @@ def test_a_server_takes_bodies_that_hold_the_schemas_it_was_told_to_take():
 
 def test_every_field_of_the_configuration_has_its_flag():
     spread_over = {
-        "speculative": {"spec", "draft", "num_speculative_tokens", "speculative_config"},
+        "speculative": {"spec", "draft", "num_speculative_tokens", "verification", "speculative_config"},
         "grammar_limits": {"grammar_limit"},
     }
     expected = set().union(*(spread_over.get(name, {name}) for name in EngineConfig.__struct_fields__))
@@ -119,7 +119,20 @@ def test_every_field_of_the_configuration_has_its_flag():
             ["--spec", "ngram", "--num-speculative-tokens", "7"],
             SpeculativeConfig(method="ngram", num_speculative_tokens=7),
         ),
-        (["--draft", "small"], SpeculativeConfig(method="draft_model", model="small")),
+        ([], SpeculativeConfig(method="grammar")),
+        (["--num-speculative-tokens", "3"], SpeculativeConfig(method="grammar", num_speculative_tokens=3)),
+        (["--spec", "chain"], SpeculativeConfig(method="chain")),
+        (["--spec", "grammar+suffix"], SpeculativeConfig(method="grammar+suffix")),
+        (
+            ["--spec", "chain", "--verification", "block"],
+            SpeculativeConfig(method="chain", verification=Verification.BLOCK),
+        ),
+        (["--draft", "small"], SpeculativeConfig(method="chain", model="small")),
+        (["--spec", "draft_model", "--draft", "small"], SpeculativeConfig(method="draft_model", model="small")),
+        (
+            ["--speculative-config", '{"method": "chain", "rejection_sample_method": "standard"}'],
+            SpeculativeConfig(method="chain", rejection_sample_method="standard"),
+        ),
         (
             ["--speculative-config", '{"method": "draft_model", "model": "small"}'],
             SpeculativeConfig(method="draft_model", model="small"),
@@ -133,16 +146,21 @@ def test_the_short_forms_of_speculation_mean_the_long_one(arguments, speculative
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--spec", "ngram", "--draft", "m"], "--spec ngram takes no draft model; drop it to draft with m"),
-        (["--spec", "none", "--draft", "m"], "--spec none takes no draft model"),
+        (["--spec", "ngram", "--draft", "m"], "--spec ngram takes no draft model; say --spec ngram+draft_model"),
+        (["--spec", "none", "--draft", "m"], "--draft: --spec none drafts nothing; drop one of the two"),
+        (["--spec", "none", "--num-speculative-tokens", "3"], "--num-speculative-tokens: --spec none drafts nothing"),
+        (["--spec", "none", "--verification", "block"], "--verification: --spec none drafts nothing"),
+        (["--spec", "eagle"], "--spec: speculative method 'eagle' is unknown; it is chain, none, one of grammar,"),
+        (["--spec", "draft_model"], "--spec: method draft_model needs `model`"),
         (["--draft", ""], "--draft: the draft model has no name"),
-        (["--num-speculative-tokens", "3"], "--num-speculative-tokens: nothing drafts; add --spec ngram or --draft"),
-        (["--spec", "none", "--num-speculative-tokens", "3"], "--num-speculative-tokens: nothing drafts"),
         (["--spec", "ngram", "--num-speculative-tokens", "0"], "--num-speculative-tokens: num_speculative_tokens is 0"),
         (["--speculative-config", "{}", "--spec", "ngram"], "--spec says the same as --speculative-config"),
         (["--speculative-config", "{}", "--draft", "m"], "--draft says the same as --speculative-config"),
         (["--speculative-config", "{"], "--speculative-config: Input data was truncated; it takes a JSON object"),
-        (["--speculative-config", '{"method": "eagle"}'], "--speculative-config: Invalid enum value 'eagle'"),
+        (
+            ["--speculative-config", '{"method": "eagle"}'],
+            "--speculative-config: speculative method 'eagle' is unknown",
+        ),
         (["--speculative-config", '{"method": "ngram", "x": 1}'], "unknown field `x`; it takes a JSON object with"),
         (["--speculative-config", '{"method": "draft_model"}'], "--speculative-config: method draft_model needs"),
         (["--num-kv-blocks", "5", "--kv-cache-memory", "1GB"], "--num-kv-blocks and --kv-cache-memory each size"),
@@ -557,7 +575,7 @@ def test_serve_greets_with_what_a_user_needs_and_ends_cleanly_on_ctrl_c(tiny_mod
         assert process.poll() is None, banner
         assert re.search(rf"model +{re.escape(str(tiny_model_folder))}, float32 on cpu, \d+ threads", banner)
         assert re.search(r"KV cache +50 blocks of 16 tokens, .* MiB: 0\.4 sequences of 2048 tokens", banner)
-        assert re.search(r"proposer +ngram, up to 4 tokens a draft", banner)
+        assert re.search(r"proposer +ngram, up to 32 tokens a draft, as many as pay", banner)
         url = re.search(r"ready +(http://127\.0\.0\.1:\d+)/v1 in [\d.]+ s", banner)[1]
         assert httpx.get(f"{url}/v1/models").status_code == 200
         answer = send_curl(banner.splitlines()[-1])
@@ -580,7 +598,7 @@ def test_serve_guards_with_the_key_of_the_environment_and_serves_the_name_it_was
         curl = banner.splitlines()[-1]
         assert send_curl(curl).status_code == 401
         assert send_curl(curl.replace("YOUR_KEY", "sesame")).status_code == 200
-    assert "proposer   none" in banner
+    assert "proposer   grammar, up to 32 tokens a draft" in banner
 
 
 def test_progress_of_a_pull_and_of_loading_is_drawn_and_full_bars_are_let_go(capsys):

@@ -263,9 +263,14 @@ class EngineFlags:
         assert default is not None, "an engine drafts unless told otherwise"
         method = self.spec or (default.method if self.draft is None else CHAIN)
         try:
-            methods_of(method, has_draft_model=self.draft is not None)
+            methods = methods_of(method, has_draft_model=self.draft is not None)
         except ConfigError as error:
             raise ConfigError(str(error), flag="--spec") from error
+        if self.draft is not None and "draft_model" not in methods:
+            raise ConfigError(
+                f"--spec {method} takes no draft model; say --spec {method}+draft_model, or drop --draft",
+                flag="--draft",
+            )
         try:
             return SpeculativeConfig(
                 method=method,

@@ -1,6 +1,8 @@
 """`specdec eval` on the tiny model: JSON on standard output, verdicts as exit codes, and faults that are found."""
 
+import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -52,33 +54,99 @@ def test_every_command_has_help_in_groups(name):
 
 
 def acceptance(folder, num_tasks, *more):
-    size = ["--num-tasks", str(num_tasks), "--repeats", "2", "--max-tokens", "12"]
+    size = ["--num-tasks", str(num_tasks), "--repeats", "2", "--max-tokens", "12", "--concurrency", "1,3"]
     return invoke("acceptance", "--model", str(folder), *size, *more)
 
 
-def test_acceptance_reports_rates_speeds_and_validity(tiny_model_folder):
-    exit_code, shown = acceptance(tiny_model_folder, 2, "--spec", "ngram")
-    assert exit_code == 0
-    groups = {group["group"]: group for group in shown["groups"]}
-    assert set(groups) == {"free text", "structured, no schema", "structured, schema"}
-    for group in groups.values():
-        rates = group["rates"]
-        ended = rates["num_accepted_tokens"] + rates["num_rejected_tokens"] + rates["num_discarded_tokens"]
-        assert ended == rates["num_draft_tokens"]
-        assert rates["num_generated_tokens"] > 0
-        assert len(group["speedup"]["values"]) == 2
-        assert sum(by["num_draft_tokens"] for by in group["rates_by_category"].values()) == rates["num_draft_tokens"]
-    assert groups["free text"]["validity"] is None
-    assert groups["structured, schema"]["validity"]["num_answers"] == 4 * groups["structured, schema"]["num_requests"]
+def test_acceptance_reports_rates_speeds_and_validity(tiny_model_folder, tmp_path):
+    files = ["--csv", str(tmp_path / "rows.csv"), "--html", str(tmp_path / "report.html")]
+    exit_code, shown = acceptance(
+        *(tiny_model_folder, 2, "--spec", "chain", "--spec", "ngram", "--num-speculative-tokens", "4", *files),
+    )
+    assert exit_code == 0, shown["failures"]
+    groups = {(group["group"], group["concurrency"]): group for group in shown["groups"]}
+    for name in ("structured", "structured, no schema", "chat", "summarising", "translation", "code_edit"):
+        for concurrency in (1, 3):
+            group = groups[name, concurrency]
+            assert [arm["arm"] for arm in group["arms"]] == ["plain", "chain, K=4", "ngram, K=4"]
+            for arm in group["arms"]:
+                rates = arm["rates"]
+                ended = rates["num_accepted_tokens"] + rates["num_rejected_tokens"] + rates["num_discarded_tokens"]
+                assert ended == rates["num_draft_tokens"]
+                assert rates["num_generated_tokens"] > 0
+                parts = [own["num_draft_tokens"] for own in rates["by_proposer"].values()]
+                assert sum(parts) == rates["num_draft_tokens"]
+                parts = [own["num_draft_tokens"] for own in arm["rates_by_category"].values()]
+                assert sum(parts) == rates["num_draft_tokens"]
+                assert "".join(token["text"] for token in arm["example"])
+            plain, chain, _ = group["arms"]
+            assert plain["speedup"] is None
+            assert plain["rates"]["num_draft_tokens"] == 0
+            assert len(chain["speedup"]["values"]) == 2
+    structured = groups["structured", 1]["arms"][1]
+    assert structured["validity"]["num_answers"] == 4
+    assert structured["rates"]["forced_share"] > 0
+    tokens = sum(own["num_tokens"] for own in structured["rates"]["by_region"].values())
+    assert tokens == structured["rates"]["num_generated_tokens"]
+    assert groups["chat", 1]["arms"][1]["validity"] is None
+    rows = list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))
+    assert len(rows) == 3 * len(groups)
+    assert {row["arm"] for row in rows} == {"plain", "chain, K=4", "ngram, K=4"}
+    report = (tmp_path / "report.html").read_text()
+    assert report.count("<svg") == 4
+    assert "http" not in re.sub(r"http://(www\.w3\.org|purl\.org|creativecommons\.org)", "", report).replace(
+        "https://matplotlib.org", ""
+    )
+
+
+def test_a_model_draft_that_is_not_masked_drafts_what_is_forbidden(tiny_model_folder, tiny_draft_folder):
+    exit_code, shown = acceptance(
+        *(tiny_model_folder, 2, "--draft", str(tiny_draft_folder), "--spec", "draft_model", "--compare-masks"),
+        *("--group", "structured", "--num-speculative-tokens", "3", "--exact"),
+    )
+    assert exit_code == 0, shown["failures"]
+    _, masked, unmasked = shown["groups"][0]["arms"]
+    assert (masked["arm"], unmasked["arm"]) == ("draft_model, K=3", "draft_model, K=3, unmasked")
+    assert masked["rates"]["num_forbidden_tokens"] == 0 < unmasked["rates"]["num_forbidden_tokens"]
+    assert masked["num_differing"] == unmasked["num_differing"] == 0
 
 
 def test_the_target_as_its_own_draft_is_accepted_whole(tiny_model_folder):
-    exit_code, shown = acceptance(tiny_model_folder, 1, "--draft", str(tiny_model_folder), "--exact")
+    exit_code, shown = acceptance(
+        *(tiny_model_folder, 1, "--draft", str(tiny_model_folder), "--spec", "draft_model", "--exact"),
+        *("--num-speculative-tokens", "4"),
+    )
     assert exit_code == 0
     for group in shown["groups"]:
-        assert group["rates"]["acceptance_rate"] == 1.0
-        assert group["rates"]["mean_acceptance_length"] > 2
-        assert group["num_differing"] == 0
+        assert group["arms"][1]["rates"]["acceptance_rate"] == 1.0
+        assert group["arms"][1]["rates"]["mean_acceptance_length"] > 2
+        assert group["arms"][1]["num_differing"] == 0
+
+
+def test_tasks_of_ones_own_are_a_group(tiny_model_folder, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "a b a b a b"}\n{"prompt": "one of two", "schema": {"enum": ["one", "two"]}}\n')
+    exit_code, shown = acceptance(tiny_model_folder, 5, "--dataset", str(path))
+    assert exit_code == 0
+    assert [(group["group"], group["num_requests"]) for group in shown["groups"]] == [("mine", 2)] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--group", "poems"], "there is no group 'poems' of tasks"),
+        (["--spec", "eagle"], "speculative method 'eagle' is unknown"),
+        (["--dataset", "nowhere.jsonl"], "cannot be read"),
+        (["--concurrency", "0"], "no list of numbers"),
+        (["--csv", "/nowhere/at/all.csv"], "there is no folder"),
+    ],
+)
+def test_a_mistake_in_acceptances_parameters_is_named(tiny_model_folder, arguments, complaint):
+    finished = CliRunner().invoke(
+        cli.app, ["acceptance", "--model", str(tiny_model_folder), *arguments], env={"COLUMNS": "200"}
+    )
+    assert finished.exit_code != 0
+    assert complaint in finished.output + str(finished.exception)
 
 
 def test_counts_that_do_not_add_up_fail_acceptance(monkeypatch, tiny_model_folder):

@@ -7,19 +7,38 @@ import pytest
 
 from specdec.evals.workload import load_workload, spread_by_length, with_shared_prefixes
 from specdec.grammars import GrammarCompiler, Vocabulary
+from specdec.tokenizer import Tokenizer
 
 
-def test_there_are_twenty_structured_tasks_over_twenty_schemas():
+def test_there_are_eighty_structured_tasks_over_forty_schemas():
     tasks = load_workload("structured")
-    assert len(tasks) >= 20
-    assert len({json.dumps(task.schema, sort_keys=True) for task in tasks}) >= 20
+    assert len(tasks) >= 80
+    assert len({json.dumps(task.schema, sort_keys=True) for task in tasks}) >= 40
+    assert {task.category for task in tasks} >= {
+        *("extraction", "classification", "function_arguments", "nested_lists", "long_enums", "configs"),
+    }
 
 
-def test_there_are_twenty_free_text_tasks_of_every_category():
+def test_there_are_sixty_free_text_tasks_of_every_category():
     tasks = load_workload("free_text")
-    assert len(tasks) >= 20
+    assert len(tasks) >= 60
     assert all(task.schema is None for task in tasks)
-    assert {task.category for task in tasks} == {"chat", "summarising", "code edits", "translation"}
+    assert {task.category for task in tasks} == {"chat", "summarising", "code_edit", "translation"}
+
+
+def test_what_an_edit_is_predicted_by_is_what_it_edits():
+    predicted = [task for task in load_workload("free_text") if task.prediction is not None]
+    assert len(predicted) >= 10
+    for task in predicted:
+        assert task.category == "code_edit"
+        assert task.prediction in task.messages[-1].content
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", ["structured", "free_text"])
+def test_every_task_leaves_room_for_its_answer(default_model_folder, name):
+    tokenizer = Tokenizer.from_folder(default_model_folder)
+    assert max(len(tokenizer.encode_chat(task.chat())) for task in load_workload(name)) < 1500
 
 
 @pytest.mark.parametrize("name", ["structured", "free_text"])
