@@ -60,12 +60,12 @@ _PENALISED = msgspec.structs.replace(
 def all_cells() -> list[Cell]:
     """Plain decoding, every kind of verification over the same worlds, and the faults."""
     replace = msgspec.structs.replace
-    coupled = (_TRUNCATED, _CONSTRAINED)
-    by_rule = (_FREE, _TRUNCATED, _CONSTRAINED, _UNMASKED, _PENALISED)
+    by_rule = (_FREE, _TRUNCATED, _CONSTRAINED, _UNMASKED)
     return [
         replace(_FREE, name="free, no drafts", drafted_by="nobody"),
-        *coupled,
-        *(replace(world, verification=Verification.REJECTION) for world in by_rule),
+        _TRUNCATED,
+        _CONSTRAINED,
+        *(replace(world, verification=Verification.REJECTION) for world in (*by_rule, _PENALISED)),
         *(replace(world, verification=Verification.BLOCK) for world in by_rule),
         replace(
             _UNMASKED,

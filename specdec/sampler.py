@@ -96,7 +96,7 @@ class Sampler:
             token_ids = draw_from(probs, [uniform(row.noise_key(Stream.DRAFT)) for row in own])
             kept = probs > 0.0
             sizes = kept.sum(dim=1).tolist()
-            ids, own_probs = torch.split(kept.nonzero()[:, 1], sizes), torch.split(probs[kept], sizes)
+            ids, own_probs = torch.split(kept.nonzero(as_tuple=True)[1], sizes), torch.split(probs[kept], sizes)
             made = zip(token_ids, map(DraftDistribution, ids, own_probs), strict=True)
             drafts.update(zip(chunk, made, strict=True))
         others = [i for i in range(len(rows)) if i not in drafts]
@@ -110,15 +110,15 @@ class Sampler:
         self._mask(logits, rows)
         _add_bias(logits, rows)
         for i, row in enumerate(rows):
-            if _penalises(row.sequence.params):
+            sequence, params = row.sequence, row.sequence.params
+            if _penalises(params):
                 _penalise(logits[i], row)
-            if row.sequence.params.min_tokens > row.sequence.num_output_tokens + len(row.preceding_draft_ids):
-                logits[i, list(row.sequence.eos_token_ids.union(row.sequence.params.stop_token_ids))] = -math.inf
+            if params.min_tokens > sequence.num_output_tokens + len(row.preceding_draft_ids):
+                logits[i, list(sequence.eos_token_ids.union(params.stop_token_ids))] = -math.inf
         temperatures = [row.sequence.params.temperature for row in rows]
-        if any(temperature not in {0.0, 1.0} for temperature in temperatures):
-            logits /= torch.tensor([max(each, _MIN_TEMPERATURE) if each > 0.0 else 1.0 for each in temperatures])[
-                :, None
-            ]
+        divisors = [1.0 if each == 0.0 else max(each, _MIN_TEMPERATURE) for each in temperatures]
+        if any(divisor != 1.0 for divisor in divisors):
+            logits /= torch.tensor(divisors)[:, None]
 
     def _mask(self, logits: Tensor, rows: AbstractSequence[SamplingRow]) -> None:
         logits[:, self._num_token_ids :] = -math.inf
