@@ -6,7 +6,7 @@ import typer
 
 from specdec.evals.engine_commands import constrained, throughput
 from specdec.evals.grammar_commands import budget, compile_service, hostile, masks, schema
-from specdec.evals.speculation_commands import acceptance, equivalence, law
+from specdec.evals.speculation_commands import acceptance, equivalence, law, stress
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command()(equivalence)
 app.command()(law)
 app.command()(acceptance)
+app.command()(stress)
 app.command()(throughput)
 app.command()(constrained)
 app.command()(schema)

@@ -226,3 +226,44 @@ def acceptance(
     if html is not None:
         write_report(result, html)
     end(result, terminal, save=save)
+
+
+def stress(
+    num_requests: Annotated[int, typer.Option(min=1, help="Requests in all.", rich_help_panel=WORK)] = 2000,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.", rich_help_panel=WORK)] = 16,
+    max_tokens: Annotated[
+        int,
+        typer.Option(min=1, help="Longest answer, in tokens, where its schema needs no more.", rich_help_panel=WORK),
+    ] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.", rich_help_panel=WORK)] = 0,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The draft model; `shallow` makes one of the target's first 6 layers.",
+            show_default=False,
+            rich_help_panel=SPECULATION,
+        ),
+    ] = None,
+    model: Model = DEFAULT_MODEL,
+    dtype: Dtype = "auto",
+    json: Json = False,
+    save: Save = False,
+) -> None:
+    """Does everything hold with everything at once?
+
+    Constrained requests with random proposers, draft lengths, verifications, temperatures, penalties, predictions and
+    aborts, in a pool small enough to preempt. Every answer must validate, every block come back, every drafted token
+    end as exactly one of accepted, rejected and discarded.
+    """
+    from specdec.evals.stress import StressRun, run_stress  # noqa: PLC0415
+
+    terminal = terminal_of(json=json)
+    result = run_stress(
+        StressRun(num_requests=num_requests, concurrency=concurrency, max_tokens=max_tokens, seed=seed),
+        model=model,
+        draft=shallow_draft_of(model) if draft == "shallow" else draft,
+        dtype=dtype,
+        terminal=terminal,
+    )
+    end(result, terminal, save=save)

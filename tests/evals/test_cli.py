@@ -169,6 +169,29 @@ def test_acceptance_without_a_proposer_is_a_mistake(tiny_model_folder):
     assert finished.exit_code == 2
 
 
+# Stress
+
+
+def test_everything_at_once_holds(tiny_model_folder, tiny_draft_folder):
+    exit_code, shown = invoke(
+        *("stress", "--model", str(tiny_model_folder), "--draft", str(tiny_draft_folder)),
+        *("--num-requests", "150", "--max-tokens", "48", "--seed", "3"),
+    )
+    assert exit_code == 0, shown["failures"]
+    assert shown["num_valid"] + shown["num_aborted"] == 150
+    assert shown["num_aborted"] > 0
+    assert shown["num_preemptions"] > 0
+    assert len(shown["requests_by"]["method"]) == 7
+    assert set(shown["speculation"]["by_proposer"]) == {"grammar", "prediction", "suffix", "ngram", "draft_model"}
+
+
+@pytest.mark.usefixtures("misspelt")
+def test_stress_reports_answers_that_do_not_validate(tiny_model_folder):
+    exit_code, shown = invoke("stress", "--model", str(tiny_model_folder), "--num-requests", "12", "--max-tokens", "32")
+    assert exit_code == 1
+    assert shown["num_violations"] > 0
+
+
 # Constrained answers
 
 
