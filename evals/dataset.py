@@ -1,122 +1,222 @@
-"""Tasks from a user's own file: prompts, Spec-Bench's questions, or schemas with a prompt made from each."""
+"""Datasets: tasks from a user's own files: prompts as JSON lines, Spec-Bench's questions, or MaskBench's schemas."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import lzma
 import random
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any
 
 import msgspec
 
-from specdec.errors import ConfigError
-from specdec.evals.workload import Task
+from specdec.evals.workload import Message, Task
 
-_MAX_SCHEMA_CHARS: Final = 2000
-"""Of a schema in its prompt; the names of its properties stand for a longer one."""
-_MAX_NAMES: Final = 60
-_KINDS: Final = (
-    '{"prompt": ...} or {"messages": [...]} with an optional "schema"; {"question_id", "category", "turns"} as in '
-    'Spec-Bench; or {"name", "schema"} as in MaskBench'
+# Records and schemas are whatever JSON holds.
+Json = Any
+
+_EXPECTED = (
+    'expected records of one kind: with "prompt" or "messages" (prompts), with "question_id", "category" and "turns" '
+    '(Spec-Bench), or with "schema" and "tests" (MaskBench)'
 )
+_ENDINGS = (".jsonl.xz", ".json.xz", ".jsonl", ".json")
+_INSTRUCTION = "Write a JSON document that satisfies this JSON Schema"
+_MAX_PROMPT_CHARS = 2400
+"""Of a prompt made for a schema: some 800 tokens, which leaves room for an answer in a context of 2048."""
+_MAX_DESCRIPTION_CHARS = 200
+
+_Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 
-def load_dataset(path: Path, *, sample: int | None = None, seed: int = 0) -> list[Task]:
-    """The tasks of a file of JSON lines, plain or .xz, or so many of them drawn by the seed, in the file's order.
+class DatasetError(ValueError):
+    """A path that holds no dataset; the message names the file and the line, and says what was expected."""
 
-    What a line is shows by its keys. Raises ConfigError that names the line.
+
+class _Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    prompt: _Text | None = None
+    messages: Annotated[tuple[Message, ...], msgspec.Meta(min_length=1)] | None = None
+    schema: dict[str, Json] | None = None
+    category: _Text = "prompt"
+    name: _Text | None = None
+    prediction: _Text | None = None
+
+    def task(self, default_name: str) -> Task:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError('it needs either "prompt" or "messages"')
+        return Task(
+            name=self.name or default_name,
+            category=self.category,
+            messages=self.messages or (Message("user", self.prompt or ""),),
+            schema=self.schema,
+            prediction=self.prediction,
+        )
+
+
+class _Question(msgspec.Struct, frozen=True):
+    question_id: int | _Text
+    category: _Text
+    turns: Annotated[tuple[_Text, ...], msgspec.Meta(min_length=1)]
+
+    def task(self, default_name: str) -> Task:
+        """The first turn: later ones are about an answer that is not there."""
+        del default_name
+        return Task(
+            name=f"question-{self.question_id}", category=self.category, messages=(Message("user", self.turns[0]),)
+        )
+
+
+class _LabelledSchema(msgspec.Struct, frozen=True):
+    schema: dict[str, Json] | bool
+    tests: list[Json]
+    name: _Text | None = None
+
+    def task(self, default_name: str) -> Task:
+        schema = self.schema
+        if isinstance(schema, bool):
+            # What the two stand for, as the objects that a request takes.
+            schema = {} if schema else {"not": {}}
+        return Task(
+            name=self.name or default_name,
+            category="schema",
+            messages=(Message("user", schema_prompt(schema)),),
+            schema=schema,
+        )
+
+
+_Kind = type[_Prompt] | type[_Question] | type[_LabelledSchema]
+_LABELS: dict[_Kind, str] = {_Prompt: "prompt", _Question: "Spec-Bench question", _LabelledSchema: "MaskBench schema"}
+
+
+def load_dataset(path: Path, *, sample: int | None, seed: int) -> list[Task]:
+    """The tasks of a file, or of all .json and .jsonl files below a folder, plain or as .xz; in order.
+
+    With `sample`, so many of them, drawn by the seed and still in order; all of them where there are no more. A file's
+    first record says of which kind all its records are. Raises DatasetError.
     """
-    tasks = list(_tasks(path))
-    if not tasks:
-        raise ConfigError(f"{path} holds no tasks", flag="--dataset")
-    if sample is not None and sample < len(tasks):
-        chosen = sorted(random.Random(seed).sample(range(len(tasks)), sample))
-        tasks = [tasks[i] for i in chosen]
-    return tasks
+    if sample is not None and sample < 1:
+        raise DatasetError(f"a sample of {sample} tasks is asked for; it must be at least 1")
+    tasks: list[Task] = []
+    places: dict[str, str] = {}
+    for file in _files(path):
+        for place, task in _tasks(file, _stem(file, path)):
+            if task.name in places:
+                raise DatasetError(f"{place}: its name {task.name!r} is that of {places[task.name]}; names are unique")
+            places[task.name] = place
+            tasks.append(task)
+    if sample is None or sample >= len(tasks):
+        return tasks
+    return [tasks[i] for i in sorted(random.Random(seed).sample(range(len(tasks)), sample))]
 
 
-def _tasks(path: Path) -> Iterator[Task]:
-    try:
-        with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    yield _task(json.loads(line), number)
-                except (ValueError, TypeError, msgspec.ValidationError) as error:
-                    raise ConfigError(
-                        f"{path}, line {number}, is no task: {error}. A line is {_KINDS}", flag="--dataset"
-                    ) from error
-    except (OSError, UnicodeDecodeError, lzma.LZMAError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", flag="--dataset") from error
+def schema_prompt(schema: dict[str, Json]) -> str:
+    """A request for an instance, with the schema itself, or with an outline of it where that would be too long."""
+    whole = f"{_INSTRUCTION}:\n{msgspec.json.encode(schema).decode()}"
+    if len(whole) <= _MAX_PROMPT_CHARS:
+        return whole
+    prompt = f"{_INSTRUCTION}, here in outline:"
+    for line in _outline(schema):
+        if len(prompt) + 1 + len(line) > _MAX_PROMPT_CHARS:
+            break
+        prompt += "\n" + line
+    return prompt
 
 
-def _task(record: object, number: int) -> Task:
-    """Raises ValueError or TypeError, and msgspec's ValidationError for a field of another type."""
-    if not isinstance(record, Mapping):
-        raise TypeError(f"it is {type(record).__name__}, not an object")
-    if "turns" in record:
-        turns = record["turns"]
-        if not isinstance(turns, list) or not turns:
-            raise ValueError("turns is not a list with at least one turn")
-        fields: dict[str, Any] = {
-            "name": f"question-{record.get('question_id', number)}",
-            "messages": [{"role": "user", "content": turns[0]}],
-        }
-    elif "messages" in record:
-        fields = {"name": f"line-{number}", "messages": record["messages"]}
-    elif "prompt" in record:
-        fields = {"name": f"line-{number}", "messages": [{"role": "user", "content": record["prompt"]}]}
-    elif "schema" in record:
-        fields = {
-            "name": f"line-{number}",
-            "messages": [{"role": "user", "content": prompt_of_schema(record["schema"])}],
-            "category": "schemas",
-        }
-    else:
-        raise ValueError(f"it has the keys {', '.join(map(str, record)) or '(none)'}")
-    for name in ("name", "category", "schema", "prediction"):
-        if record.get(name) is not None:
-            fields[name] = record[name]
-    if isinstance(fields.get("schema"), bool):
-        fields["schema"] = {} if fields["schema"] else {"not": {}}
-    fields.setdefault("category", "tasks")
-    task = msgspec.convert(fields, Task)
-    if not task.messages:
-        raise ValueError("messages is empty")
-    return task
-
-
-def prompt_of_schema(schema: object) -> str:
-    """A request for an instance, made from nothing but the schema: the schema itself, or the names in a long one."""
-    asked = "Write one JSON document that satisfies this JSON Schema. Answer with the JSON only, on one line."
-    text = json.dumps(schema, ensure_ascii=False)
-    if len(text) <= _MAX_SCHEMA_CHARS:
-        return f"{asked}\n\n{text}"
-    title = (
-        next((str(schema[key]) for key in ("title", "description") if key in schema), "a document")
-        if isinstance(schema, Mapping)
-        else "a document"
-    )
-    names = list(dict.fromkeys(itertools.islice(_property_names(schema), _MAX_NAMES)))
-    return (
-        "Write one JSON document as described. Answer with the JSON only, on one line.\n\n"
-        f"{title[:_MAX_SCHEMA_CHARS]}\n\nIts properties, outer ones first: {', '.join(names)}"
-    )
-
-
-def _property_names(schema: object) -> Iterator[str]:
-    """Breadth first, in the schema's order."""
-    waiting = [schema]
+def _outline(schema: dict[str, Json]) -> Iterator[str]:
+    """Titles, descriptions and keys by their places, outer ones first."""
+    waiting: deque[tuple[str, Json]] = deque([("the document", schema)])
     while waiting:
-        node = waiting.pop(0)
-        if isinstance(node, Mapping):
-            declared = node.get("properties")
-            if isinstance(declared, Mapping):
-                yield from map(str, declared)
-            waiting += node.values()
-        elif isinstance(node, list):
-            waiting += node
+        place, each = waiting.popleft()
+        if not isinstance(each, dict):
+            continue
+        for keyword in ("title", "description"):
+            if isinstance(each.get(keyword), str):
+                yield f"{place}, {keyword}: {' '.join(each[keyword].split())[:_MAX_DESCRIPTION_CHARS]}"
+        properties = each.get("properties")
+        if isinstance(properties, dict) and properties:
+            yield f"{place}, keys: {', '.join(properties)}"
+            waiting.extend(properties.items())
+        if "items" in each:
+            waiting.append((f"items of {place}", each["items"]))
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DatasetError(f"{path} does not exist; expected a file of JSON or JSON lines, or a folder of such files")
+    files = sorted(file for file in path.rglob("*") if file.name.endswith(_ENDINGS) and file.is_file())
+    if not files:
+        raise DatasetError(f"{path} holds no file that ends in {', '.join(_ENDINGS)}")
+    return files
+
+
+def _stem(file: Path, root: Path) -> str:
+    """What the tasks without a name of their own are called after."""
+    stem = file.name if file == root else file.relative_to(root).as_posix()
+    for ending in _ENDINGS:
+        stem = stem.removesuffix(ending)
+    return stem
+
+
+def _tasks(file: Path, stem: str) -> Iterator[tuple[str, Task]]:
+    """Each with its place, for messages."""
+    kind: _Kind | None = None
+    for place, number, text in _records(file):
+        try:
+            record = _parsed(text)
+            kind = kind or _kind(record)
+            task = msgspec.convert(record, type=kind).task(stem if number is None else f"{stem}-{number}")
+            # Half a surrogate pair can be written in JSON, but it is no text that a model could read.
+            msgspec.json.encode(task)
+        except (ValueError, RecursionError) as error:
+            label = "record" if kind is None else _LABELS[kind]
+            raise DatasetError(f"{place}: this is no {label}: {error}; {_EXPECTED}") from error
+        yield place, task
+    if kind is None:
+        raise DatasetError(f"{file} holds no records; {_EXPECTED}")
+
+
+def _records(file: Path) -> Iterator[tuple[str, int | None, Json | bytes]]:
+    """Place, number and record: those of one document, an object or an array, or the text of one a line."""
+    try:
+        content = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
+    except (OSError, lzma.LZMAError) as error:
+        raise DatasetError(f"{file} cannot be read: {error}") from error
+    try:
+        document = _parsed(content)
+    except (ValueError, RecursionError):
+        # Not by splitlines, which also parts lines at characters that JSON strings may hold.
+        for number, line in enumerate(content.split(b"\n"), 1):
+            if line.strip():
+                yield f"{file}, line {number}", number, line
+        return
+    if isinstance(document, list):
+        for number, record in enumerate(document, 1):
+            yield f"{file}, record {number}", number, record
+    else:
+        yield f"{file}", None, document
+
+
+def _parsed(text: Json | bytes) -> Json:
+    """By json, not msgspec: labelled instances hold half surrogate pairs, and nobody here reads those."""
+    return json.loads(text, parse_constant=_refuse_constant) if isinstance(text, bytes) else text
+
+
+def _refuse_constant(name: str) -> Json:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _kind(record: Json) -> _Kind:
+    """Raises ValueError for what is of none."""
+    if not isinstance(record, dict):
+        raise ValueError("it is no object")  # noqa: TRY004, a fault of the data, not of a call
+    if "turns" in record:
+        return _Question
+    if "prompt" in record or "messages" in record:
+        return _Prompt
+    if "schema" in record and "tests" in record:
+        return _LabelledSchema
+    keys = ", ".join(record) or "none"
+    raise ValueError(f"its keys are {keys[:200]}")

@@ -48,7 +48,8 @@ Save = Annotated[bool, typer.Option("--save", help="Keep the JSON, dated, in eva
 
 @contextlib.contextmanager
 def faults_of_parameters() -> Iterator[None]:
-    """Errors in what a suite, a vocabulary or a peer names are faults of the parameter that names it."""
+    """Errors in what a suite, a dataset, a vocabulary or a peer names are faults of the parameter that names it."""
+    from specdec.evals.dataset import DatasetError  # noqa: PLC0415
     from specdec.evals.schema_peers import MissingPeerError  # noqa: PLC0415
     from specdec.evals.schema_suite import SuiteError  # noqa: PLC0415
     from specdec.evals.vocabularies import VocabularyError  # noqa: PLC0415
@@ -57,6 +58,8 @@ def faults_of_parameters() -> Iterator[None]:
         yield
     except SuiteError as error:
         raise typer.BadParameter(str(error), param_hint="--suite") from error
+    except DatasetError as error:
+        raise typer.BadParameter(str(error), param_hint="--dataset") from error
     except VocabularyError as error:
         raise typer.BadParameter(str(error), param_hint="--vocabulary") from error
     except MissingPeerError as error:

@@ -22,6 +22,7 @@ from specdec.evals.flags import (
     Save,
     Size,
     end,
+    faults_of_parameters,
     numbers_of,
     shallow_draft_of,
     terminal_of,
@@ -180,6 +181,7 @@ def acceptance(
     )
     from specdec.evals.acceptance_report import write_report  # noqa: PLC0415
     from specdec.evals.acceptance_tables import write_csv  # noqa: PLC0415
+    from specdec.evals.dataset import load_dataset  # noqa: PLC0415
     from specdec.speculative import CHAIN, methods_of  # noqa: PLC0415
 
     terminal = terminal_of(json=json)
@@ -203,10 +205,9 @@ def acceptance(
             raise typer.BadParameter(str(error), param_hint="--spec") from error
     sized = AcceptanceSize.of_size(size, num_tasks=num_tasks, rounds=repeats, max_tokens=max_tokens)
     groups = {} if dataset and not group else shipped_groups(group or ())
-    for path in dataset or ():
-        from specdec.evals.dataset import load_dataset  # noqa: PLC0415
-
-        groups |= dataset_group(path, load_dataset(path, sample=sized.num_tasks, seed=seed))
+    with faults_of_parameters():
+        for path in dataset or ():
+            groups |= dataset_group(path, load_dataset(path, sample=sized.num_tasks, seed=seed))
     try:
         result = run_acceptance(
             model=model,

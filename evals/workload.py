@@ -25,7 +25,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     # Any: a JSON Schema is any JSON object.
     schema: dict[str, Any] | None = None
     prediction: str | None = None
-    """Text that the answer is likely to repeat most of: of an edit, what is edited."""
+    """Text that much of the answer is expected to repeat, as OpenAI's `prediction`; the file that is to be edited."""
 
     @property
     def schema_text(self) -> str | None:
@@ -50,7 +50,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 def load_workload(name: WorkloadName) -> list[Task]:
     """The tasks of a shipped workload, in file order."""
     text = resources.files("specdec.evals").joinpath("workloads", f"{name}.jsonl").read_text(encoding="utf-8")
-    return [msgspec.json.decode(line, type=Task) for line in text.splitlines()]
+    return msgspec.json.Decoder(Task).decode_lines(text)
 
 
 def spread_by_length(tasks: Sequence[Task], num_tasks: int) -> list[Task]:

@@ -136,7 +136,7 @@ def test_tasks_of_ones_own_are_a_group(tiny_model_folder, tmp_path):
     [
         (["--group", "poems"], "there is no group 'poems' of tasks"),
         (["--spec", "eagle"], "speculative method 'eagle' is unknown"),
-        (["--dataset", "nowhere.jsonl"], "cannot be read"),
+        (["--dataset", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--concurrency", "0"], "no list of numbers"),
         (["--csv", "/nowhere/at/all.csv"], "there is no folder"),
     ],

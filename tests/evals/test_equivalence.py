@@ -31,7 +31,7 @@ SMALL = EquivalenceGrid(
     max_tokens=16,
     num_draft_layers=1,
     block_size=4,
-    max_prompt_chars=300,
+    max_prompt_chars=350,
 )
 ONE_ENGINE = msgspec.structs.replace(
     SMALL, drafted_by=("self_draft",), schemas=(False,), placements=(("ample", 2),), max_tokens=8
@@ -99,7 +99,7 @@ def test_a_right_engine_passes_every_cell_preemption_included(run):
 
 
 def on_a_small_model(grid):
-    return msgspec.structs.replace(grid, num_draft_layers=1, block_size=8, max_prompt_chars=400, num_requests=6)
+    return msgspec.structs.replace(grid, num_draft_layers=1, block_size=8, max_prompt_chars=450, num_requests=6)
 
 
 def test_a_pairwise_selection_passes_on_a_small_model(run):

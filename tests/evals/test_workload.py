@@ -1,6 +1,7 @@
 """The shipped workloads: enough tasks, schemas that are schemas, and only what the grammars enforce."""
 
 import json
+from collections import Counter
 
 import jsonschema
 import pytest
@@ -10,35 +11,39 @@ from specdec.grammars import GrammarCompiler, Vocabulary
 from specdec.tokenizer import Tokenizer
 
 
-def test_there_are_eighty_structured_tasks_over_forty_schemas():
+def test_there_are_eighty_structured_tasks_over_forty_schemas_of_every_category():
     tasks = load_workload("structured")
     assert len(tasks) >= 80
     assert len({json.dumps(task.schema, sort_keys=True) for task in tasks}) >= 40
-    assert {task.category for task in tasks} >= {
-        *("extraction", "classification", "function_arguments", "nested_lists", "long_enums", "configs"),
+    counts = Counter(task.category for task in tasks)
+    assert set(counts) == {
+        "extraction",
+        "classification",
+        "function_arguments",
+        "nested_lists",
+        "long_enums",
+        "configs",
     }
+    assert min(counts.values()) >= 10
 
 
 def test_there_are_sixty_free_text_tasks_of_every_category():
     tasks = load_workload("free_text")
     assert len(tasks) >= 60
     assert all(task.schema is None for task in tasks)
-    assert {task.category for task in tasks} == {"chat", "summarising", "code_edit", "translation"}
+    counts = Counter(task.category for task in tasks)
+    assert set(counts) == {"chat", "summarising", "code_edit", "translation"}
+    assert min(counts.values()) >= 12
 
 
-def test_what_an_edit_is_predicted_by_is_what_it_edits():
-    predicted = [task for task in load_workload("free_text") if task.prediction is not None]
-    assert len(predicted) >= 10
-    for task in predicted:
-        assert task.category == "code_edit"
+def test_a_code_edit_predicts_the_file_that_its_prompt_shows():
+    for task in load_workload("free_text"):
+        if task.category != "code_edit":
+            assert task.prediction is None
+            continue
         assert task.prediction in task.messages[-1].content
-
-
-@pytest.mark.model
-@pytest.mark.parametrize("name", ["structured", "free_text"])
-def test_every_task_leaves_room_for_its_answer(default_model_folder, name):
-    tokenizer = Tokenizer.from_folder(default_model_folder)
-    assert max(len(tokenizer.encode_chat(task.chat())) for task in load_workload(name)) < 1500
+        assert 20 <= task.prediction.count("\n") <= 60
+        assert task.prediction.endswith("\n")
 
 
 @pytest.mark.parametrize("name", ["structured", "free_text"])
@@ -52,6 +57,31 @@ def test_every_schema_is_well_formed_and_enforceable():
     for task in load_workload("structured"):
         jsonschema.Draft202012Validator.check_schema(task.schema)
         assert compiler.compile_json_schema(task.schema_text).initial_state is not None
+
+
+@pytest.mark.model
+def test_every_task_leaves_half_of_a_small_context_for_its_answer(default_model_folder):
+    tokenizer = Tokenizer.from_folder(default_model_folder)
+    compiler = GrammarCompiler(Vocabulary(tokenizer.token_bytes(), tokenizer.eos_token_ids))
+    for task in load_workload("structured") + load_workload("free_text"):
+        assert len(tokenizer.encode_chat(task.chat())) <= 900, task.name
+        if task.prediction is not None:
+            assert len(tokenizer.encode(task.prediction)) <= 1024, task.name
+        if task.schema_text is not None:
+            assert compiler.compile_json_schema(task.schema_text).minimum_tokens <= 256, task.name
+
+
+@pytest.mark.parametrize("name", ["structured", "free_text"])
+def test_every_conversation_is_short_enough_for_a_small_context(name):
+    # Tokenizers make less than a token of two characters of such texts: half of a context of 4096, at the worst.
+    assert max(task.num_chars for task in load_workload(name)) <= 4096
+
+
+@pytest.mark.parametrize("name", ["structured", "free_text"])
+def test_every_conversation_ends_with_the_user(name):
+    for task in load_workload(name):
+        assert task.messages[-1].role == "user", task.name
+        assert all(message.content == message.content.strip() != "" for message in task.messages), task.name
 
 
 def test_a_selection_spans_the_lengths():
