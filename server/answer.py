@@ -7,16 +7,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-
-from specdec import DraftTrace, EnforcementReport, FinishReason, Request, SpeculationStats, TokenDelta, TokenLogprob
+from specdec import EnforcementReport, FinishReason, Request, SpeculationStats, TokenDelta, TokenLogprob
+from specdec.request import DraftTrace
 from specdec.server.errors import of_delta_error
 from specdec.server.usage import (
+    ChoiceTrace,
     Extension,
+    PredictionTokens,
     RequestMetrics,
-    TracedChoice,
     Usage,
-    prediction_details,
     speculative_decoding,
     usage,
 )
@@ -30,6 +29,8 @@ class Choice:
     texts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_tokens: int = 0
+    drafts: list[DraftTrace] = field(default_factory=list)
+    """One a target pass, where the request is traced."""
     finish_reason: FinishReason | None = None
 
     @property
@@ -42,10 +43,18 @@ class Answer:
     """All choices of a call: `n` for each of its prompts, numbered through.
 
     `keeps_content` is False for a stream, which sends what it gets and keeps only the counts;
-    with `has_report` the extension says what was enforced.
+    with `has_report` the extension says what was enforced, with `has_prediction` the usage says what became of the
+    prediction.
     """
 
-    def __init__(self, requests: Sequence[Request], *, keeps_content: bool, has_report: bool = False) -> None:
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        *,
+        keeps_content: bool,
+        has_report: bool = False,
+        has_prediction: bool = False,
+    ) -> None:
         self.created = int(time.time())
         self.choices = [Choice(index) for index in range(sum(request.sampling_params.n for request in requests))]
         self._keeps_content = keeps_content
@@ -57,10 +66,9 @@ class Answer:
         self._num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
         self._num_cached_tokens: dict[str, int] = {}
         self._seeds: dict[str, int] = {}
-        self._speculation: dict[int, SpeculationStats] = {}
-        """By choice, once it has ended."""
-        self._is_predicted = any(request.prediction for request in requests)
-        self._drafts: dict[int, list[DraftTrace]] = {}
+        self._speculation: SpeculationStats | None = None
+        self._prediction_tokens = PredictionTokens() if has_prediction else None
+        self._is_traced = any(request.trace for request in requests)
         self._has_report = has_report
         self._enforcement: EnforcementReport | None = None
         self._start = time.monotonic()
@@ -71,7 +79,7 @@ class Answer:
         """Take a delta in, and say whose it is. Raises ApiError if the engine gave that choice up."""
         if delta.finish_reason in {FinishReason.ERROR, FinishReason.ABORT}:
             raise of_delta_error(delta.error)
-        choice = self.choices[self._first_choice[delta.request_id] + delta.choice_index]
+        choice = self._choice_of(delta)
         choice.num_tokens += len(delta.token_ids)
         choice.finish_reason = delta.finish_reason
         if self._keeps_content:
@@ -80,9 +88,9 @@ class Answer:
         self._num_cached_tokens[delta.request_id] = delta.num_cached_tokens
         self._seeds[delta.request_id] = delta.seed
         if delta.speculation is not None:
-            self._speculation[choice.index] = delta.speculation
-        if delta.draft is not None:
-            self._drafts.setdefault(choice.index, []).append(delta.draft)
+            self._speculation = delta.speculation
+            if self._prediction_tokens is not None:
+                self._prediction_tokens = self._prediction_tokens.plus(delta.speculation)
         if self._has_report and delta.enforcement is not None:
             self._enforcement = delta.enforcement
         if delta.token_ids:
@@ -90,28 +98,31 @@ class Answer:
             self._first_token = self._first_token or self._last_token
         return choice
 
+    def trace(self, delta: TokenDelta) -> None:
+        """Note what a delta says of its draft: when it arrives, since deltas that are joined keep one draft alone."""
+        if delta.drafts:
+            self._choice_of(delta).drafts += delta.drafts
+
     def usage(self) -> Usage:
         """The counts so far. A prompt counts once, however many choices it has."""
         return usage(
             self._num_prompt_tokens,
             sum(choice.num_tokens for choice in self.choices),
             sum(self._num_cached_tokens.values()),
-            prediction_details(self._speculation.values()) if self._is_predicted else None,
+            self._prediction_tokens,
         )
 
-    def extension(self) -> Extension:
-        """The seeds, in the order of the prompts, and the report where it was asked for."""
+    def extension(self, last: Choice | None = None) -> Extension:
+        """The seeds, in the order of the prompts; on request the report, and the trace of all choices or of `last`."""
+        traced = self.choices if last is None else [last]
+        trace = [ChoiceTrace(choice.index, choice.drafts) for choice in traced] if self._is_traced else None
         seeds = [self._seeds.get(request_id, 0) for request_id in self._first_choice]
-        extension = Extension(
-            enforcement=self._enforcement,
-            trace=[TracedChoice(index, drafts) for index, drafts in sorted(self._drafts.items())] or None,
-        )
         if len(seeds) == 1:
-            return msgspec.structs.replace(extension, seed=seeds[0])
-        return msgspec.structs.replace(extension, seeds=seeds)
+            return Extension(seed=seeds[0], enforcement=self._enforcement, trace=trace)
+        return Extension(seeds=seeds, enforcement=self._enforcement, trace=trace)
 
-    def metrics(self, num_speculative_tokens: int) -> RequestMetrics | None:
-        """Timing and speculation, of an answer with one choice."""
+    def metrics(self, max_draft_tokens: int) -> RequestMetrics | None:
+        """Timing and speculation, of an answer with one choice, whose drafts have at most so many tokens."""
         if len(self.choices) != 1:
             return None
         num_tokens = self.choices[0].num_tokens
@@ -124,9 +135,12 @@ class Answer:
             mean_itl_ms=None if generation_s is None or num_tokens < 2 else 1e3 * generation_s / (num_tokens - 1),
             tokens_per_second=num_tokens / (last - self._start) if last is not None else None,
             speculative_decoding=None
-            if not self._speculation or not num_speculative_tokens
-            else speculative_decoding(self._speculation[0], num_speculative_tokens),
+            if self._speculation is None or not max_draft_tokens
+            else speculative_decoding(self._speculation, max_draft_tokens),
         )
+
+    def _choice_of(self, delta: TokenDelta) -> Choice:
+        return self.choices[self._first_choice[delta.request_id] + delta.choice_index]
 
 
 def new_id(prefix: str) -> str:

@@ -22,15 +22,16 @@ from specdec.server.chat_wire import (
     ChatDelta,
     ChatRequest,
     Message,
-    RefusalPart,
     chat_logprobs,
 )
 from specdec.server.constraint import refuse_conflicts, requested_constraint
+from specdec.server.content import RefusalPart
 from specdec.server.errors import bad_request
 from specdec.server.exchange import exchange_of
 from specdec.server.generation import respond
 from specdec.server.sampling import sampling_params
 from specdec.server.service import Service, service_of
+from specdec.server.speculation import RequestedSpeculation, requested_speculation
 from specdec.server.unsupported import CHAT_REFUSED, WITHOUT_EFFECT
 
 
@@ -47,9 +48,16 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
         max_schema_bytes=service.config.limits.max_schema_bytes,
     )
     refuse_conflicts(params, requested)
+    speculation = requested_speculation(
+        chat.prediction,
+        chat.speculative,
+        chat.specdec_trace,
+        config=service.engine.config.speculative,
+        max_prediction_bytes=service.config.limits.max_prediction_bytes,
+    )
     messages = _template_messages(chat.messages, service.config.limits.max_messages)
     prompt = await asyncio.to_thread(service.engine.tokenizer.encode_chat, messages)
-    spelling = _Spelling(service, chat, params)
+    spelling = _Spelling(service, chat, params, speculation)
     return await respond(
         request,
         [
@@ -59,7 +67,9 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
                 sampling_params=params,
                 constraint=requested.constraint,
                 cache_salt=exchange_of(request).cache_salt,
-                **chat.request_fields(),
+                speculative=speculation.params,
+                prediction=speculation.prediction,
+                trace=speculation.trace,
             )
         ],
         ignored=ignored,
@@ -70,6 +80,7 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
             **requested.params,
         },
         has_report=requested.has_report,
+        has_prediction=speculation.has_prediction,
         chunks=spelling.chunks if chat.stream else None,
         whole=spelling.whole,
     )
@@ -140,14 +151,16 @@ def _template_message(index: int, message: Message) -> dict[str, object]:
 class _Spelling:
     """What the answer and the chunks of one call have in common."""
 
-    def __init__(self, service: Service, chat: ChatRequest, params: SamplingParams) -> None:
+    def __init__(
+        self, service: Service, chat: ChatRequest, params: SamplingParams, speculation: RequestedSpeculation
+    ) -> None:
         self.id = new_id("chatcmpl")
         self.model = chat.model
         self.fingerprint = service.fingerprint
         self.stream_options = chat.stream_options
         self.has_logprobs = params.logprobs is not None
         self.has_metrics = service.config.per_request_spec_decode_metrics != "off"
-        self.num_speculative_tokens = service.num_speculative_tokens(chat)
+        self.max_draft_tokens = speculation.max_draft_tokens
 
     def whole(self, answer: Answer) -> ChatCompletion:
         """The answer to a request that does not stream."""
@@ -170,7 +183,7 @@ class _Spelling:
             usage=answer.usage(),
             system_fingerprint=self.fingerprint,
             specdec=answer.extension(),
-            metrics=answer.metrics(self.num_speculative_tokens) if self.has_metrics else msgspec.UNSET,
+            metrics=answer.metrics(self.max_draft_tokens) if self.has_metrics else msgspec.UNSET,
         )
 
     def chunks(self, answer: Answer) -> _ChatChunks:
@@ -199,19 +212,19 @@ class _ChatChunks:
             )
         if delta.finish_reason is not None:
             yield self._chunk(
-                ChatChunkChoice(choice.index, ChatDelta(), finish_reason=delta.finish_reason), is_last=True
+                ChatChunkChoice(choice.index, ChatDelta(), finish_reason=delta.finish_reason), last=choice
             )
 
     def end(self) -> Iterator[ChatChunk]:
         if self._has_usage:
-            metrics = self._answer.metrics(self._spelling.num_speculative_tokens)
+            metrics = self._answer.metrics(self._spelling.max_draft_tokens)
             yield msgspec.structs.replace(
                 self._chunk(None),
                 usage=self._answer.usage(),
                 metrics=metrics if self._spelling.has_metrics else msgspec.UNSET,
             )
 
-    def _chunk(self, choice: ChatChunkChoice | None, *, is_last: bool = False) -> ChatChunk:
+    def _chunk(self, choice: ChatChunkChoice | None, *, last: Choice | None = None) -> ChatChunk:
         usage = self._answer.usage() if self._has_running_usage else None
         return ChatChunk(
             id=self._spelling.id,
@@ -220,5 +233,5 @@ class _ChatChunks:
             choices=[] if choice is None else [choice],
             system_fingerprint=self._spelling.fingerprint,
             usage=usage if self._has_usage else msgspec.UNSET,
-            specdec=self._answer.extension() if is_last else msgspec.UNSET,
+            specdec=msgspec.UNSET if last is None else self._answer.extension(last),
         )

@@ -6,26 +6,16 @@ from typing import Literal
 
 import msgspec
 
-from specdec import FinishReason, TokenLogprob
+from specdec import FinishReason, SpeculativeParams, TokenLogprob
+from specdec.server.content import RefusalPart, TextPart
 from specdec.server.response_format import ResponseFormat
-from specdec.server.speculation import SpeculationFields
+from specdec.server.sampling import SamplingFields
+from specdec.server.speculation import Prediction
 from specdec.server.structured_outputs import StructuredOutputs
 from specdec.server.usage import Extension, RequestMetrics, Usage
 
 MIN_LOGPROB = -9999.0
 """OpenAI's stand-in for a log-probability of minus infinity, which JSON cannot say."""
-
-
-class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
-    """A piece of a message."""
-
-    text: str
-
-
-class RefusalPart(msgspec.Struct, frozen=True, tag_field="type", tag="refusal"):
-    """What an assistant said instead of an answer, earlier in the conversation."""
-
-    refusal: str
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -47,8 +37,8 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_obfuscation: bool | None = None
 
 
-class ChatRequest(SpeculationFields, frozen=True, kw_only=True):
-    """The body of POST /v1/chat/completions; structured_outputs is vLLM's."""
+class ChatRequest(SamplingFields, frozen=True, kw_only=True):
+    """The body of POST /v1/chat/completions; structured_outputs is vLLM's, speculative and specdec_trace are ours."""
 
     model: str
     messages: list[Message]
@@ -58,6 +48,10 @@ class ChatRequest(SpeculationFields, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    prediction: Prediction | None = None
+    speculative: SpeculativeParams | None = None
+    specdec_trace: bool | None = None
+    """Whether the answer says what was drafted, by whom, and how much of it was accepted."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

@@ -6,16 +6,17 @@ from typing import Literal
 
 import msgspec
 
-from specdec import FinishReason, TokenLogprob
+from specdec import FinishReason, SpeculativeParams, TokenLogprob
 from specdec.server.chat_wire import MIN_LOGPROB, StreamOptions
 from specdec.server.response_format import ResponseFormat
-from specdec.server.speculation import SpeculationFields
+from specdec.server.sampling import SamplingFields
+from specdec.server.speculation import Prediction
 from specdec.server.structured_outputs import StructuredOutputs
 from specdec.server.usage import Extension, RequestMetrics, Usage
 
 
-class CompletionRequest(SpeculationFields, frozen=True, kw_only=True):
-    """The body of POST /v1/completions; response_format is an extension, structured_outputs is vLLM's."""
+class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
+    """The body of POST /v1/completions; structured_outputs is vLLM's, what stands around it is an extension."""
 
     model: str
     prompt: str | list[str | int | list[int]]
@@ -25,6 +26,10 @@ class CompletionRequest(SpeculationFields, frozen=True, kw_only=True):
     best_of: int | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    prediction: Prediction | None = None
+    speculative: SpeculativeParams | None = None
+    specdec_trace: bool | None = None
+    """Whether the answer says what was drafted, by whom, and how much of it was accepted."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

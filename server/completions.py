@@ -21,6 +21,7 @@ from specdec.server.exchange import exchange_of
 from specdec.server.generation import respond
 from specdec.server.sampling import sampling_params
 from specdec.server.service import Service, service_of
+from specdec.server.speculation import RequestedSpeculation, requested_speculation
 from specdec.server.unsupported import COMPLETION_REFUSED, WITHOUT_EFFECT
 
 DEFAULT_MAX_TOKENS = 16
@@ -42,10 +43,17 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
         max_schema_bytes=service.config.limits.max_schema_bytes,
     )
     refuse_conflicts(params, requested)
+    speculation = requested_speculation(
+        completion.prediction,
+        completion.speculative,
+        completion.specdec_trace,
+        config=service.engine.config.speculative,
+        max_prediction_bytes=service.config.limits.max_prediction_bytes,
+    )
     prompts = await asyncio.to_thread(
         _encode_prompts, _prompts(completion, service.config.limits), service.engine.tokenizer
     )
-    spelling = _Spelling(service, completion, params)
+    spelling = _Spelling(service, completion, params, speculation)
     if completion.echo:
         spelling.echoes = await asyncio.to_thread(_echoes, completion.prompt, prompts, service.engine.tokenizer)
     requests = [
@@ -57,7 +65,9 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
             else _with_default_max_tokens(params, service.engine.max_model_len - len(prompt)),
             constraint=requested.constraint,
             cache_salt=exchange_of(request).cache_salt,
-            **completion.request_fields(),
+            speculative=speculation.params,
+            prediction=speculation.prediction,
+            trace=speculation.trace,
         )
         for index, prompt in enumerate(prompts)
     ]
@@ -67,6 +77,7 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
         ignored=ignored,
         params=requested.params,
         has_report=requested.has_report,
+        has_prediction=speculation.has_prediction,
         chunks=spelling.chunks if completion.stream else None,
         whole=spelling.whole,
     )
@@ -148,7 +159,13 @@ def _echoes(prompt: object, prompts: Sequence[tuple[int, ...]], tokenizer: Token
 class _Spelling:
     """What the answer and the chunks of one call have in common."""
 
-    def __init__(self, service: Service, completion: CompletionRequest, params: SamplingParams) -> None:
+    def __init__(
+        self,
+        service: Service,
+        completion: CompletionRequest,
+        params: SamplingParams,
+        speculation: RequestedSpeculation,
+    ) -> None:
         self.id = new_id("cmpl")
         self.model = completion.model
         self.fingerprint = service.fingerprint
@@ -156,7 +173,7 @@ class _Spelling:
         self.has_top_logprobs = bool(params.logprobs)
         self.has_logprobs = params.logprobs is not None
         self.has_metrics = service.config.per_request_spec_decode_metrics != "off"
-        self.num_speculative_tokens = service.num_speculative_tokens(completion)
+        self.max_draft_tokens = speculation.max_draft_tokens
         self.choices_per_prompt = params.n
         self.echoes: list[str] = []
 
@@ -181,7 +198,7 @@ class _Spelling:
             self.completion(answer, choices),
             usage=answer.usage(),
             specdec=answer.extension(),
-            metrics=answer.metrics(self.num_speculative_tokens) if self.has_metrics else msgspec.UNSET,
+            metrics=answer.metrics(self.max_draft_tokens) if self.has_metrics else msgspec.UNSET,
         )
 
     def chunks(self, answer: Answer) -> _CompletionChunks:
@@ -218,21 +235,22 @@ class _CompletionChunks:
     def add(self, choice: Choice, delta: TokenDelta) -> Iterator[Completion]:
         if delta.text or delta.logprobs or delta.finish_reason is not None:
             logprobs = self._offsets[choice.index].logprobs(delta.logprobs, has_top=self._spelling.has_top_logprobs)
-            yield self._chunk(CompletionChoice(choice.index, delta.text, logprobs, delta.finish_reason))
+            last = choice if delta.finish_reason is not None else None
+            yield self._chunk(CompletionChoice(choice.index, delta.text, logprobs, delta.finish_reason), last=last)
 
     def end(self) -> Iterator[Completion]:
         if self._has_usage:
-            metrics = self._answer.metrics(self._spelling.num_speculative_tokens)
+            metrics = self._answer.metrics(self._spelling.max_draft_tokens)
             yield msgspec.structs.replace(
                 self._spelling.completion(self._answer, []),
                 usage=self._answer.usage(),
                 metrics=metrics if self._spelling.has_metrics else msgspec.UNSET,
             )
 
-    def _chunk(self, choice: CompletionChoice) -> Completion:
+    def _chunk(self, choice: CompletionChoice, *, last: Choice | None = None) -> Completion:
         usage = self._answer.usage() if self._has_running_usage else None
         return msgspec.structs.replace(
             self._spelling.completion(self._answer, [choice]),
             usage=usage if self._has_usage else msgspec.UNSET,
-            specdec=self._answer.extension() if choice.finish_reason is not None else msgspec.UNSET,
+            specdec=msgspec.UNSET if last is None else self._answer.extension(last),
         )

@@ -9,7 +9,7 @@ import msgspec
 from litestar import Request as HttpRequest
 from litestar import Response
 
-from specdec import DeltaStream, Request, RequestError
+from specdec import DeltaStream, Request, RequestError, TokenDelta
 from specdec.server.answer import Answer
 from specdec.server.body import IGNORED_HEADER
 from specdec.server.connection import while_connected
@@ -26,19 +26,20 @@ async def respond(
     ignored: str,
     params: Mapping[str, str],
     has_report: bool,
+    has_prediction: bool,
     chunks: Callable[[Answer], Chunks] | None,
     whole: Callable[[Answer], msgspec.Struct],
 ) -> Response[Any]:
     """Generate, and answer in the endpoint's own words: by `chunks` if given, else as a `whole`.
 
     `params` has this endpoint's names of the engine's fields, `ignored` the value of the header that names
-    fields without effect; with `has_report` the answer says what was enforced. What is refused is refused
-    before the status line, for a stream too.
+    fields without effect; with `has_report` the answer says what was enforced, with `has_prediction` what became of
+    the prediction. What is refused is refused before the status line, for a stream too.
     """
     service, exchange = service_of(http_request), exchange_of(http_request)
-    answer = Answer(requests, keeps_content=chunks is None, has_report=has_report)
+    answer = Answer(requests, keeps_content=chunks is None, has_report=has_report, has_prediction=has_prediction)
     try:
-        deltas = await while_connected(_submit(service, exchange, requests), http_request.receive)
+        deltas = await while_connected(_submit(service, exchange, requests, answer), http_request.receive)
     except RequestError as error:
         if error.param is not None:
             error.param = params.get(error.param, error.param)
@@ -51,8 +52,14 @@ async def respond(
     return Response(whole(answer), status_code=200, media_type="application/json", headers=headers)
 
 
-async def _submit(service: Service, exchange: Exchange, requests: Sequence[Request]) -> DeltaStream:
+async def _submit(service: Service, exchange: Exchange, requests: Sequence[Request], answer: Answer) -> DeltaStream:
     """Start the requests; they end with the exchange at the latest."""
-    deltas = await service.engine.submit(*requests, observer=LatencyObserver(service.metrics, requests))
+    observe_latency = LatencyObserver(service.metrics, requests)
+
+    def observe(delta: TokenDelta) -> None:
+        answer.trace(delta)
+        observe_latency(delta)
+
+    deltas = await service.engine.submit(*requests, observer=observe)
     exchange.at_end(deltas.close)
     return deltas

@@ -144,13 +144,9 @@ class _EngineCollector(Collector):
             ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_cache_queries),
             ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits),
             ("num_preemptions", "Choices preempted, to be computed again.", stats.num_preemptions),
+            ("spec_decode_num_drafts", "Target passes that verified a draft.", stats.speculation.num_drafts),
             ("draft_invalidated_by_grammar", "Draft runs ended by the grammar.", stats.num_drafts_cut_by_grammar),
-            ("grammar_forced_tokens", "Tokens that the grammar had forced and drafted.", _num_forced(stats)),
-            (
-                "spec_decode_passes",
-                "Target passes that verified a draft, whoever drafted.",
-                stats.speculation.num_drafts,
-            ),
+            ("grammar_forced_tokens", "Accepted tokens that the grammar drafted.", _num_forced_tokens(stats)),
             ("grammar_cache_hits", "Constraints found compiled.", stats.grammar_cache_hits),
             ("grammar_cache_misses", "Constraints compiled.", stats.grammar_cache_misses),
             ("grammar_compile_seconds", "Time spent compiling constraints.", stats.grammar_compile_seconds),
@@ -170,8 +166,9 @@ class _EngineCollector(Collector):
         yield from self._speculation(stats)
 
     def _speculation(self, stats: EngineStats) -> Iterator[Metric]:
+        """By proposer. Every token has one, so that their counts add up; a draft may be by several."""
         for name, text, attribute in (
-            ("num_drafts", "Drafts with tokens of this proposer: one may count for several.", "num_drafts"),
+            ("num_proposer_drafts", "Drafts with a token of the proposer; one by several is in each.", "num_drafts"),
             ("num_draft_tokens", "Tokens drafted.", "num_draft_tokens"),
             ("num_accepted_tokens", "Draft tokens accepted.", "num_accepted_tokens"),
             ("num_rejected_tokens", "Draft tokens rejected.", "num_rejected_tokens"),
@@ -200,6 +197,6 @@ class _EngineCollector(Collector):
         return CounterMetricFamily(PREFIX + name, text, labels=("model_name", *labels))
 
 
-def _num_forced(stats: EngineStats) -> int:
-    own = stats.speculation.by_proposer.get("grammar")
-    return 0 if own is None else own.num_accepted_tokens
+def _num_forced_tokens(stats: EngineStats) -> int:
+    counts = stats.speculation.by_proposer.get("grammar")
+    return 0 if counts is None else counts.num_accepted_tokens

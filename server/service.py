@@ -9,11 +9,10 @@ from typing import Any
 
 from litestar import Request as HttpRequest
 
-from specdec import AsyncEngine, __version__, resolve_plan
+from specdec import AsyncEngine, __version__
 from specdec.server.config import ServerConfig
 from specdec.server.errors import ApiError, ErrorObject
 from specdec.server.metrics import ServerMetrics
-from specdec.server.speculation import SpeculationFields
 
 _STATE_NAME = "service"
 
@@ -55,13 +54,6 @@ class Service:
                 ),
             )
         return name
-
-    def num_speculative_tokens(self, fields: SpeculationFields) -> int:
-        """Draft tokens a target pass at most; 0 without speculation. Raises RequestError for what the engine lacks."""
-        plan = resolve_plan(
-            self.engine.config.speculative, fields.speculative, has_prediction=fields.prediction is not None
-        )
-        return plan.max_tokens
 
     def put(self, state: Any) -> None:
         """Make this the service of an application (Any: Litestar's State is untyped)."""

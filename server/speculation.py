@@ -1,46 +1,63 @@
-"""How a request is to be speculated on, on the wire: `speculative`, OpenAI's `prediction`, `specdec_trace`."""
+"""RequestedSpeculation: how one request is speculated on, as its three fields say."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import msgspec
 
-from specdec import SpeculativeParams
-from specdec.server.sampling import SamplingFields
+from specdec import SpeculativeConfig, SpeculativeParams
+from specdec.server.content import TextPart
+from specdec.server.errors import bad_request
+from specdec.speculative import resolve_plan
 
 
-class PredictionPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
-    """A piece of a prediction."""
+class Prediction(msgspec.Struct, frozen=True):
+    """OpenAI's Predicted Outputs: a text that the answer is expected to resemble."""
 
-    text: str
-
-
-class Prediction(msgspec.Struct, frozen=True, tag_field="type", tag="content"):
-    """OpenAI's Predicted Outputs: text that the answer is expected to resemble."""
-
-    content: str | list[PredictionPart]
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+    type: Literal["content"]
+    content: str | list[TextPart]
 
 
-class SpeculationFields(SamplingFields, frozen=True, kw_only=True):
-    """None of them changes an answer, but for `verification`, which keeps its law; `prediction` is OpenAI's."""
+class RequestedSpeculation(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine's form, and what only the wire knows of it."""
 
-    speculative: SpeculativeParams | None = None
-    prediction: Prediction | None = None
-    specdec_trace: bool | None = None
-    """Adds what every target pass verified to the answer's extension."""
+    params: SpeculativeParams | None
+    prediction: str
+    trace: bool
+    has_prediction: bool
+    """Whether one was sent, be it empty: its usage is reported."""
+    max_draft_tokens: int
+    """The longest draft; 0 is plain decoding."""
 
-    # Any: the types are those of the engine's Request.
-    def request_fields(self) -> dict[str, Any]:
-        """As the engine's Request has them."""
-        return {
-            "speculative": self.speculative,
-            "prediction": "" if self.prediction is None else self.prediction.text,
-            "trace": bool(self.specdec_trace),
-        }
+
+def requested_speculation(
+    prediction: Prediction | None,
+    params: SpeculativeParams | None,
+    trace: bool | None,
+    *,
+    config: SpeculativeConfig | None,
+    max_prediction_bytes: int,
+) -> RequestedSpeculation:
+    """What the fields ask of an engine of this configuration. Raises ApiError, RequestError for what it cannot do."""
+    text = "" if prediction is None else _text(prediction)
+    num_bytes = len(text.encode())
+    if num_bytes > max_prediction_bytes:
+        raise bad_request(
+            f"prediction.content has {num_bytes} bytes; at most {max_prediction_bytes} are accepted",
+            param="prediction.content",
+            code="limit_exceeded",
+        )
+    plan = resolve_plan(config, params, has_prediction=bool(text))
+    return RequestedSpeculation(
+        params=params,
+        prediction=text,
+        trace=bool(trace),
+        has_prediction=prediction is not None,
+        max_draft_tokens=plan.max_tokens,
+    )
+
+
+def _text(prediction: Prediction) -> str:
+    content = prediction.content
+    return content if isinstance(content, str) else "".join(part.text for part in content)

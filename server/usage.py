@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
 
 import msgspec
 
-from specdec import DraftTrace, EnforcementReport, SpeculationStats
+from specdec import EnforcementReport, SpeculationStats
+from specdec.request import DraftTrace, ProposerStats
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -16,30 +16,43 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
-class CompletionTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a prediction's tokens; those rejected are in no other count."""
+class PredictionTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """OpenAI's completion_tokens_details. Tokens not accepted are no completion tokens: drafts are free of charge."""
 
-    accepted_prediction_tokens: int
-    rejected_prediction_tokens: int
+    accepted_prediction_tokens: int = 0
+    """Tokens of the prediction that were drafted and are in the answer."""
+    rejected_prediction_tokens: int = 0
+    """Tokens of the prediction that were drafted and are not."""
     reasoning_tokens: int = 0
     audio_tokens: int = 0
 
+    def plus(self, speculation: SpeculationStats) -> PredictionTokens:
+        """With those of one more choice."""
+        counts = speculation.by_proposer.get("prediction", ProposerStats())
+        return PredictionTokens(
+            accepted_prediction_tokens=self.accepted_prediction_tokens + counts.num_accepted_tokens,
+            rejected_prediction_tokens=self.rejected_prediction_tokens
+            + counts.num_rejected_tokens
+            + counts.num_discarded_tokens,
+        )
+
 
 class Usage(msgspec.Struct, frozen=True):
-    """OpenAI's usage object; tokens drafted and rejected are not in its counts."""
+    """OpenAI's usage object; tokens drafted and rejected are in no count of tokens."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
-    completion_tokens_details: CompletionTokensDetails | msgspec.UnsetType = msgspec.UNSET
-    """Of a request with a prediction."""
+    completion_tokens_details: PredictionTokens | msgspec.UnsetType = msgspec.UNSET
+    """Where a prediction was sent."""
 
 
-class ProposerCounts(msgspec.Struct, frozen=True, kw_only=True):
+class ProposerDecoding(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one proposer's tokens."""
 
     num_drafts: int
+    """Drafts with at least one of its tokens: a draft by several counts for each."""
     num_draft_tokens: int
     num_accepted_tokens: int
     num_rejected_tokens: int
@@ -57,9 +70,8 @@ class SpeculativeDecoding(msgspec.Struct, frozen=True, kw_only=True):
     num_accepted_draft_tokens: int
     num_draft_tokens: int
     num_spec_tokens: int
-    """The longest draft that was allowed."""
-    by_proposer: dict[str, ProposerCounts]
-    """An extension; the counts of tokens add up to those above."""
+    """Tokens of the longest draft that the request allows."""
+    by_proposer: dict[str, ProposerDecoding]
 
 
 class RequestMetrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,29 +85,29 @@ class RequestMetrics(msgspec.Struct, frozen=True, kw_only=True):
     speculative_decoding: SpeculativeDecoding | None
 
 
-class TracedChoice(msgspec.Struct, frozen=True):
-    """What was drafted for one choice, a draft a target pass."""
+class ChoiceTrace(msgspec.Struct, frozen=True):
+    """What was drafted for one choice, target pass by target pass."""
 
     index: int
     drafts: list[DraftTrace]
 
 
 class Extension(msgspec.Struct, frozen=True, omit_defaults=True):
-    """specdec's own part of an answer: the seed that reproduces it (of several prompts, one each), and its report."""
+    """specdec's own part of an answer: the seed that reproduces it (of several prompts, one each), report and trace."""
 
     seed: int | None = None
     seeds: list[int] | None = None
     enforcement: EnforcementReport | None = None
     """What was enforced of the constraint; on request."""
-    trace: list[TracedChoice] | None = None
-    """What every target pass verified, by choice; on request, and in a stream with the last chunk."""
+    trace: list[ChoiceTrace] | None = None
+    """What was drafted for its choices; on request."""
 
 
 def usage(
     num_prompt_tokens: int,
     num_completion_tokens: int,
     num_cached_tokens: int,
-    predicted: CompletionTokensDetails | None = None,
+    prediction_tokens: PredictionTokens | None,
 ) -> Usage:
     """The usage object of these counts."""
     return Usage(
@@ -103,24 +115,13 @@ def usage(
         completion_tokens=num_completion_tokens,
         total_tokens=num_prompt_tokens + num_completion_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=num_cached_tokens),
-        completion_tokens_details=msgspec.UNSET if predicted is None else predicted,
+        completion_tokens_details=msgspec.UNSET if prediction_tokens is None else prediction_tokens,
     )
 
 
-def prediction_details(stats: Iterable[SpeculationStats]) -> CompletionTokensDetails:
-    """What became of the tokens that were drafted from a prediction; drafted twice, a token counts twice."""
-    accepted = rejected = 0
-    for each in stats:
-        own = each.by_proposer.get("prediction")
-        if own is not None:
-            accepted += own.num_accepted_tokens
-            rejected += own.num_rejected_tokens + own.num_discarded_tokens
-    return CompletionTokensDetails(accepted_prediction_tokens=accepted, rejected_prediction_tokens=rejected)
-
-
-def speculative_decoding(stats: SpeculationStats, num_speculative_tokens: int) -> SpeculativeDecoding:
+def speculative_decoding(stats: SpeculationStats, max_draft_tokens: int) -> SpeculativeDecoding:
     """The engine's counts in vLLM's shape. A draft token is accepted only if all before it in its draft were."""
-    accepted = [0] * max(num_speculative_tokens, len(stats.num_accepted_per_position))
+    accepted = [0] * max(max_draft_tokens, len(stats.num_accepted_per_position))
     accepted[: len(stats.num_accepted_per_position)] = stats.num_accepted_per_position
     at_least = [stats.num_drafts, *accepted, 0]
     compared = stats.num_accepted_tokens + stats.num_rejected_tokens
@@ -131,15 +132,15 @@ def speculative_decoding(stats: SpeculationStats, num_speculative_tokens: int) -
         num_spec_steps=stats.num_drafts,
         num_accepted_draft_tokens=stats.num_accepted_tokens,
         num_draft_tokens=stats.num_draft_tokens,
-        num_spec_tokens=num_speculative_tokens,
+        num_spec_tokens=max_draft_tokens,
         by_proposer={
-            name: ProposerCounts(
-                num_drafts=own.num_drafts,
-                num_draft_tokens=own.num_draft_tokens,
-                num_accepted_tokens=own.num_accepted_tokens,
-                num_rejected_tokens=own.num_rejected_tokens,
-                num_discarded_tokens=own.num_discarded_tokens,
+            proposer: ProposerDecoding(
+                num_drafts=counts.num_drafts,
+                num_draft_tokens=counts.num_draft_tokens,
+                num_accepted_tokens=counts.num_accepted_tokens,
+                num_rejected_tokens=counts.num_rejected_tokens,
+                num_discarded_tokens=counts.num_discarded_tokens,
             )
-            for name, own in stats.by_proposer.items()
+            for proposer, counts in stats.by_proposer.items()
         },
     )

@@ -190,8 +190,8 @@ class TokenDelta(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     speculation: SpeculationStats | None = None
     """On the last delta of a choice."""
-    draft: DraftTrace | None = None
-    """What the pass that gave these tokens verified; where the request is traced."""
+    drafts: tuple[DraftTrace, ...] = ()
+    """What the passes that gave these tokens verified; where the request is traced."""
     enforcement: EnforcementReport | None = None
     """On the last delta of a constrained choice."""
 

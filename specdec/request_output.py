@@ -44,8 +44,7 @@ class OutputCollector:
         choice.token_ids += delta.token_ids
         choice.texts.append(delta.text)
         choice.logprobs += delta.logprobs or ()
-        if delta.draft is not None:
-            choice.drafts.append(delta.draft)
+        choice.drafts += delta.drafts
         if delta.choice_index == 0:
             self._num_cached_tokens = delta.num_cached_tokens
         if delta.finish_reason is not None:

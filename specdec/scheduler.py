@@ -146,14 +146,7 @@ class Scheduler:
             num_cached_tokens=sequence.num_cached_tokens,
             seed=sequence.seed,
             speculation=sequence.speculation.freeze() if verdict.finish_reason is not None else None,
-            draft=DraftTrace(
-                token_ids=tuple(proposal.token_ids),
-                proposers=tuple(proposers),
-                num_accepted=num_accepted,
-                is_last_forbidden=proposal.is_last_forbidden,
-            )
-            if sequence.is_traced
-            else None,
+            drafts=(_trace(proposal, num_accepted),) if sequence.is_traced else (),
             enforcement=sequence.grammar.report if verdict.finish_reason is not None and sequence.grammar else None,
         )
 
@@ -290,3 +283,12 @@ class Scheduler:
 
 def _cost(share: ScheduledSequence) -> int:
     return share.num_tokens + share.num_draft_model_tokens
+
+
+def _trace(proposal: Proposal, num_accepted: int) -> DraftTrace:
+    return DraftTrace(
+        token_ids=tuple(proposal.token_ids),
+        proposers=tuple(source.proposer for source in proposal.sources),
+        num_accepted=num_accepted,
+        is_last_forbidden=proposal.is_last_forbidden,
+    )

@@ -186,17 +186,17 @@ def methods_of(method: str, *, has_draft_model: bool) -> frozenset[str]:
     """The proposers that a method names. Raises ConfigError for a name that is none."""
     if method == NONE:
         return frozenset()
-    if method == CHAIN:
-        return frozenset(PROPOSERS) - {SYNTHETIC} - (set() if has_draft_model else {"draft_model"})
-    names = method.split("+")
-    for name in names:
-        if name not in PROPOSERS:
+    chain = frozenset(PROPOSERS) - {SYNTHETIC} - (set() if has_draft_model else {"draft_model"})
+    methods: frozenset[str] = frozenset()
+    for name in method.split("+"):
+        methods |= chain if name == CHAIN else {name}
+        if name != CHAIN and name not in PROPOSERS:
             raise ConfigError(
                 f"speculative method {name!r} is unknown; it is {CHAIN}, {NONE}, one of {', '.join(PROPOSERS)}, or "
                 "several of these joined by +",
                 flag="--speculative-config",
             )
-    return frozenset(names)
+    return methods
 
 
 def resolve_plan(

@@ -119,19 +119,22 @@ def test_every_field_of_the_configuration_has_its_flag():
             ["--spec", "ngram", "--num-speculative-tokens", "7"],
             SpeculativeConfig(method="ngram", num_speculative_tokens=7),
         ),
-        ([], SpeculativeConfig(method="grammar")),
+        (["--spec", "chain"], SpeculativeConfig()),
+        (["--spec", "grammar+ngram"], SpeculativeConfig(method="grammar+ngram")),
         (["--num-speculative-tokens", "3"], SpeculativeConfig(method="grammar", num_speculative_tokens=3)),
-        (["--spec", "chain"], SpeculativeConfig(method="chain")),
-        (["--spec", "grammar+suffix"], SpeculativeConfig(method="grammar+suffix")),
-        (
-            ["--spec", "chain", "--verification", "block"],
-            SpeculativeConfig(method="chain", verification=Verification.BLOCK),
-        ),
+        (["--verification", "rejection"], SpeculativeConfig(method="grammar", verification=Verification.REJECTION)),
         (["--draft", "small"], SpeculativeConfig(method="chain", model="small")),
+        (["--spec", "chain", "--draft", "small"], SpeculativeConfig(method="chain", model="small")),
         (["--spec", "draft_model", "--draft", "small"], SpeculativeConfig(method="draft_model", model="small")),
         (
-            ["--speculative-config", '{"method": "chain", "rejection_sample_method": "standard"}'],
-            SpeculativeConfig(method="chain", rejection_sample_method="standard"),
+            ["--spec", "grammar+draft_model", "--draft", "small", "--verification", "block"],
+            SpeculativeConfig(method="grammar+draft_model", model="small", verification=Verification.BLOCK),
+        ),
+        (["--speculative-config", "{}"], SpeculativeConfig()),
+        (["--speculative-config", '{"method": "none"}'], SpeculativeConfig(method="none")),
+        (
+            ["--speculative-config", '{"method": "synthetic", "synthetic_acceptance_rates": [0.9, 0.5]}'],
+            SpeculativeConfig(method="synthetic", synthetic_acceptance_rates=(0.9, 0.5)),
         ),
         (
             ["--speculative-config", '{"method": "draft_model", "model": "small"}'],
@@ -144,23 +147,41 @@ def test_the_short_forms_of_speculation_mean_the_long_one(arguments, speculative
 
 
 @pytest.mark.parametrize(
+    ("name", "verification"), [("standard", Verification.REJECTION), ("block", Verification.BLOCK)]
+)
+def test_vllms_name_of_a_verification_means_ours(name, verification):
+    config = config_of("--speculative-config", json.dumps({"method": "ngram", "rejection_sample_method": name}))
+    assert config.speculative.plan == config_of("--spec", "ngram", "--verification", verification).speculative.plan
+
+
+@pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--spec", "ngram", "--draft", "m"], "--spec ngram takes no draft model; say --spec ngram+draft_model"),
-        (["--spec", "none", "--draft", "m"], "--draft: --spec none drafts nothing; drop one of the two"),
+        (["--spec", "eagle"], "--spec: speculative method 'eagle' is unknown; it is chain, none, one of grammar, pred"),
+        (["--spec", "ngram+"], "--spec: speculative method '' is unknown"),
+        (["--spec", ""], "--spec: speculative method '' is unknown"),
+        (["--spec", "synthetic"], "synthetic needs its rates, which only --speculative-config takes"),
+        (["--spec", "draft_model"], "--spec: draft_model needs a model; name one with --draft"),
+        (["--spec", "ngram", "--draft", "m"], "drop --draft, or use --spec ngram+draft_model"),
+        (["--spec", "none", "--draft", "m"], "--draft: --spec none drafts nothing"),
+        (["--draft", ""], "--draft: the draft model has no name"),
         (["--spec", "none", "--num-speculative-tokens", "3"], "--num-speculative-tokens: --spec none drafts nothing"),
         (["--spec", "none", "--verification", "block"], "--verification: --spec none drafts nothing"),
-        (["--spec", "eagle"], "--spec: speculative method 'eagle' is unknown; it is chain, none, one of grammar,"),
-        (["--spec", "draft_model"], "--spec: method draft_model needs `model`"),
-        (["--draft", ""], "--draft: the draft model has no name"),
+        (["--verification", "hope"], "--verification"),
+        (["--num-speculative-tokens", "65"], "--num-speculative-tokens: num_speculative_tokens is 65; it must be betw"),
         (["--spec", "ngram", "--num-speculative-tokens", "0"], "--num-speculative-tokens: num_speculative_tokens is 0"),
         (["--speculative-config", "{}", "--spec", "ngram"], "--spec says the same as --speculative-config"),
         (["--speculative-config", "{}", "--draft", "m"], "--draft says the same as --speculative-config"),
+        (["--speculative-config", "{}", "--verification", "block"], "--verification says the same as --speculative-"),
+        (["--speculative-config", "{}", "--num-speculative-tokens", "1"], "--num-speculative-tokens says the same as"),
         (["--speculative-config", "{"], "--speculative-config: Input data was truncated; it takes a JSON object"),
+        (["--speculative-config", '{"method": "eagle"}'], "--speculative-config: speculative method 'eagle'"),
+        (["--speculative-config", '{"verification": "hope"}'], "--speculative-config: Invalid enum value 'hope'"),
         (
-            ["--speculative-config", '{"method": "eagle"}'],
-            "--speculative-config: speculative method 'eagle' is unknown",
+            ["--speculative-config", '{"rejection_sample_method": "block", "verification": "block"}'],
+            "--speculative-config: rejection_sample_method and verification say the same",
         ),
+        (["--speculative-config", '{"method": "ngram", "model": "m"}'], "method ngram takes no `model`"),
         (["--speculative-config", '{"method": "ngram", "x": 1}'], "unknown field `x`; it takes a JSON object with"),
         (["--speculative-config", '{"method": "draft_model"}'], "--speculative-config: method draft_model needs"),
         (["--num-kv-blocks", "5", "--kv-cache-memory", "1GB"], "--num-kv-blocks and --kv-cache-memory each size"),
@@ -443,9 +464,32 @@ def test_run_prints_the_answer_alone_and_speculation_leaves_it_the_same(tiny_mod
     assert plain.returncode == 0, plain.stderr
     assert len(plain.stdout) > 1
     assert re.search(r"^\d+ tokens, [\d.]+ tok/s$", plain.stderr, re.MULTILINE)
-    piped = run_tiny(tiny_model_folder, "--spec", "ngram", "--exact", input="a b a b a b")
+    piped = run_tiny(tiny_model_folder, "--spec", "chain", "--exact", input="a b a b a b")
     exact = run_tiny(tiny_model_folder, "--exact", "--prompt", "a b a b a b")
     assert (piped.returncode, piped.stdout) == (0, exact.stdout), piped.stderr
+
+
+def test_run_says_who_drafted_how_many_tokens_and_how_many_were_accepted(tiny_model_folder, tmp_path):
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps({"const": "a string that is long enough"}))
+    options = ["--schema", str(file), "--num-speculative-tokens", "4", "--prompt", "Say it."]
+    finished = run_tiny(tiny_model_folder, *options)
+    said = re.search(
+        r"tok/s, (\d+) of (\d+) draft tokens accepted \(grammar (\d+) of (\d+)\)$", finished.stderr, re.MULTILINE
+    )
+    assert said is not None, finished.stderr
+    accepted, drafted, *by_grammar = map(int, said.groups())
+    assert by_grammar == [accepted, drafted]
+    assert 0 <= accepted <= drafted
+    assert drafted > 0
+
+
+def test_the_banner_says_who_drafts_with_which_model_and_how_it_is_verified(tiny_model_folder, tiny_draft_folder):
+    arguments = ["--draft", str(tiny_draft_folder), "--num-speculative-tokens", "3", "--verification", "block"]
+    with served(str(tiny_model_folder), "--num-kv-blocks", "50", *arguments) as (_process, banner):
+        assert f"drafts     chain with {tiny_draft_folder}, 3 tokens each, verification block\n" in banner
+    with served(str(tiny_model_folder), "--num-kv-blocks", "50", "--spec", "none") as (_process, banner):
+        assert "drafts     none (--spec chain turns speculation on)\n" in banner
 
 
 def test_run_with_a_schema_prints_json_that_satisfies_it(tiny_model_folder, tmp_path):
@@ -575,7 +619,7 @@ def test_serve_greets_with_what_a_user_needs_and_ends_cleanly_on_ctrl_c(tiny_mod
         assert process.poll() is None, banner
         assert re.search(rf"model +{re.escape(str(tiny_model_folder))}, float32 on cpu, \d+ threads", banner)
         assert re.search(r"KV cache +50 blocks of 16 tokens, .* MiB: 0\.4 sequences of 2048 tokens", banner)
-        assert re.search(r"proposer +ngram, up to 32 tokens a draft, as many as pay", banner)
+        assert re.search(r"drafts +ngram, up to 32 tokens, as many as pay\n", banner)
         url = re.search(r"ready +(http://127\.0\.0\.1:\d+)/v1 in [\d.]+ s", banner)[1]
         assert httpx.get(f"{url}/v1/models").status_code == 200
         answer = send_curl(banner.splitlines()[-1])
@@ -598,7 +642,7 @@ def test_serve_guards_with_the_key_of_the_environment_and_serves_the_name_it_was
         curl = banner.splitlines()[-1]
         assert send_curl(curl).status_code == 401
         assert send_curl(curl.replace("YOUR_KEY", "sesame")).status_code == 200
-    assert "proposer   grammar, up to 32 tokens a draft" in banner
+    assert re.search(r"drafts +grammar, up to 32 tokens, as many as pay; --spec chain drafts from everything\n", banner)
 
 
 def test_progress_of_a_pull_and_of_loading_is_drawn_and_full_bars_are_let_go(capsys):

@@ -16,7 +16,7 @@ from specdec.cli import app
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-OPENAI_EXAMPLE, ENGINE_EXAMPLE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+OPENAI_EXAMPLE, PREDICTION_EXAMPLE, ENGINE_EXAMPLE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SPECDEC = str(Path(sys.executable).with_name("specdec"))
 
 
@@ -39,18 +39,32 @@ def test_every_path_that_is_linked_exists():
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
 
 
-@pytest.mark.model
-def test_the_openai_example_prints_json_that_satisfies_its_schema():
-    server = subprocess.Popen([SPECDEC, "serve", "--port", "0", "--spec", "ngram"], stderr=subprocess.PIPE, text=True)
+def printed_beside_a_server(example, *flags):
+    """What an example prints that talks to `specdec serve` with these flags."""
+    server = subprocess.Popen([SPECDEC, "serve", "--port", "0", *flags], stderr=subprocess.PIPE, text=True)
     try:
         url = next(found[1] for line in server.stderr if (found := re.search(r"ready +(\S+)/v1 in", line)))
-        example = OPENAI_EXAMPLE.replace("http://127.0.0.1:8000", url)
-        assert example != OPENAI_EXAMPLE
-        printed = subprocess.check_output([sys.executable, "-P", "-c", example], text=True, timeout=300)
+        program = example.replace("http://127.0.0.1:8000", url)
+        assert program != example
+        return subprocess.check_output([sys.executable, "-P", "-c", program], text=True, timeout=300)
     finally:
         server.kill()
         server.wait()
         server.stderr.close()
+
+
+@pytest.mark.model
+def test_the_example_with_a_prediction_prints_what_became_of_it():
+    usage, passes = printed_beside_a_server(PREDICTION_EXAMPLE).splitlines()
+    num_accepted = int(re.search(r"accepted_prediction_tokens=(\d+)", usage)[1])
+    num_tokens, num_passes = map(int, re.fullmatch(r"(\d+) tokens in (\d+) passes", passes).groups())
+    assert num_accepted > 0
+    assert num_passes <= num_tokens - num_accepted
+
+
+@pytest.mark.model
+def test_the_openai_example_prints_json_that_satisfies_its_schema():
+    printed = printed_beside_a_server(OPENAI_EXAMPLE, "--spec", "ngram")
     schema = {"type": "object", "properties": {"city": {"type": "string"}, "country": {"type": "string"}},
               "required": ["city", "country"], "additionalProperties": False}  # fmt: skip
     jsonschema.validate(json.loads(printed), schema)

@@ -172,7 +172,12 @@ def _summary(last: TokenDelta, num_tokens: int, seconds: float) -> str:
     speculation = last.speculation
     if speculation is None or speculation.num_draft_tokens == 0:
         return rate
-    return f"{rate}, {speculation.num_accepted_tokens} of {speculation.num_draft_tokens} draft tokens accepted"
+    accepted = f"{speculation.num_accepted_tokens} of {speculation.num_draft_tokens} draft tokens accepted"
+    by_proposer = ", ".join(
+        f"{proposer} {counts.num_accepted_tokens} of {counts.num_draft_tokens}"
+        for proposer, counts in speculation.by_proposer.items()
+    )
+    return f"{rate}, {accepted} ({by_proposer})"
 
 
 def _read_schema(file: str) -> Constraint:

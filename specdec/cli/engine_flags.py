@@ -14,12 +14,13 @@ import typer
 
 from specdec.config import EngineConfig
 from specdec.errors import ConfigError
-from specdec.speculative import CHAIN, NONE, PROPOSERS, SpeculativeConfig, Verification, methods_of
+from specdec.speculative import CHAIN, NONE, PROPOSERS, SYNTHETIC, SpeculativeConfig, Verification, methods_of
 
 if TYPE_CHECKING:
     from specdec.grammars import Limits
 
 _DEFAULTS: Final = EngineConfig()
+_PROPOSER_NAMES: Final = ", ".join(name for name in PROPOSERS if name != SYNTHETIC)
 
 _UNITS: Final = {
     "": 1,
@@ -77,8 +78,8 @@ class EngineFlags:
         typer.Option(
             metavar="METHOD",
             help=(
-                f"Who drafts: chain (all that need no model, and --draft's), none, or names joined by +: "
-                f"{', '.join(PROPOSERS[:-1])}."
+                f"Who drafts: chain (all of them, the draft model where --draft names one), none, or names joined "
+                f"by +: {_PROPOSER_NAMES}."
             ),
             show_default="grammar, or chain with --draft",
             rich_help_panel="Speculation",
@@ -86,7 +87,11 @@ class EngineFlags:
     ] = None
     draft: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Draft with this smaller model as well.", rich_help_panel="Speculation"),
+        typer.Option(
+            metavar="MODEL",
+            help="A smaller model to draft with; it must share the tokenizer.",
+            rich_help_panel="Speculation",
+        ),
     ] = None
     num_speculative_tokens: Annotated[
         int | None,
@@ -261,16 +266,10 @@ class EngineFlags:
             return None
         default = _DEFAULTS.speculative
         assert default is not None, "an engine drafts unless told otherwise"
-        method = self.spec or (default.method if self.draft is None else CHAIN)
-        try:
-            methods = methods_of(method, has_draft_model=self.draft is not None)
-        except ConfigError as error:
-            raise ConfigError(str(error), flag="--spec") from error
-        if self.draft is not None and "draft_model" not in methods:
-            raise ConfigError(
-                f"--spec {method} takes no draft model; say --spec {method}+draft_model, or drop --draft",
-                flag="--draft",
-            )
+        method = self.spec
+        if method is None:
+            method = default.method if self.draft is None else CHAIN
+        self._refuse_spec(method)
         try:
             return SpeculativeConfig(
                 method=method,
@@ -279,9 +278,23 @@ class EngineFlags:
                 verification=self.verification or default.verification,
             )
         except ConfigError as error:
-            # The engine knows only the JSON spelling of what was given by a flag of its own.
-            flag = "--num-speculative-tokens" if "num_speculative_tokens" in str(error) else "--spec"
-            raise ConfigError(str(error), flag=flag) from error
+            # The engine knows only the JSON spelling of what was given by a flag of its own; the others are checked.
+            raise ConfigError(str(error), flag="--num-speculative-tokens") from error
+
+    def _refuse_spec(self, method: str) -> None:
+        try:
+            methods = methods_of(method, has_draft_model=self.draft is not None)
+        except ConfigError as error:
+            raise ConfigError(str(error), flag="--spec") from error
+        if SYNTHETIC in methods:
+            raise ConfigError("synthetic needs its rates, which only --speculative-config takes", flag="--spec")
+        if "draft_model" in methods and self.draft is None:
+            raise ConfigError("draft_model needs a model; name one with --draft", flag="--spec")
+        if self.draft is not None and "draft_model" not in methods:
+            raise ConfigError(
+                f"--spec {method} drafts without a model; drop --draft, or use --spec {method}+draft_model",
+                flag="--draft",
+            )
 
     def _speculative_from_json(self, text: str) -> SpeculativeConfig:
         for flag, value in (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -12,10 +11,7 @@ from specdec.cli.console import say
 from specdec.config import EngineConfig
 from specdec.models.progress import progress_bars
 from specdec.server import RequestLimits, ServerConfig, ServerInfo, serve
-from specdec.speculative import NONE
-
-if TYPE_CHECKING:
-    from specdec.build import EngineDescription
+from specdec.speculative import SpeculativeConfig, Verification
 
 EXAMPLE_SCHEMA = {
     "type": "object",
@@ -45,7 +41,7 @@ def serve_until_stopped(
     with progress_bars() as progress:
 
         def ready(info: ServerInfo) -> None:
-            for line in banner(info, guarded=bool(api_keys)):
+            for line in banner(info, engine_config.speculative, guarded=bool(api_keys)):
                 say(line)
             if note := notes.get(info.engine.device.partition(":")[0]):
                 say(f"note: {note}", style="yellow")
@@ -64,7 +60,7 @@ def request_limits(engine_config: EngineConfig) -> RequestLimits:
     return msgspec.structs.replace(limits, max_schema_bytes=max_schema_bytes, max_body_bytes=max_body_bytes)
 
 
-def banner(info: ServerInfo, *, guarded: bool) -> list[str]:
+def banner(info: ServerInfo, speculative: SpeculativeConfig | None, *, guarded: bool) -> list[str]:
     """The lines that greet a user: what runs, what it holds, where it listens, and a request to paste."""
     engine = info.engine
     where = f"{engine.device}, {engine.num_threads} threads" if engine.device == "cpu" else engine.device
@@ -75,7 +71,7 @@ def banner(info: ServerInfo, *, guarded: bool) -> list[str]:
         "",
         f"  model      {engine.model}{_aliases(info)}, {engine.dtype} on {where}{exact}",
         f"  KV cache   {memory}: {concurrency}",
-        f"  proposer   {_proposer(engine)}",
+        f"  drafts     {_drafts(speculative)}",
         f"  ready      {info.url}/v1 in {info.load_seconds:.1f} s; Ctrl-C stops",
         "",
         "Try it:",
@@ -90,14 +86,15 @@ def _aliases(info: ServerInfo) -> str:
     return f" as {', '.join(names)}" if names else ""
 
 
-def _proposer(engine: EngineDescription) -> str:
-    if engine.proposer == NONE:
-        return "none (speculation is off; --spec chain turns it on)"
-    length = f"{engine.num_speculative_tokens} tokens a draft"
-    if not engine.has_fixed_draft_length:
-        length = f"up to {length}, as many as pay"
-    more = "; --spec chain drafts everything else as well" if engine.proposer == "grammar" else ""
-    return f"{engine.proposer}, {length}{more}"
+def _drafts(speculative: SpeculativeConfig | None) -> str:
+    if speculative is None or not speculative.methods:
+        return "none (--spec chain turns speculation on)"
+    plan = speculative.plan
+    method = speculative.method if speculative.model is None else f"{speculative.method} with {speculative.model}"
+    length = f"{plan.max_tokens} tokens each" if plan.num_tokens else f"up to {plan.max_tokens} tokens, as many as pay"
+    verification = "" if plan.verification is Verification.COUPLED else f", verification {plan.verification}"
+    more = "; --spec chain drafts from everything" if speculative.method == "grammar" else ""
+    return f"{method}, {length}{verification}{more}"
 
 
 def _curl(info: ServerInfo, *, guarded: bool) -> str:

@@ -190,7 +190,8 @@ def test_null_means_the_default_for_every_optional_field(client: httpx.Client) -
         r"\w+",
         """temperature top_p n stop frequency_penalty presence_penalty logit_bias seed top_k min_p repetition_penalty
         min_tokens ignore_eos stop_token_ids max_completion_tokens logprobs top_logprobs response_format stream
-        stream_options tools tool_choice prediction user metadata structured_outputs guided_json""",
+        stream_options tools tool_choice prediction user metadata structured_outputs guided_json speculative
+        specdec_trace""",
     )
     assert whole(client, max_tokens=3, **dict.fromkeys(names))["usage"]["completion_tokens"] <= 3
 

@@ -27,7 +27,37 @@ def user(content: object, **fields: object) -> list[dict[str, object]]:
     return [{"role": "user", "content": content, **fields}]
 
 
+SPECULATION_FAULTS = [
+    ({"speculative": True}, "speculative", "invalid_value"),
+    ({"speculative": {"enabled": 1}}, "speculative.enabled", "invalid_value"),
+    ({"speculative": {"method": 3}}, "speculative.method", "invalid_value"),
+    ({"speculative": {"method": "eagle"}}, "speculative.method", "invalid_value"),
+    ({"speculative": {"method": ""}}, "speculative.method", "invalid_value"),
+    ({"speculative": {"method": "ngram+"}}, "speculative.method", "invalid_value"),
+    ({"speculative": {"method": "draft_model"}}, "speculative.method", "invalid_value"),
+    ({"speculative": {"method": "grammar+draft_model"}}, "speculative.method", "invalid_value"),
+    ({"speculative": {"method": "synthetic"}}, "speculative.method", "invalid_value"),
+    ({"speculative": {"num_speculative_tokens": -1}}, "speculative.num_speculative_tokens", "invalid_value"),
+    ({"speculative": {"num_speculative_tokens": 65}}, "speculative.num_speculative_tokens", "invalid_value"),
+    ({"speculative": {"num_speculative_tokens": 1.5}}, "speculative.num_speculative_tokens", "invalid_value"),
+    ({"speculative": {"verification": "hope"}}, "speculative.verification", "invalid_value"),
+    ({"speculative": {"model": "m"}}, "speculative.model", "invalid_value"),
+    ({"prediction": "x"}, "prediction", "invalid_value"),
+    ({"prediction": {}}, "prediction.type", "invalid_value"),
+    ({"prediction": {"content": "x"}}, "prediction.type", "invalid_value"),
+    ({"prediction": {"type": "content"}}, "prediction.content", "invalid_value"),
+    ({"prediction": {"type": "image", "content": "x"}}, "prediction.type", "invalid_value"),
+    ({"prediction": {"type": "content", "content": None}}, "prediction.content", "invalid_value"),
+    ({"prediction": {"type": "content", "content": [{"type": "text"}]}}, "prediction.content[0].text", "invalid_value"),
+    ({"prediction": {"type": "content", "content": [{"type": "refusal", "refusal": "x"}]}},
+     "prediction.content[0].type", "invalid_value"),
+    ({"prediction": {"type": "content", "content": "x" * 300_000}}, "prediction.content", "limit_exceeded"),
+    ({"specdec_trace": "yes"}, "specdec_trace", "invalid_value"),
+]  # fmt: skip
+
+
 CHAT_FAULTS = [
+    *SPECULATION_FAULTS,
     ({"temperature": "hot"}, "temperature", "invalid_value"),
     ({"temperature": -0.1}, "temperature", "invalid_value"),
     ({"temperature": 2.1}, "temperature", "invalid_value"),
@@ -91,15 +121,6 @@ CHAT_FAULTS = [
     ({"tool_choice": "required"}, "tool_choice", "unsupported_field"),
     ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "unsupported_field"),
     ({"functions": [{"name": "f"}]}, "functions", "unsupported_field"),
-    ({"prediction": {"type": "text", "content": "x"}}, "prediction.type", "invalid_value"),
-    ({"prediction": "x"}, "prediction", "invalid_value"),
-    ({"prediction": {"type": "content", "content": [{"type": "image"}]}}, "prediction.content[0].type",
-     "invalid_value"),
-    ({"speculative": {"n": 3}}, "speculative.n", "invalid_value"),
-    ({"speculative": {"method": "eagle"}}, "speculative.method", "invalid_value"),
-    ({"speculative": {"method": "draft_model"}}, "speculative.method", "invalid_value"),
-    ({"speculative": {"num_speculative_tokens": 65}}, "speculative.num_speculative_tokens", "invalid_value"),
-    ({"speculative": {"verification": "lossy"}}, "speculative.verification", "invalid_value"),
     ({"guided_json": {"type": "object"}}, "guided_json", "unsupported_field"),
     ({"guided_whatever": 1}, "guided_whatever", "unsupported_field"),
     ({"grammar": "root ::= x"}, "grammar", "unsupported_field"),
@@ -163,6 +184,7 @@ COMPLETION_FAULTS = [
     ({"prompt": "a", "stream_options": {}}, "stream_options", "invalid_value"),
     ({"prompt": "a", "guided_regex": "x"}, "guided_regex", "unsupported_field"),
     ({"prompt": ["a", [10**7]]}, "prompt", "invalid_value"),
+    *(({"prompt": "a", **fields}, param, code) for fields, param, code in SPECULATION_FAULTS),
 ]
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from live_server import LiveServer, chat_body, serving, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
 from specdec import Engine, EngineStats, FinishReason, Request, SamplingParams, TokenDelta
+from specdec.sequence import SpeculationCounts
 from specdec.server import ServerConfig
 from specdec.server.metrics import LatencyObserver, ServerMetrics
-from specdec.speculative import SpeculativeConfig
+from specdec.speculative import PROPOSERS, SpeculativeConfig
 
 
 @pytest.fixture
@@ -101,6 +105,62 @@ def test_speculation_adds_up_in_metrics_and_in_each_answer(fresh: LiveServer) ->
     assert sum(histogram) == speculative["num_spec_steps"]
     assert sum(i * count for i, count in enumerate(histogram)) == speculative["num_accepted_draft_tokens"]
     assert speculative["num_draft_tokens"] == total(samples, "spec_decode_num_draft_tokens_total")
+    assert speculative["num_spec_steps"] == total(samples, "spec_decode_num_drafts_total")
+
+
+def test_tokens_that_the_grammar_drafted_are_counted_apart(fresh: LiveServer) -> None:
+    schema = {"enum": ["as long as it takes", "as much as it takes", 7]}
+    body = chat_body(
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+        speculative={"method": "grammar+ngram", "num_speculative_tokens": 3},
+        max_tokens=40,
+    )
+    answers = [
+        httpx.post(fresh.url + "/v1/chat/completions", json={**body, "seed": seed}, timeout=60).json()
+        for seed in range(4)
+    ]
+    samples = scrape(fresh)
+    by_proposer = [answer["metrics"]["speculative_decoding"]["by_proposer"] for answer in answers]
+    accepted = sum(each.get("grammar", {"num_accepted_tokens": 0})["num_accepted_tokens"] for each in by_proposer)
+    assert total(samples, "grammar_forced_tokens_total") == accepted > 0
+    assert len(samples["specdec:draft_invalidated_by_grammar_total"]) == 1
+
+
+@given(
+    passes=st.lists(
+        st.lists(st.sampled_from(PROPOSERS), max_size=6).flatmap(
+            lambda proposers: st.tuples(st.just(proposers), st.integers(0, len(proposers)), st.booleans())
+        ),
+        max_size=20,
+    )
+)
+def test_the_counts_of_proposers_add_up_to_those_of_all(passes: list[tuple[list[str], int, bool]]) -> None:
+    counts = SpeculationCounts()
+    for proposers, num_accepted, was_cut in passes:
+        counts.record(proposers, num_accepted=num_accepted, was_cut=was_cut)
+    metrics = ServerMetrics("tiny", lambda: EngineStats(speculation=counts.freeze()))
+    sums: Counter[tuple[str, ...]] = Counter()
+    for family in text_string_to_metric_families(metrics.text().decode()):
+        for sample in family.samples:
+            name = sample.name.removeprefix("specdec:spec_decode_")
+            sums[name,] += sample.value
+            sums[name, sample.labels.get("proposer", "")] += sample.value
+            sums[name, "at", sample.labels.get("position", "")] += sample.value
+    drafted = [(proposers, num_accepted) for proposers, num_accepted, _ in passes if proposers]
+    assert sums["num_drafts_total",] == len(drafted)
+    assert sums["num_draft_tokens_total",] == sum(len(proposers) for proposers, _ in drafted)
+    assert sums["num_accepted_tokens_total",] == sum(num_accepted for _, num_accepted in drafted)
+    assert sums["num_draft_tokens_total",] == sum(
+        sums[f"num_{fate}_tokens_total",] for fate in ("accepted", "rejected", "discarded")
+    )
+    for proposer in PROPOSERS:
+        num_mine = sum(proposer in proposers for proposers, _ in drafted)
+        assert sums["num_proposer_drafts_total", proposer] == num_mine
+        assert sums["num_accepted_tokens_total", proposer] == sum(p[:n].count(proposer) for p, n in drafted)
+    for position in range(6):
+        assert sums["num_accepted_tokens_per_pos_total", "at", str(position)] == sum(n > position for _, n in drafted)
+        assert sums["num_draft_tokens_per_pos_total", "at", str(position)] == sum(len(p) > position for p, _ in drafted)
+    assert sums["specdec:grammar_forced_tokens_total",] == sums["num_accepted_tokens_total", "grammar"]
 
 
 def test_metrics_of_a_request_come_with_the_last_chunk_and_are_null_for_several_choices(fresh: LiveServer) -> None:

@@ -1,119 +1,406 @@
-"""What a client can say about speculation, and what it is told of it."""
+"""A request says how it is speculated on and what it predicts; its answer is the same, and says what that came to."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
 
 import httpx
+import openai
 import pytest
-from live_server import LiveServer, chat_body, serving
+from hypothesis import given
+from hypothesis import strategies as st
+from live_server import LiveServer, chat_body, read_events, serving
 
-from specdec import Engine, SpeculativeConfig
+from specdec import Engine, Request, SamplingParams, TokenDelta
+from specdec.delta_stream import MAX_WAITING_DELTAS, DeltaStream
+from specdec.request import DraftTrace, FinishReason
+from specdec.sequence import SpeculationCounts
 from specdec.server import ServerConfig
+from specdec.server.answer import Answer
+from specdec.server.body import decode_body
+from specdec.server.chat_wire import ChatRequest
+from specdec.server.completion_wire import CompletionRequest
+from specdec.server.speculation import requested_speculation
+from specdec.server.unsupported import CHAT_REFUSED, COMPLETION_REFUSED, WITHOUT_EFFECT
+from specdec.server.usage import PredictionTokens, speculative_decoding
+from specdec.speculative import PROPOSERS, SpeculativeConfig
 
 CHAT = "/v1/chat/completions"
-REPEATED = [{"role": "user", "content": "one two three one two three one two three one two"}]
+COMPLETIONS = "/v1/completions"
+MESSAGES = [{"role": "user", "content": "one two three one two three one two"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"enum": ["north-north-east", "south"]}, "is_far": {"type": "boolean"}},
+    "required": ["name", "is_far"],
+    "additionalProperties": False,
+}
+RESPONSE_FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
 
 
 @pytest.fixture(scope="module")
-def live(make_engine: Callable[..., Engine]) -> Iterator[LiveServer]:
+def exact(make_engine: Callable[..., Engine], tiny_draft_folder: Path) -> Iterator[LiveServer]:
+    """Has a draft model, and gives the same tokens whatever is computed beside them."""
+    speculative = SpeculativeConfig(model=str(tiny_draft_folder))
     config = ServerConfig(served_model_names=("tiny",), per_request_spec_decode_metrics="summary")
-    with serving(make_engine(speculative=SpeculativeConfig(num_speculative_tokens=5), exact=True), config) as server:
+    with serving(make_engine(speculative=speculative, exact=True), config) as server:
         yield server
 
 
-def ask(live: LiveServer, path: str = CHAT, **fields: object) -> dict[str, Any]:
-    body = chat_body(**({"messages": REPEATED, "temperature": 0, "max_tokens": 40, "ignore_eos": True} | fields))
-    response = httpx.post(live.url + path, json=body, timeout=60)
+@pytest.fixture
+def client(exact: LiveServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=exact.url, timeout=60.0) as client:
+        yield client
+
+
+def whole(client: httpx.Client, path: str = CHAT, **fields: object) -> dict:
+    response = client.post(path, json=body(path, **fields))
     assert response.status_code == 200, response.text
-    answer = response.json()
-    assert isinstance(answer, dict)
-    return answer
+    assert "x-specdec-ignored" not in response.headers
+    return response.json()
 
 
-def counts(answer: dict[str, Any]) -> dict[str, Any]:
-    found = answer["metrics"]["speculative_decoding"]
-    return {} if found is None else found
+def streamed(client: httpx.Client, path: str = CHAT, **fields: object) -> list[dict]:
+    with client.stream("POST", path, json=body(path, stream=True, **fields)) as response:
+        assert response.status_code == 200
+        return list(read_events(response))
 
 
-def test_a_request_turns_speculation_off_and_gets_the_same_answer(live: LiveServer) -> None:
-    drafted = ask(live)
-    assert counts(drafted)["num_draft_tokens"] > 0
-    for off in ({"enabled": False}, {"num_speculative_tokens": 0}, {"method": "none"}):
-        plain = ask(live, speculative=off)
-        assert counts(plain) == {}
-        assert plain["choices"] == drafted["choices"]
+def body(path: str, **fields: object) -> dict[str, object]:
+    fields = {"max_tokens": 40, "seed": 3, **fields}
+    return chat_body(**{"messages": MESSAGES, **fields}) if path == CHAT else {"model": "tiny", **fields}
 
 
-def test_a_request_chooses_who_drafts_and_how_much(live: LiveServer) -> None:
-    answer = ask(live, speculative={"method": "ngram", "num_speculative_tokens": 2})
-    assert set(counts(answer)["by_proposer"]) == {"ngram"}
-    assert counts(answer)["num_spec_tokens"] == 2
-    assert len(counts(answer)["acceptance_histogram"]) == 3
+def predicted(content: object) -> dict[str, object]:
+    return {"type": "content", "content": content}
 
 
-def test_counts_by_proposer_add_up(live: LiveServer) -> None:
-    found = counts(ask(live))
-    for total, part in (
-        ("num_draft_tokens", "num_draft_tokens"),
-        ("num_accepted_draft_tokens", "num_accepted_tokens"),
-    ):
-        assert sum(own[part] for own in found["by_proposer"].values()) == found[total]
+def texts(answer: dict) -> list[str]:
+    return [choice.get("text", choice.get("message", {}).get("content")) for choice in answer["choices"]]
 
 
-@pytest.mark.parametrize("parts", [False, True], ids=["text", "parts"])
-def test_a_prediction_is_drafted_from_and_accounted_for(live: LiveServer, parts: bool) -> None:
-    plain = ask(live, speculative={"enabled": False})
-    text = plain["choices"][0]["message"]["content"]
-    content = [{"type": "text", "text": text[:9]}, {"type": "text", "text": text[9:]}] if parts else text
-    answer = ask(live, prediction={"type": "content", "content": content}, speculative={"method": "prediction"})
-    assert answer["choices"] == plain["choices"]
-    details = answer["usage"]["completion_tokens_details"]
-    assert details["accepted_prediction_tokens"] > 0
-    assert details["accepted_prediction_tokens"] == counts(answer)["by_proposer"]["prediction"]["num_accepted_tokens"]
+def drafting(answer: dict) -> dict | None:
+    return answer["metrics"]["speculative_decoding"]
+
+
+def num_traced(answer: dict, proposer: str) -> tuple[int, int]:
+    """Accepted and all tokens of a proposer, counted in the trace."""
+    drafts = [draft for choice in answer["specdec"]["trace"] for draft in choice["drafts"]]
+    accepted = sum(draft["proposers"][: draft["num_accepted"]].count(proposer) for draft in drafts)
+    return accepted, sum(draft["proposers"].count(proposer) for draft in drafts)
+
+
+# speculative
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize(
+    "speculative",
+    [
+        None,
+        {},
+        {"enabled": True},
+        {"method": "chain"},
+        {"method": "grammar+ngram", "num_speculative_tokens": 5},
+        {"method": "suffix", "num_speculative_tokens": 1, "verification": "coupled"},
+        {"method": "draft_model", "num_speculative_tokens": 64},
+    ],
+)
+@pytest.mark.parametrize("constrained", [False, True])
+def test_however_a_request_is_speculated_on_its_answer_is_the_same(
+    client: httpx.Client, speculative: dict | None, temperature: float, *, constrained: bool
+) -> None:
+    fields = {"temperature": temperature, **({"response_format": RESPONSE_FORMAT} if constrained else {})}
+    plain = whole(client, **fields, speculative={"enabled": False})
+    assert drafting(plain) is None
+    assert texts(whole(client, **fields, speculative=speculative)) == texts(plain)
+
+
+@pytest.mark.parametrize(
+    "off",
+    [{"enabled": False}, {"num_speculative_tokens": 0}, {"method": "none"}, {"enabled": False, "method": "chain"}],
+)
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_a_request_turns_speculation_off(client: httpx.Client, path: str, off: dict) -> None:
+    prompt = {} if path == CHAT else {"prompt": "one two three one two three"}
+    answer = whole(client, path, **prompt, speculative=off, specdec_trace=True)
+    assert drafting(answer) is None
+    (trace,) = answer["specdec"]["trace"]
+    assert all(draft["token_ids"] == [] for draft in trace["drafts"])
+    assert len(trace["drafts"]) == answer["usage"]["completion_tokens"]
+
+
+@pytest.mark.parametrize("verification", ["coupled", "rejection", "block"])
+def test_every_verification_answers_within_the_constraint(client: httpx.Client, verification: str) -> None:
+    for seed in range(5):
+        speculative = {"method": "grammar+draft_model", "num_speculative_tokens": 4, "verification": verification}
+        answer = whole(client, response_format=RESPONSE_FORMAT, seed=seed, speculative=speculative)
+        assert json.loads(texts(answer)[0]).keys() == {"name", "is_far"}
+        assert drafting(answer)["by_proposer"].keys() <= {"grammar", "draft_model"}
+        assert drafting(answer)["num_draft_tokens"] > 0
+
+
+@pytest.mark.parametrize(("num_tokens", "longest"), [(1, 1), (7, 7), (None, 32)])
+def test_the_metrics_of_a_request_are_of_its_own_plan(
+    client: httpx.Client, num_tokens: int | None, longest: int
+) -> None:
+    fields = {"speculative": {"method": "draft_model", "num_speculative_tokens": num_tokens}, "specdec_trace": True}
+    answer = whole(client, **fields, ignore_eos=True)
+    metrics = drafting(answer)
+    assert metrics["num_spec_tokens"] == longest
+    assert len(metrics["acceptance_histogram"]) == longest + 1
+    assert sum(metrics["acceptance_histogram"]) == metrics["num_spec_steps"]
+    accepted, drafted = num_traced(answer, "draft_model")
+    assert sum(i * count for i, count in enumerate(metrics["acceptance_histogram"])) == accepted
+    assert (metrics["num_accepted_draft_tokens"], metrics["num_draft_tokens"]) == (accepted, drafted)
+    if drafted:
+        counts = metrics["by_proposer"]["draft_model"]
+        assert counts.pop("num_drafts") == metrics["num_spec_steps"]
+        assert counts["num_accepted_tokens"] == accepted
+        assert sum(counts.values()) == 2 * counts["num_draft_tokens"] == 2 * drafted
+
+
+def test_an_engine_that_drafts_nothing_drafts_for_a_request_that_asks(make_engine: Callable[..., Engine]) -> None:
+    config = ServerConfig(served_model_names=("tiny",), per_request_spec_decode_metrics="summary")
+    with serving(make_engine(speculative=None), config) as server, httpx.Client(base_url=server.url) as client:
+        fields = {"messages": [{"role": "user", "content": "one two three " * 30}], "max_tokens": 200, "temperature": 0}
+        assert drafting(whole(client, **fields)) is None
+        asked = whole(client, **fields, speculative={"enabled": True, "num_speculative_tokens": 4})
+        assert drafting(asked)["num_draft_tokens"] > 0
+        refused = client.post(CHAT, json=chat_body(speculative={"method": "synthetic"}))
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "speculative.method")
+
+
+# Predictions
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_an_answer_that_was_predicted_is_the_same_and_its_usage_says_what_was_accepted(
+    client: httpx.Client, path: str, temperature: float
+) -> None:
+    fields = {
+        "temperature": temperature,
+        "ignore_eos": True,
+        "speculative": {"method": "none", "num_speculative_tokens": 6},
+        "logprobs": path == CHAT,
+    }
+    fields |= {} if path == CHAT else {"prompt": "Once upon", "logprobs": 1}
+    plain = whole(client, path, **fields)
     assert "completion_tokens_details" not in plain["usage"]
+    (text,) = texts(plain)
+    for content in (text, [{"type": "text", "text": text[:9]}, {"type": "text", "text": text[9:]}], f"No. {text} No."):
+        answer = whole(client, path, **fields, prediction=predicted(content), specdec_trace=True)
+        assert texts(answer) == [text]
+        details = answer["usage"].pop("completion_tokens_details")
+        answer["usage"].pop("prompt_tokens_details")
+        assert answer["usage"].items() <= plain["usage"].items(), "a draft is no completion"
+        accepted, drafted = num_traced(answer, "prediction")
+        assert details == {
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": drafted - accepted,
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+        }
+        assert accepted > 0
 
 
-def test_a_wrong_prediction_changes_nothing_but_the_counts(live: LiveServer) -> None:
-    plain = ask(live)
-    answer = ask(live, prediction={"type": "content", "content": "zzz qqq " * 20})
-    assert answer["choices"] == plain["choices"]
-    assert answer["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] <= 3
+def test_the_prediction_tokens_of_all_choices_are_added_up(client: httpx.Client) -> None:
+    prediction = predicted("north one two three one two three one two three")
+    fields = {"n": 3, "prediction": prediction, "specdec_trace": True, "temperature": 1.5, "ignore_eos": True}
+    fields |= {"messages": [{"role": "user", "content": "abc" * 20}], "max_tokens": 150}
+    only = {
+        "method": "prediction",
+        "num_speculative_tokens": 3,
+    }  # what remembers answers drafts otherwise the next time
+    answer = whole(client, **fields, speculative=only)
+    accepted, drafted = num_traced(answer, "prediction")
+    details = answer["usage"]["completion_tokens_details"]
+    assert drafted > 0
+    assert details["accepted_prediction_tokens"] == accepted
+    assert details["rejected_prediction_tokens"] == drafted - accepted
+    assert answer["metrics"] is None
+    for options in ({"include_usage": True}, {"include_usage": True, "continuous_usage_stats": True}):
+        chunks = streamed(client, **fields, speculative=only, stream_options=options)
+        assert chunks[-1]["usage"]["completion_tokens_details"] == details
+        running = [chunk["usage"]["completion_tokens_details"] for chunk in chunks if chunk["usage"]]
+        assert [each["accepted_prediction_tokens"] for each in running] == sorted(
+            each["accepted_prediction_tokens"] for each in running
+        )
 
 
-def test_a_trace_says_what_every_pass_verified(live: LiveServer) -> None:
-    answer = ask(live, specdec_trace=True, n=2)
-    assert [choice["index"] for choice in answer["specdec"]["trace"]] == [0, 1]
-    for choice in answer["specdec"]["trace"]:
-        assert sum(draft["num_accepted"] + 1 for draft in choice["drafts"]) in {40, 41}
-        for draft in choice["drafts"]:
-            assert len(draft["token_ids"]) == len(draft["proposers"]) >= draft["num_accepted"]
-    assert "trace" not in ask(live)["specdec"]
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prediction": predicted("")},
+        {"prediction": predicted([])},
+        {"prediction": predicted("something"), "speculative": {"enabled": False}},
+    ],
+)
+def test_a_prediction_that_is_not_used_has_a_usage_of_nothing(client: httpx.Client, fields: dict) -> None:
+    details = whole(client, **fields)["usage"]["completion_tokens_details"]
+    assert set(details.values()) == {0}
 
 
-def test_a_stream_has_the_trace_in_its_last_chunk(live: LiveServer) -> None:
-    body = chat_body(messages=REPEATED, max_tokens=10, stream=True, specdec_trace=True)
-    with httpx.stream("POST", live.url + CHAT, json=body, timeout=60) as response:
-        text = response.read().decode()
-    chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
-    traced = [chunk for chunk in chunks if chunk.get("specdec", {}).get("trace")]
-    assert len(traced) == 1
-    assert traced[0]["choices"][0]["finish_reason"] is not None
+def test_a_prediction_goes_with_a_schema_with_several_choices_and_with_logprobs(client: httpx.Client) -> None:
+    answer = whole(
+        client, response_format=RESPONSE_FORMAT, n=2, logprobs=True, top_logprobs=2, tools=[], presence_penalty=0.5,
+        prediction=predicted('{"name":"north-north-east","is_far":true}'), specdec_trace=True,
+    )  # fmt: skip
+    assert all(json.loads(text).keys() == {"name", "is_far"} for text in texts(answer))
+    assert num_traced(answer, "grammar") != (0, 0) or num_traced(answer, "prediction") != (0, 0)
+    assert (
+        sum(len(choice["logprobs"]["content"]) for choice in answer["choices"]) == answer["usage"]["completion_tokens"]
+    )
 
 
-def test_text_completions_take_the_same_fields(live: LiveServer) -> None:
-    body = {"model": "tiny", "prompt": "one two three one two three one", "max_tokens": 20, "temperature": 0}
-    plain = httpx.post(live.url + "/v1/completions", json=body | {"speculative": {"enabled": False}}).json()
-    body |= {"prediction": {"type": "content", "content": plain["choices"][0]["text"]}, "specdec_trace": True}
-    answer = httpx.post(live.url + "/v1/completions", json=body).json()
-    assert answer["choices"] == plain["choices"]
-    assert answer["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] > 0
-    assert answer["specdec"]["trace"]
+def test_the_openai_client_sends_predictions_and_reads_their_usage(exact: LiveServer) -> None:
+    with openai.OpenAI(
+        base_url=exact.url + "/v1", api_key="none", _strict_response_validation=True, max_retries=0
+    ) as client:
+        completion = client.chat.completions.create(
+            model="tiny",
+            messages=MESSAGES,
+            max_completion_tokens=10,
+            prediction={"type": "content", "content": [{"type": "text", "text": "one two three"}]},
+            extra_body={"speculative": {"method": "prediction"}, "specdec_trace": True},
+        )
+    details = completion.usage.completion_tokens_details
+    assert details.accepted_prediction_tokens + details.rejected_prediction_tokens >= 0
+    assert completion.model_extra["specdec"]["trace"][0]["index"] == 0
 
 
-def test_every_verification_answers(live: LiveServer) -> None:
-    for verification in ("coupled", "rejection", "block"):
-        answer = ask(live, temperature=1.0, seed=3, speculative={"verification": verification})
-        assert answer["usage"]["completion_tokens"] == 40
+# Traces
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_stream_traces_what_the_whole_answer_traces(client: httpx.Client, path: str, n: int) -> None:
+    fields: dict[str, object] = {"n": n, "specdec_trace": True, "speculative": {"method": "draft_model+ngram"}}
+    fields["speculative"] |= {"num_speculative_tokens": 3}
+    fields |= {} if path == CHAT else {"prompt": ["Once", "upon a"]}
+    answer = whole(client, path, **fields)
+    traces = answer["specdec"]["trace"]
+    assert [trace["index"] for trace in traces] == list(range(len(answer["choices"])))
+    chunks = streamed(client, path, **fields)
+    last = [chunk for chunk in chunks if "specdec" in chunk]
+    assert all(chunk["choices"][0]["finish_reason"] for chunk in last)
+    assert all(chunk["specdec"]["trace"][0]["index"] == chunk["choices"][0]["index"] for chunk in last)
+    by_index = {trace["index"]: trace for chunk in last for trace in chunk["specdec"]["trace"]}
+    assert [by_index[index] for index in sorted(by_index)] == traces
+
+
+def test_a_trace_accounts_for_every_token_of_the_answer(exact: LiveServer, client: httpx.Client) -> None:
+    speculative = {"method": "chain", "num_speculative_tokens": 4}
+    answer = whole(client, specdec_trace=True, speculative=speculative, logprobs=True, temperature=0, ignore_eos=True)
+    tokens = [bytes(entry["bytes"]) for entry in answer["choices"][0]["logprobs"]["content"]]
+    position = 0
+    for draft in answer["specdec"]["trace"][0]["drafts"]:
+        assert draft.keys() >= {"token_ids", "proposers", "num_accepted"}
+        assert len(draft["token_ids"]) == len(draft["proposers"]) <= 4
+        assert set(draft["proposers"]) <= set(PROPOSERS)
+        accepted = draft["token_ids"][: draft["num_accepted"]]
+        drafted_text = exact.engine.tokenizer.decode(accepted, skip_special_tokens=False)
+        assert drafted_text == b"".join(tokens[position : position + len(accepted)]).decode(errors="replace")
+        position += len(accepted) + 1
+    assert position - 1 <= len(tokens) <= position
+
+
+@pytest.mark.parametrize("trace", [None, False])
+def test_an_answer_has_no_trace_unless_asked_for(client: httpx.Client, trace: bool | None) -> None:
+    assert whole(client, specdec_trace=trace)["specdec"] == {"seed": 3}
+
+
+def test_a_reader_that_is_slow_misses_nothing_of_the_trace() -> None:
+    async def read() -> tuple[int, Answer]:
+        request = Request(request_id="a", prompt_token_ids=(1,), sampling_params=SamplingParams(n=2), trace=True)
+        answer = Answer([request], keeps_content=False)
+        stream = DeltaStream([request], lambda _stream, *, abort: None, answer.trace)
+        for i in range(3 * MAX_WAITING_DELTAS):
+            for choice_index in range(2):
+                draft = DraftTrace(token_ids=(i,), proposers=("ngram",), num_accepted=choice_index)
+                reason = FinishReason.STOP if i == 3 * MAX_WAITING_DELTAS - 1 else None
+                stream.push(
+                    TokenDelta(
+                        request_id="a", choice_index=choice_index, token_ids=(i,), draft=draft, finish_reason=reason
+                    )
+                )
+        num_deltas = 0
+        async for delta in stream:
+            answer.add(delta)
+            num_deltas += 1
+        return num_deltas, answer
+
+    num_deltas, answer = asyncio.run(read())
+    assert num_deltas < 3 * MAX_WAITING_DELTAS, "the test needs deltas that are joined"
+    for trace in answer.extension().trace or ():
+        assert [draft.token_ids for draft in trace.drafts] == [(i,) for i in range(3 * MAX_WAITING_DELTAS)]
+        assert all(draft.num_accepted == trace.index for draft in trace.drafts)
+    assert [trace.index for trace in answer.extension(answer.choices[1]).trace or ()] == [1]
+
+
+# Fields and counts
+
+
+@given(pieces=st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
+def test_the_parts_of_a_prediction_are_joined(pieces: list[str]) -> None:
+    parts = [{"type": "text", "text": piece} for piece in pieces]
+    for kind, refused, fields in (
+        (ChatRequest, CHAT_REFUSED, {"messages": []}),
+        (CompletionRequest, COMPLETION_REFUSED, {"prompt": "a"}),
+    ):
+        for content in (parts, "".join(pieces)):
+            raw = json.dumps({"model": "m", **fields, "prediction": predicted(content)}).encode()
+            request, ignored = decode_body(raw, kind, refused, WITHOUT_EFFECT)
+            found = requested_speculation(
+                request.prediction, request.speculative, request.specdec_trace, config=None, max_prediction_bytes=10**6
+            )
+            assert (found.prediction, found.has_prediction, ignored) == ("".join(pieces), True, "")
+            assert found.max_draft_tokens == (32 if any(pieces) else 0)
+
+
+PASSES = st.lists(
+    st.lists(st.sampled_from(PROPOSERS), max_size=6).flatmap(
+        lambda proposers: st.tuples(st.just(proposers), st.integers(0, len(proposers)), st.booleans())
+    ),
+    max_size=30,
+)
+
+
+@given(passes=PASSES, max_draft_tokens=st.integers(1, 8))
+def test_the_histogram_counts_passes_by_what_they_accepted(
+    passes: list[tuple[list[str], int, bool]], max_draft_tokens: int
+) -> None:
+    counts = SpeculationCounts()
+    for proposers, num_accepted, was_cut in passes:
+        counts.record(proposers, num_accepted=num_accepted, was_cut=was_cut)
+    drafted = [(proposers, num_accepted) for proposers, num_accepted, _ in passes if proposers]
+    shown = speculative_decoding(counts.freeze(), max_draft_tokens)
+    longest = max([max_draft_tokens, *(len(proposers) for proposers, _ in drafted)])
+    assert shown.acceptance_histogram == [
+        sum(num_accepted == i for _, num_accepted in drafted) for i in range(longest + 1)
+    ]
+    assert shown.num_spec_steps == len(drafted)
+    for proposer, mine in shown.by_proposer.items():
+        assert mine.num_drafts == sum(proposer in proposers for proposers, _ in drafted)
+        assert mine.num_draft_tokens == sum(proposers.count(proposer) for proposers, _ in drafted)
+        assert mine.num_accepted_tokens == sum(proposers[:n].count(proposer) for proposers, n in drafted)
+        assert mine.num_draft_tokens == (
+            mine.num_accepted_tokens + mine.num_rejected_tokens + mine.num_discarded_tokens
+        )
+    assert sum(mine.num_draft_tokens for mine in shown.by_proposer.values()) == shown.num_draft_tokens
+
+
+@given(choices=st.lists(PASSES, max_size=4))
+def test_prediction_tokens_add_up_over_choices(choices: list[list[tuple[list[str], int, bool]]]) -> None:
+    total = PredictionTokens()
+    for passes in choices:
+        counts = SpeculationCounts()
+        for proposers, num_accepted, was_cut in passes:
+            counts.record(proposers, num_accepted=num_accepted, was_cut=was_cut)
+        total = total.plus(counts.freeze())
+    passes = [each for choice in choices for each in choice]
+    assert total.accepted_prediction_tokens == sum(p[:n].count("prediction") for p, n, _ in passes)
+    assert total.rejected_prediction_tokens == sum(p[n:].count("prediction") for p, n, _ in passes)
