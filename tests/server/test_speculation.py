@@ -324,7 +324,7 @@ def test_a_reader_that_is_slow_misses_nothing_of_the_trace() -> None:
                 reason = FinishReason.STOP if i == 3 * MAX_WAITING_DELTAS - 1 else None
                 stream.push(
                     TokenDelta(
-                        request_id="a", choice_index=choice_index, token_ids=(i,), draft=draft, finish_reason=reason
+                        request_id="a", choice_index=choice_index, token_ids=(i,), drafts=(draft,), finish_reason=reason
                     )
                 )
         num_deltas = 0
