@@ -18,7 +18,7 @@ import itertools
 
 from specdec.grammars.combinations import known_combinations
 from specdec.grammars.frame_keys import FrameKeys
-from specdec.grammars.frames import ArrayFrame, ArrayRun, ObjectFrame, RawFrame
+from specdec.grammars.frames import ArrayFrame, ArrayRun, Frame, ObjectFrame, RawFrame
 from specdec.grammars.layout import WHITESPACE, Flexible, Pretty
 from specdec.grammars.lexemes import BODY
 from specdec.grammars.lexicon import Lexicon
@@ -87,6 +87,10 @@ class Automaton:
         if value is None:
             return Raw(state), None
         return Value((value.goal,)), None if value.after is None else self._stacks.push(RawFrame(value.after), None)
+
+    def push(self, frame: Frame, stack: Stack | None) -> Stack:
+        """The stack with another frame on it."""
+        return self._stacks.push(frame, stack)
 
     def special_step(self, position: Position, token_id: int) -> Config | None:
         """The configuration after a token without bytes; None where it is not allowed."""

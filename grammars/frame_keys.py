@@ -11,6 +11,9 @@ from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.texts import TextSet
 from specdec.grammars.value_rules import KeyClasses
 
+FRESH = b'""'
+"""A key unlike any other: no key is spelt with two bare quotes."""
+
 
 class FrameKeys:
     """Caches that change no result."""

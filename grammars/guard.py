@@ -12,20 +12,17 @@ from bisect import bisect_right
 import numpy as np
 
 from specdec.grammars.automaton import Automaton
-from specdec.grammars.closings import Closings
-from specdec.grammars.frames import ObjectFrame
-from specdec.grammars.masks import FRESH, MaskWalker, StringBodies
-from specdec.grammars.positions import Completed, Key, Literal, Position, Raw, String
+from specdec.grammars.lexeme_bounds import LexemeBounds
+from specdec.grammars.masks import MaskWalker
+from specdec.grammars.positions import Key, Literal, Position, Raw, String
 from specdec.grammars.stacks import Config, Stack
-from specdec.grammars.texts import TextSet
+from specdec.grammars.string_bodies import StringBodies
 from specdec.grammars.vocabulary import Vocabulary
-from specdec.grammars.walk import DEAD, Nodes, Words
+from specdec.grammars.walk import Nodes, Words
 
 _MAX_EXACT = 16
 """Tokens inside one lexeme that are costed one by one; more of them share a bound."""
 _MAX_LEVELS = 16
-_LONGEST_CODE_POINT = 6
-"""Bytes of the longest spelling of a code point, and so of the longest rest of one."""
 
 
 class Levels:
@@ -57,9 +54,9 @@ class GuardWalker(MaskWalker):
     """One walk: `levels` is what it found."""
 
     def __init__(
-        self, vocabulary: Vocabulary, bodies: StringBodies, automaton: Automaton, closings: Closings, config: Config
+        self, vocabulary: Vocabulary, bodies: StringBodies, automaton: Automaton, bounds: LexemeBounds, config: Config
     ) -> None:
-        self._closings = closings
+        self._bounds = bounds
         self._levels: dict[int, Words] = {}
         self._single_costs: dict[int, int | None] = {}
         super().__init__(vocabulary, bodies, automaton, config)
@@ -78,32 +75,12 @@ class GuardWalker(MaskWalker):
         return words
 
     def _cost(self, position: Position, stack: Stack | None) -> int | None:
-        if isinstance(position, Completed):
-            resolved = self._automaton.resolve(position, stack)
-            if resolved is None:
-                return None
-            position, stack = resolved
-        spelling = self._closings.of((position, stack))
-        if spelling is None:
-            return None
-        return spelling.num_tokens + self._margin(position, stack)
-
-    def _margin(self, position: Position, stack: Stack | None) -> int:
-        """What a closing may cost more where the key that FRESH stands for is one that it uses."""
-        frames: list[object] = [getattr(position, "frame", None)]
-        while stack is not None and stack.depth >= self._depth:
-            frames.append(stack.frame)
-            stack = stack.below
-        margin = 0
-        for frame in frames:
-            if isinstance(frame, ObjectFrame) and FRESH in frame.seen:
-                classes = self._automaton.keys.classes(frame)
-                longest = 1
-                if classes is not None:
-                    shortest = classes.automaton.shortest[classes.automaton.longest >= 0]
-                    longest = _LONGEST_CODE_POINT * (1 + int(shortest.max(initial=0)))
-                margin += longest + len(frame.seen)
-        return margin
+        opened: list[object] = []
+        below = stack
+        while below is not None and below.depth >= self._depth:
+            opened.append(below.frame)
+            below = below.below
+        return self._bounds.at(position, stack, opened)
 
     def _enter(self, position: Position, stack: Stack | None, nodes: Nodes) -> Nodes:
         cost = self._cost(position, stack)
@@ -128,28 +105,28 @@ class GuardWalker(MaskWalker):
         words, self.words = self.words, np.zeros_like(self.words)
         super()._follow_raw(position, nodes)
         if self.words.any():
-            self._add_inside(self._closings.raw_bound())
+            self._add_inside(self._bounds.inside(position, None))
         self.words = words
 
     def _follow_string(self, position: String, stack: Stack | None, nodes: Nodes) -> None:
         words, self.words = self.words, np.zeros_like(self.words)
         super()._follow_string(position, stack, nodes)
         if self.words.any():
-            self._add_inside(self._string_bound(position, stack))
+            self._add_inside(self._bounds.inside(position, stack))
         self.words = words
 
     def _follow_key(self, position: Key, stack: Stack | None, nodes: Nodes) -> None:
         words, self.words = self.words, np.zeros_like(self.words)
         super()._follow_key(position, stack, nodes)
         if self.words.any():
-            self._add_inside(self._key_bound(position, stack))
+            self._add_inside(self._bounds.inside(position, stack))
         self.words = words
 
     def _follow_literal(self, position: Literal, stack: Stack | None, nodes: Nodes) -> None:
         words, self.words = self.words, np.zeros_like(self.words)
         super()._follow_literal(position, stack, nodes)
         if self.words.any():
-            self._add_inside(self._literal_bound(position, stack))
+            self._add_inside(self._bounds.inside(position, stack))
         self.words = words
 
     def _add_inside(self, bound: int | None) -> None:
@@ -163,54 +140,3 @@ class GuardWalker(MaskWalker):
             return
         if bound is not None:
             self._level(bound)[:] |= self.words
-
-    def _string_bound(self, position: String, stack: Stack | None) -> int | None:
-        """No less than it costs to end the string and the text, wherever inside the string a token ends."""
-        rules = self._automaton.value_rules.of(position.goals, stack)
-        num_bytes = _LONGEST_CODE_POINT + 1
-        if position.text is not None:
-            num_bytes = max(num_bytes, _longest_rest(rules.strings, position.text))
-        if rules.text_automaton is None:
-            num_bytes += max((max(0, low - position.length) for low, _, _ in rules.lengths), default=0)
-        elif position.state != DEAD:
-            automaton = rules.text_automaton
-            longest = int(automaton.shortest[automaton.longest >= 0].max(initial=0))
-            if automaton.is_counted:
-                longest = max(longest, int(automaton.lows.max()) - position.length)
-            num_bytes = max(num_bytes, _LONGEST_CODE_POINT * (longest + 1) + 1)
-        return self._rest_bound(position.goals, stack, num_bytes)
-
-    def _literal_bound(self, position: Literal, stack: Stack | None) -> int | None:
-        rules = self._automaton.value_rules.of(position.goals, stack)
-        num_bytes = 0 if position.text is None else _longest_rest(rules.literals, position.text)
-        if rules.numbers is not None and position.number != DEAD:
-            num_bytes = max(num_bytes, self._closings.tails.longest_of_number(rules.numbers))
-        return self._rest_bound(position.goals, stack, num_bytes)
-
-    def _key_bound(self, position: Key, stack: Stack | None) -> int | None:
-        frame = position.frame
-        classes = self._automaton.keys.classes(frame)
-        special = self._automaton.keys.special(frame)
-        num_bytes = max(_LONGEST_CODE_POINT, _longest_rest(special, position.text)) + len(special.texts) + 1
-        if classes is not None:
-            automaton = classes.automaton
-            longest = int(automaton.shortest[automaton.longest >= 0].max(initial=0))
-            num_bytes += _LONGEST_CODE_POINT * (longest + 1)
-        most = self._closings.most_after_key(frame, stack)
-        return None if most is None else most + num_bytes
-
-    def _rest_bound(self, goals: tuple[int, ...], stack: Stack | None, num_bytes: int) -> int | None:
-        costs = [cost for goal in goals if (cost := self._closings.cost_after(stack, goal)) is not None]
-        if not costs:
-            return None
-        num_remembered = 0
-        below = stack
-        while below is not None and below.is_remembered:
-            num_remembered += len(getattr(below.frame, "seen", None) or ())
-            below = below.below
-        # A token per byte at most; an item that occurred is left by a byte for each that it could still become.
-        return max(costs) + num_bytes + 2 * num_remembered
-
-
-def _longest_rest(texts: TextSet, prefix: bytes) -> int:
-    return max((len(text) for text in texts.texts), default=len(prefix)) - len(prefix)

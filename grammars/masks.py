@@ -19,14 +19,11 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from specdec.grammars.automaton import Automaton
-from specdec.grammars.bounded_cache import BoundedCache
+from specdec.grammars.frame_keys import FRESH
 from specdec.grammars.frames import ArrayFrame, ObjectFrame
 from specdec.grammars.layout import WHITESPACE
-from specdec.grammars.lexemes import BODY, CLOSED
-from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.positions import (
     AfterKey,
     ArrayStart,
@@ -40,122 +37,15 @@ from specdec.grammars.positions import (
     String,
     Value,
 )
+from specdec.grammars.reach import Arrival, Reach
 from specdec.grammars.scalar_steps import literal_start
 from specdec.grammars.stacks import Config, Stack
+from specdec.grammars.string_bodies import ROOT, StringBodies
 from specdec.grammars.text_automaton import TextAutomaton
 from specdec.grammars.texts import TextSet
 from specdec.grammars.value_rules import UNBOUNDED, KeyClasses, ValueRules
 from specdec.grammars.vocabulary import Vocabulary
 from specdec.grammars.walk import DEAD, Nodes, Words
-
-FRESH = b'""'
-"""A key unlike any other: no key is spelt with two bare quotes."""
-
-BodyEnd = tuple[int, int, int]
-"""The node after a closing quote, the automaton's state before the quote, the code points of the body."""
-
-_ROOT: Nodes = np.zeros(1, np.int32)
-
-
-class StringBodies:
-    """Walks of free string bodies, shared by all grammars of a vocabulary."""
-
-    def __init__(self, vocabulary: Vocabulary, lexicon: Lexicon) -> None:
-        self.table = lexicon.plain_table
-        self._vocabulary = vocabulary
-        self._from_root: BoundedCache[tuple[int, int, int], tuple[Words, Nodes]] = BoundedCache(1024)
-        self._terms_from_root: BoundedCache[tuple[TextAutomaton, int, int], tuple[Words, list[BodyEnd]]] = BoundedCache(
-            512
-        )
-        self._ends: tuple[NDArray[np.uint8], NDArray[np.int64], Nodes] | None = None
-
-    def prepare(self) -> None:
-        """Walk from the root what every grammar needs: some milliseconds that no request waits for."""
-        words = np.zeros(self._vocabulary.num_words, np.uint32)
-        for state in range(len(self.table)):
-            if state != CLOSED:
-                self.walk(_ROOT, state, 0, UNBOUNDED, words)
-        self._ends = self._find_ends(self.walk(_ROOT, BODY, 0, UNBOUNDED, words))
-
-    def walk(self, nodes: Nodes, state: int, min_length: int, max_length: int, words: Words) -> Nodes:
-        """Mark the tokens that stay inside; return the nodes after the closing quote (walk.walk_string)."""
-        # No token has more code points than bytes, so that larger counts do not matter.
-        enough = self._vocabulary.max_token_bytes + 1
-        low, high = min(min_length, enough), min(max_length, enough)
-        if nodes is not _ROOT:
-            return self._walk(nodes, state, low, high, words)
-        kept = self._from_root.get((state, low, high))
-        if kept is None:
-            inside = np.zeros_like(words)
-            kept = inside, self._walk(nodes, state, low, high, inside)
-            self._from_root.put((state, low, high), kept)
-        words |= kept[0]
-        return kept[1]
-
-    def _walk(self, nodes: Nodes, state: int, low: int, high: int, words: Words) -> Nodes:
-        v = self._vocabulary
-        return v.kernels.walk_string(
-            nodes, state, low, high, self.table, v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, words,
-            v.max_token_bytes + 1,
-        )  # fmt: skip
-
-    def walk_terms(
-        self, automaton: TextAutomaton, nodes: Nodes, state: int, length: int, words: Words
-    ) -> list[BodyEnd]:
-        """Mark the tokens that stay inside a body of the automaton's terms; every end of a body below the nodes."""
-        if nodes is not _ROOT:
-            return self._walk_terms(automaton, nodes, state, length, words)
-        kept = self._terms_from_root.get((automaton, state, length))
-        if kept is None:
-            inside = np.zeros_like(words)
-            ends = self._walk_free(automaton, state, inside)
-            if ends is None:
-                ends = self._walk_terms(automaton, nodes, state, length, inside)
-            kept = inside, ends
-            self._terms_from_root.put((automaton, state, length), kept)
-        words |= kept[0]
-        return kept[1]
-
-    def _walk_terms(
-        self, automaton: TextAutomaton, nodes: Nodes, state: int, length: int, words: Words
-    ) -> list[BodyEnd]:
-        v = self._vocabulary
-        closed, states, lengths = v.kernels.walk_terms(
-            nodes, state, length, automaton.is_counted, automaton.table, automaton.is_boundary, automaton.shortest,
-            automaton.longest, automaton.lows, automaton.highs,
-            v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, words, v.max_token_bytes + 1,
-        )  # fmt: skip
-        return list(zip(closed.tolist(), states.tolist(), lengths.tolist(), strict=True))
-
-    def _walk_free(self, automaton: TextAutomaton, state: int, words: Words) -> list[BodyEnd] | None:
-        """`_walk_terms` from the root, where it differs from a plain body's in its ends alone (free_depths.py).
-
-        It takes microseconds, and a walk of all tokens a millisecond or more.
-        """
-        v = self._vocabulary
-        if automaton.free_depths is None or automaton.free_depths[state] < v.max_token_bytes:
-            return None
-        nodes = self.walk(_ROOT, BODY, 0, UNBOUNDED, words)
-        if self._ends is None:
-            self._ends = self._find_ends(nodes)
-        closed, states = v.kernels.walk_ends(state, automaton.table, *self._ends)
-        return [(node, before, 0) for node, before in zip(closed.tolist(), states.tolist(), strict=True)]
-
-    def _find_ends(self, nodes: Nodes) -> tuple[NDArray[np.uint8], NDArray[np.int64], Nodes]:
-        """The bytes of bodies that are closed inside a token, where each begins, and the nodes after the quote."""
-        v = self._vocabulary
-        steps = self.table.tolist()
-        paths: list[bytes] = []
-        for node in nodes.tolist():
-            token = v.token_bytes(int(v.token_ids[v.trie_starts[node]]))
-            assert token is not None, "only tokens with bytes are in the trie"
-            state, length = BODY, 0
-            while (state := steps[state][token[length]]) != CLOSED:
-                length += 1
-            paths.append(token[:length])
-        offsets = np.zeros(len(paths) + 1, np.int64)
-        np.cumsum([len(path) for path in paths], out=offsets[1:])
-        return np.frombuffer(bytearray().join(paths), np.uint8), offsets, nodes
 
 
 class MaskWalker:
@@ -167,9 +57,9 @@ class MaskWalker:
         bodies: StringBodies,
         automaton: Automaton,
         config: Config,
-        like: tuple[Words, int] | None = None,
+        like: tuple[Words, int, Reach] | None = None,
     ) -> None:
-        """`like` is the mask of a key that is not special, and the frames that it depends on.
+        """`like` is the mask of a key that is not special, the frames that it depends on, and where it leads.
 
         The mask of `config`, in a key that may become special, differs from it by the special keys alone.
         """
@@ -186,10 +76,12 @@ class MaskWalker:
         """How many frames of the stack the mask depends on; one more than there are if on the stack's end."""
         self.decided_singly = False
         """Whether some tokens were decided one by one, by the exact text so far."""
+        self._arrivals: list[Arrival] = []
+        self._like: Reach | None = None
         if like is None:
-            self._go_on(*config, _ROOT)
+            self._go_on(*config, ROOT)
         else:
-            self.words, self.num_frames_read = like
+            self.words, self.num_frames_read, self._like = like
             self._follow_special_keys(*config)
         while self._pending:
             position, stack, nodes = self._pending.pop()
@@ -202,8 +94,13 @@ class MaskWalker:
 
         self._decide_repetitions()
 
-    def _enter(self, position: Position, stack: Stack | None, nodes: Nodes) -> Nodes:  # noqa: ARG002, for guard.py
+    def reach(self) -> Reach | None:
+        """Where the tokens of the mask lead; None where some were decided one by one."""
+        return None if self.decided_singly else Reach(self._config, self._arrivals, self._like)
+
+    def _enter(self, position: Position, stack: Stack | None, nodes: Nodes) -> Nodes:
         """Allow the tokens that end at the nodes, in this configuration; return the nodes below which some go on."""
+        self._arrivals.append((position, stack, False))
         v = self._vocabulary
         return v.kernels.enter_nodes(nodes, v.trie_skips, v.trie_starts, v.token_ids, self.words)
 
@@ -214,7 +111,7 @@ class MaskWalker:
             return False
         if not isinstance(stack.frame, ArrayFrame) or stack.frame.seen is None:
             return False
-        return isinstance(position, Completed) or (isinstance(position, Value) and nodes is not _ROOT)
+        return isinstance(position, Completed) or (isinstance(position, Value) and nodes is not ROOT)
 
     def _decide_repetitions(self) -> None:
         """Decide the tokens that go on as an item that occurred, one by one."""
@@ -230,7 +127,7 @@ class MaskWalker:
             after: dict[bytes, Nodes] = {}
             for one in frame.seen:
                 rest = one[len(frame.text) :] if one.startswith(frame.text) else b""
-                nodes = _ROOT
+                nodes = ROOT
                 for end in range(1, len(rest) + 1):
                     begun = rest[:end]
                     if begun not in after:
@@ -254,9 +151,11 @@ class MaskWalker:
             resolved = self._automaton.resolve(position, stack)
             assert resolved is not None, "only remembered items can have occurred"
             position, stack = resolved
+        if isinstance(position, (String, Key, Literal, Raw)):
+            self._arrivals.append((position, stack, True))
         match position:
             case Done():
-                self.may_end = self.may_end or nodes is _ROOT
+                self.may_end = self.may_end or nodes is ROOT
             case String():
                 self._follow_string(position, stack, nodes)
             case Key():
@@ -271,7 +170,7 @@ class MaskWalker:
     def _follow_raw(self, position: Raw, nodes: Nodes) -> None:
         v = self._vocabulary
         text = self._automaton.raw_text
-        if nodes is _ROOT:
+        if nodes is ROOT:
             self.may_end = self.may_end or text.is_accepting(position.state)
             for token_id in text.special.get(position.state, ()):
                 self.words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
@@ -301,7 +200,9 @@ class MaskWalker:
         bare = position.after if isinstance(position, Gap) else position
         if isinstance(bare, Value):
             rules = self._automaton.value_rules.of(bare.goals, stack)
-            self._follow_literal(literal_start(bare, rules), stack, nodes)
+            literal = literal_start(bare, rules)
+            self._arrivals.append((literal, stack, True))
+            self._follow_literal(literal, stack, nodes)
         elif isinstance(bare, ArrayStart) and not self._automaton.needs_line(bare, stack):
             item = self._automaton.first_item(bare, stack)
             if item is not None:
@@ -406,7 +307,7 @@ class MaskWalker:
         v = self._vocabulary
         assert isinstance(position, Key), "only keys are special"
         for node, text in self._walk_texts(
-            self._automaton.keys.special(position.frame), position.text, _ROOT, mark_inside=False
+            self._automaton.keys.special(position.frame), position.text, ROOT, mark_inside=False
         ):
             ended = np.array([node], np.int32)
             v.kernels.clear_nodes(ended, v.trie_skips, v.trie_starts, v.token_ids, self.words)

@@ -43,11 +43,13 @@ def _check_state(compiler: GrammarCompiler, budgeted: BudgetedGrammar, state: Bu
     accepted = {token_id for token_id in range(vocabulary.size) if budgeted.advance(state, token_id) is not None}
     assert allowed <= accepted, [vocabulary.token_bytes(token_id) for token_id in allowed - accepted]
     bound = budgeted._grammar._closings.bound(state.state.stack)
-    if bound is not None:
+    ceiling = budgeted._grammar.ceiling(state.state)
+    if bound is not None or ceiling is not None:
+        bound = min(one for one in (bound, ceiling) if one is not None)
         for token_id in allowed_ids(compiler, budgeted._grammar, state.state):
             after = budgeted._grammar.advance(state.state, token_id)
             closing = None if after is None else budgeted._grammar.closing(after)
-            assert closing is not None, "a bound is known only where closings are"
+            assert closing is not None, "bounds are known only where closings are"
             assert closing.num_tokens <= bound, f"{closing} takes more than {bound}"
     if state.plan.data:
         following = [

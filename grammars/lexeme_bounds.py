@@ -1,0 +1,122 @@
+"""LexemeBounds: what it costs at most to complete a text from a configuration, and from inside a lexeme."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+
+from specdec.grammars.automaton import Automaton
+from specdec.grammars.closings import Closings
+from specdec.grammars.frame_keys import FRESH
+from specdec.grammars.frames import ObjectFrame
+from specdec.grammars.positions import Completed, Key, Literal, Position, Raw, String
+from specdec.grammars.stacks import Stack
+from specdec.grammars.texts import TextSet
+from specdec.grammars.walk import DEAD
+
+_LONGEST_CODE_POINT = 6
+"""Bytes of the longest spelling of a code point, and so of the longest rest of one."""
+
+
+class LexemeBounds:
+    """Of one grammar. Every bound is in tokens, of which a byte takes one at most; None where there is none."""
+
+    def __init__(self, automaton: Automaton, closings: Closings) -> None:
+        self._automaton = automaton
+        self._closings = closings
+
+    def at(self, position: Position, stack: Stack | None, frames: Iterable[object]) -> int | None:
+        """The tokens of a short completion; `frames` are those that a key which FRESH stands for may be of.
+
+        The position's own is another.
+        """
+        if isinstance(position, Completed):
+            resolved = self._automaton.resolve(position, stack)
+            if resolved is None:
+                return None
+            position, stack = resolved
+        spelling = self._closings.of((position, stack))
+        if spelling is None:
+            return None
+        margin = self._margin(getattr(position, "frame", None))
+        return spelling.num_tokens + margin + sum(map(self._margin, frames))
+
+    def _margin(self, frame: object) -> int:
+        """What a closing may cost more where the key that FRESH stands for is one that it uses."""
+        if not isinstance(frame, ObjectFrame) or FRESH not in frame.seen:
+            return 0
+        classes = self._automaton.keys.classes(frame)
+        longest = 1
+        if classes is not None:
+            shortest = classes.automaton.shortest[classes.automaton.longest >= 0]
+            longest = _LONGEST_CODE_POINT * (1 + int(shortest.max(initial=0)))
+        return longest + len(frame.seen)
+
+    def inside(self, position: Position, stack: Stack | None) -> int | None:
+        """No fewer tokens than the text takes, wherever inside the lexeme from the position on a token ends."""
+        match position:
+            case String():
+                return self._inside_string(position, stack)
+            case Key():
+                return self._inside_key(position, stack)
+            case Literal():
+                return self._inside_literal(position, stack)
+            case Raw():
+                return self._closings.raw_bound()
+        raise AssertionError(f"{position} is in no lexeme")
+
+    def _inside_string(self, position: String, stack: Stack | None) -> int | None:
+        rules = self._automaton.value_rules.of(position.goals, stack)
+        num_bytes = _LONGEST_CODE_POINT + 1
+        if position.text is not None:
+            num_bytes = max(num_bytes, _longest_rest(rules.strings, position.text))
+        if rules.text_automaton is None:
+            num_bytes += max((max(0, low - position.length) for low, _, _ in rules.lengths), default=0)
+        elif position.state != DEAD:
+            automaton = rules.text_automaton
+            longest = int(automaton.shortest[automaton.longest >= 0].max(initial=0))
+            if automaton.is_counted:
+                longest = max(longest, int(automaton.lows.max()) - position.length)
+            num_bytes = max(num_bytes, _LONGEST_CODE_POINT * (longest + 1) + 1)
+        return self._rest(position.goals, stack, num_bytes)
+
+    def _inside_literal(self, position: Literal, stack: Stack | None) -> int | None:
+        rules = self._automaton.value_rules.of(position.goals, stack)
+        num_bytes = 0 if position.text is None else _longest_rest(rules.literals, position.text)
+        if rules.numbers is not None and position.number != DEAD:
+            num_bytes = max(num_bytes, self._closings.tails.longest_of_number(rules.numbers))
+        return self._rest(position.goals, stack, num_bytes)
+
+    def _inside_key(self, position: Key, stack: Stack | None) -> int | None:
+        frame = position.frame
+        classes = self._automaton.keys.classes(frame)
+        special = self._automaton.keys.special(frame)
+        num_bytes = max(_LONGEST_CODE_POINT, _longest_rest(special, position.text)) + len(special.texts) + 1
+        if classes is not None:
+            automaton = classes.automaton
+            longest = int(automaton.shortest[automaton.longest >= 0].max(initial=0))
+            num_bytes += _LONGEST_CODE_POINT * (longest + 1)
+        most = self._closings.most_after_key(frame, stack)
+        return None if most is None else most + num_bytes
+
+    def _rest(self, goals: tuple[int, ...], stack: Stack | None, num_bytes: int) -> int | None:
+        costs = [cost for goal in goals if (cost := self._closings.cost_after(stack, goal)) is not None]
+        if not costs:
+            return None
+        num_remembered = 0
+        below = stack
+        while below is not None and below.is_remembered:
+            num_remembered += len(getattr(below.frame, "seen", None) or ())
+            below = below.below
+        # A token per byte at most; an item that occurred is left by a byte for each that it could still become.
+        return max(costs) + num_bytes + 2 * num_remembered
+
+
+def _longest_rest(texts: TextSet, prefix: bytes) -> int:
+    """The most bytes by which a text that starts with the prefix is longer."""
+    index = bisect_left(texts.texts, prefix)
+    longest = len(prefix)
+    while index < len(texts.texts) and texts.texts[index].startswith(prefix):
+        longest = max(longest, len(texts.texts[index]))
+        index += 1
+    return longest - len(prefix)
