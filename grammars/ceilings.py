@@ -6,6 +6,8 @@ of most texts. A ceiling adds up over the few places that a mask's tokens lead t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import msgspec
 
 from specdec.grammars.automaton import Automaton
@@ -20,6 +22,9 @@ from specdec.grammars.stacks import Config, Stack
 _UNKNOWN = 2**30
 """In place of the ceiling of a mask of which some token may have no known completion."""
 
+_Known = tuple[Reach, ObjectFrame | None, Stack | None]
+_At = Callable[[Position, Stack | None, Iterable[object]], int | None]
+
 
 class Ceilings:
     """Of one grammar's states."""
@@ -27,29 +32,36 @@ class Ceilings:
     def __init__(self, automaton: Automaton, bounds: LexemeBounds) -> None:
         self._automaton = automaton
         self._bounds = bounds
-        self._known: BoundedCache[tuple[Reach, ObjectFrame | None, Stack | None], int] = BoundedCache(2048)
+        self._rough: BoundedCache[_Known, int] = BoundedCache(2048)
+        self._close: BoundedCache[_Known, int] = BoundedCache(2048)
 
-    def of(self, config: Config, reach: Reach) -> int | None:
-        """No fewer tokens than complete the text after any token that leads to one of the places; None if unknown."""
+    def rough(self, config: Config, reach: Reach) -> int | None:
+        """No fewer tokens than complete the text after any token that leads to one of the places; None if unknown.
+
+        In a hurry: beginnings of lexemes cost what it may cost inside them.
+        """
+        return self._of(config, reach, self._rough, reach.outline, self._bounds.near)
+
+    def close(self, config: Config, reach: Reach) -> int | None:
+        """The same, and seldom more than any token needs."""
+        return self._of(config, reach, self._close, reach.places, self._bounds.at)
+
+    def _of(
+        self, config: Config, reach: Reach, known: BoundedCache[_Known, int], places: tuple[Place, ...], at: _At
+    ) -> int | None:
         position, stack = config
         # Of keys that share a mask, the bounds inside the key are the same; what follows knows the keys seen.
-        known = (reach, position.frame if isinstance(position, Key) else None, stack)
-        ceiling = self._known.get(known)
+        key = (reach, position.frame if isinstance(position, Key) else None, stack)
+        ceiling = known.get(key)
         if ceiling is None:
-            ceiling = self._find(config, reach)
-            self._known.put(known, ceiling)
+            ceiling = 0
+            for place in places:
+                cost = self._cost(config, place, at)
+                ceiling = max(ceiling, _UNKNOWN if cost is None else cost)
+            known.put(key, ceiling)
         return None if ceiling == _UNKNOWN else ceiling
 
-    def _find(self, config: Config, reach: Reach) -> int:
-        highest = 0
-        for place in reach.places:
-            cost = self._cost(config, place)
-            if cost is None:
-                return _UNKNOWN
-            highest = max(highest, cost)
-        return highest
-
-    def _cost(self, config: Config, place: Place) -> int | None:
+    def _cost(self, config: Config, place: Place, at: _At) -> int | None:
         """No fewer tokens than it takes from any configuration that the place stands for."""
         own, stack = config
         for _ in range(place.num_closed):
@@ -63,7 +75,7 @@ class Ceilings:
             stack = self._automaton.push(frame, stack)
         if place.is_inside:
             return self._bounds.inside(position, stack)
-        return self._bounds.at(position, stack, frames)
+        return at(position, stack, frames)
 
 
 def _with_keys_of(own: Key, position: Position, frames: tuple[Frame, ...]) -> tuple[Position, tuple[Frame, ...]]:

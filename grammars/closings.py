@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
-from specdec.grammars.frames import ArrayFrame, ObjectFrame, RawFrame
+from specdec.grammars.frames import NO_CHILD, ArrayFrame, ObjectFrame, ObjectRun, RawFrame
 from specdec.grammars.layout import Pretty
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.positions import (
@@ -37,6 +37,7 @@ from specdec.grammars.positions import (
     Value,
 )
 from specdec.grammars.program import Program, ShortTexts
+from specdec.grammars.rules import ObjectRule
 from specdec.grammars.short_values import ShortValues
 from specdec.grammars.speller import EMPTY, Speller, Spelling
 from specdec.grammars.stacks import Config, Stack
@@ -150,6 +151,9 @@ class Closings:
         values = self._short_values(stack)
         for run in frame.runs:
             rule = run.rule
+            if isinstance(rule, ObjectRule) and rule.is_plain and not isinstance(self._automaton.layout, Pretty):
+                yield self._most_after_plain_key(run, rule, stack)
+                continue
             steps: list[tuple[int, int, int, int]] = []
             for key in rule.candidates(*run.progress):
                 steps += rule.after_declared(*run.progress, rule.positions[key])
@@ -170,6 +174,21 @@ class Closings:
                     )
                     spelling = self._laid_out((waiting, stack), self._speller.spell(b":" + value + rest, after))
                     yield None if spelling is None else spelling.num_tokens
+
+    def _most_after_plain_key(self, run: ObjectRun, rule: ObjectRule, stack: Stack | None) -> int | None:
+        """No fewer tokens than it takes after any key, spelt in parts: a colon, a value, the rest of the object.
+
+        The keys required from here on are those that any rest ends with, so that the rests are the ends of one text.
+        """
+        values = self._short_values(stack)
+        value = values.most_tokens(rule, run.declared)
+        rest = values.object_rest(
+            run._replace(child=NO_CHILD), frozenset(), has_keys=True, must_continue=False, has_one_free_key=False
+        )
+        after = self.after(stack, run.goal)
+        if value is None or rest is None or after is None:
+            return None
+        return 1 + value + int(self._speller.spell(rest).costs.max()) + after.num_tokens
 
     def _find(self, config: Config) -> Spelling | None:
         position, stack = config

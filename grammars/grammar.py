@@ -253,16 +253,16 @@ class Grammar:
 
     def _fits_all(self, state: GrammarState, num_tokens: int) -> bool:
         """Whether so many tokens are known to complete the text after any token of the state's mask."""
-        ceiling = self.ceiling(state)
-        return ceiling is not None and ceiling <= num_tokens
-
-    def ceiling(self, state: GrammarState) -> int | None:
-        """No fewer tokens than it takes to complete the text after any one that the state allows; None if unknown."""
         self.mask_row(state)
         mask = state._mask  # noqa: SLF001, the grammar's own cache on its state
         assert mask is not None, "the row was found"
-        # Where items are remembered, tokens are decided one by one.
-        return None if mask.reach is None else self._ceilings.of((state.position, state.stack), mask.reach)
+        if mask.reach is None:
+            return False
+        config = state.position, state.stack
+        ceiling = self._ceilings.rough(config, mask.reach)
+        if ceiling is None or ceiling > num_tokens:
+            ceiling = self._ceilings.close(config, mask.reach)
+        return ceiling is not None and ceiling <= num_tokens
 
     def _intern(self, config: Config) -> GrammarState:
         state = self._states.get(config)

@@ -9,13 +9,13 @@ from specdec.grammars.automaton import Automaton
 from specdec.grammars.closings import Closings
 from specdec.grammars.frame_keys import FRESH
 from specdec.grammars.frames import ObjectFrame
-from specdec.grammars.positions import Completed, Key, Literal, Position, Raw, String
+from specdec.grammars.layout import Pretty
+from specdec.grammars.lexemes import BODY
+from specdec.grammars.positions import Completed, Key, Literal, ObjectNext, Position, Raw, String
 from specdec.grammars.stacks import Stack
+from specdec.grammars.text_automaton import LONGEST_CODE_POINT
 from specdec.grammars.texts import TextSet
 from specdec.grammars.walk import DEAD
-
-_LONGEST_CODE_POINT = 6
-"""Bytes of the longest spelling of a code point, and so of the longest rest of one."""
 
 
 class LexemeBounds:
@@ -24,6 +24,7 @@ class LexemeBounds:
     def __init__(self, automaton: Automaton, closings: Closings) -> None:
         self._automaton = automaton
         self._closings = closings
+        self._is_pretty = isinstance(automaton.layout, Pretty)
 
     def at(self, position: Position, stack: Stack | None, frames: Iterable[object]) -> int | None:
         """The tokens of a short completion; `frames` are those that a key which FRESH stands for may be of.
@@ -38,8 +39,30 @@ class LexemeBounds:
         spelling = self._closings.of((position, stack))
         if spelling is None:
             return None
-        margin = self._margin(getattr(position, "frame", None))
-        return spelling.num_tokens + margin + sum(map(self._margin, frames))
+        return spelling.num_tokens + self._margins(position, frames)
+
+    def near(self, position: Position, stack: Stack | None, frames: Iterable[object]) -> int | None:
+        """As `at`, in a hurry: no fewer tokens than that."""
+        cost: int | None
+        if isinstance(position, Completed) and stack is not None and not self._is_pretty and not stack.is_remembered:
+            costs = [self._closings.cost_after(stack, goal) for goal in position.goals]
+            cost = min((one for one in costs if one is not None), default=None)
+        elif isinstance(position, String):
+            cost = self._inside_string(position, stack)
+        elif isinstance(position, (Key, ObjectNext)) and self._is_plain(position.frame):
+            # A quote comes first where no key was begun.
+            begun = position if isinstance(position, Key) else Key(position.frame, BODY, b"")
+            cost = self._inside_key(begun, stack)
+            cost = None if cost is None else 1 + cost
+        else:
+            return self.at(position, stack, frames)
+        return None if cost is None else cost + self._margins(position, frames)
+
+    def _is_plain(self, frame: ObjectFrame) -> bool:
+        return all(run.rule.is_plain for run in frame.runs) and self._automaton.keys.classes(frame) is None
+
+    def _margins(self, position: Position, frames: Iterable[object]) -> int:
+        return self._margin(getattr(position, "frame", None)) + sum(map(self._margin, frames))
 
     def _margin(self, frame: object) -> int:
         """What a closing may cost more where the key that FRESH stands for is one that it uses."""
@@ -48,8 +71,7 @@ class LexemeBounds:
         classes = self._automaton.keys.classes(frame)
         longest = 1
         if classes is not None:
-            shortest = classes.automaton.shortest[classes.automaton.longest >= 0]
-            longest = _LONGEST_CODE_POINT * (1 + int(shortest.max(initial=0)))
+            longest = LONGEST_CODE_POINT * (1 + classes.automaton.longest_rest)
         return longest + len(frame.seen)
 
     def inside(self, position: Position, stack: Stack | None) -> int | None:
@@ -67,17 +89,13 @@ class LexemeBounds:
 
     def _inside_string(self, position: String, stack: Stack | None) -> int | None:
         rules = self._automaton.value_rules.of(position.goals, stack)
-        num_bytes = _LONGEST_CODE_POINT + 1
+        num_bytes = LONGEST_CODE_POINT + 1
         if position.text is not None:
             num_bytes = max(num_bytes, _longest_rest(rules.strings, position.text))
         if rules.text_automaton is None:
             num_bytes += max((max(0, low - position.length) for low, _, _ in rules.lengths), default=0)
         elif position.state != DEAD:
-            automaton = rules.text_automaton
-            longest = int(automaton.shortest[automaton.longest >= 0].max(initial=0))
-            if automaton.is_counted:
-                longest = max(longest, int(automaton.lows.max()) - position.length)
-            num_bytes = max(num_bytes, _LONGEST_CODE_POINT * (longest + 1) + 1)
+            num_bytes = max(num_bytes, rules.text_automaton.longest_tail(position.length))
         return self._rest(position.goals, stack, num_bytes)
 
     def _inside_literal(self, position: Literal, stack: Stack | None) -> int | None:
@@ -91,11 +109,9 @@ class LexemeBounds:
         frame = position.frame
         classes = self._automaton.keys.classes(frame)
         special = self._automaton.keys.special(frame)
-        num_bytes = max(_LONGEST_CODE_POINT, _longest_rest(special, position.text)) + len(special.texts) + 1
+        num_bytes = max(LONGEST_CODE_POINT, _longest_rest(special, position.text)) + len(special.texts) + 1
         if classes is not None:
-            automaton = classes.automaton
-            longest = int(automaton.shortest[automaton.longest >= 0].max(initial=0))
-            num_bytes += _LONGEST_CODE_POINT * (longest + 1)
+            num_bytes += LONGEST_CODE_POINT * (classes.automaton.longest_rest + 1)
         most = self._closings.most_after_key(frame, stack)
         return None if most is None else most + num_bytes
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from specdec.grammars.frames import Frame
-from specdec.grammars.positions import Position
+from specdec.grammars.positions import AfterKey, Position
 from specdec.grammars.stacks import Config, Stack
 
 Arrival = tuple[Position, Stack | None, bool]
@@ -31,7 +31,7 @@ class Place(NamedTuple):
 class Reach:
     """The places of one mask; told by identity."""
 
-    __slots__ = ("_arrivals", "_config", "_like", "_places")
+    __slots__ = ("_arrivals", "_config", "_like", "_outline", "_places")
 
     def __init__(self, config: Config, arrivals: list[Arrival], like: Reach | None) -> None:
         """What a walk from the configuration arrived at, beside the places of a mask that it began with."""
@@ -39,6 +39,23 @@ class Reach:
         self._arrivals = arrivals
         self._like = like
         self._places: tuple[Place, ...] = ()
+        self._outline: tuple[Place, ...] | None = None
+
+    @property
+    def outline(self) -> tuple[Place, ...]:
+        """The places without those that cost no more than some place inside a lexeme.
+
+        These are the beginnings of the lexemes, and the ends of keys where an object's members are not counted.
+        """
+        if self._outline is None:
+            places = self.places
+            inside = {place[:3] for place in places if place.is_inside}
+            self._outline = tuple(
+                place
+                for place in places
+                if place.is_inside or not (place[:3] in inside or _ends_plain_key(place.position))
+            )
+        return self._outline
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -67,6 +84,10 @@ def _place(config: Config, position: Position, stack: Stack | None, is_inside: b
             around = around.below
             num_closed += 1
     return Place(None if position is own else position, tuple(frames), num_closed, is_inside)
+
+
+def _ends_plain_key(position: Position | None) -> bool:
+    return isinstance(position, AfterKey) and all(run.rule.is_plain for run in position.frame.runs)
 
 
 def _depth(stack: Stack | None) -> int:

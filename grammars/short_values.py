@@ -14,7 +14,7 @@ from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import ObjectRun
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.numerals import NumeralAutomaton
-from specdec.grammars.rules import ArrayRule, Rule
+from specdec.grammars.rules import ArrayRule, ObjectRule, Rule
 from specdec.grammars.speller import Speller
 from specdec.grammars.stopwatch import Stopwatch
 from specdec.grammars.strings import StringTerm
@@ -59,6 +59,7 @@ class ShortValues:
         self._unsettled: dict[int, bytes | None] = {}
         """Of the rules that are being settled together, the shortest so far."""
         self._known_object_rests: BoundedCache[tuple[object, ...], bytes] = BoundedCache(8192)
+        self._known_most_tokens: BoundedCache[tuple[ObjectRule, int], int] = BoundedCache(1024)
         self._known_array_rests: BoundedCache[tuple[object, ...], bytes] = BoundedCache(8192)
 
     def text(self, number: int) -> bytes | None:
@@ -66,6 +67,20 @@ class ShortValues:
         if number not in self.known:
             self.known[number] = self._settle(number)
         return self.known[number]
+
+    def most_tokens(self, rule: ObjectRule, position: int) -> int | None:
+        """The most tokens of a short value of any key that may come next; None where some value has none."""
+        known = self._known_most_tokens.get((rule, position))
+        if known is None:
+            choices = [*rule.choices[position : rule.next_required[position] + 1]]
+            if rule.takes_free_keys(position):
+                choices += (free.choices for free in rule.free)
+            texts = [self.text(child) for child in {child for one in choices for _, child in one}]
+            if any(text is None for text in texts):
+                return None
+            known = max((self._speller.num_tokens(text) for text in texts if text is not None), default=0)
+            self._known_most_tokens.put((rule, position), known)
+        return known
 
     def object_rest(
         self, run: ObjectRun, seen: frozenset[bytes], *, has_keys: bool, must_continue: bool, has_one_free_key: bool
