@@ -107,13 +107,24 @@ class LexemeBounds:
 
     def _inside_key(self, position: Key, stack: Stack | None) -> int | None:
         frame = position.frame
+        most = self._closings.most_after_key(frame, stack)
+        if most is None:
+            return None
+        if position.text:
+            special = self._automaton.keys.special(frame)
+            longest, num_special = _longest_rest(special, position.text), len(special.texts)
+        else:
+            rules = {run.rule for run in frame.runs}
+            longest = max([rule.longest_key for rule in rules])
+            num_special = len(frame.seen) + sum([len(rule.keys) for rule in rules])
+        if not frame.takes_free_keys():
+            return most + longest
+        # A code point is completed; if what there is by then is no key that may come, it is made longer until it is.
+        num_bytes = max(LONGEST_CODE_POINT, longest) + num_special + 1
         classes = self._automaton.keys.classes(frame)
-        special = self._automaton.keys.special(frame)
-        num_bytes = max(LONGEST_CODE_POINT, _longest_rest(special, position.text)) + len(special.texts) + 1
         if classes is not None:
             num_bytes += LONGEST_CODE_POINT * (classes.automaton.longest_rest + 1)
-        most = self._closings.most_after_key(frame, stack)
-        return None if most is None else most + num_bytes
+        return most + num_bytes
 
     def _rest(self, goals: tuple[int, ...], stack: Stack | None, num_bytes: int) -> int | None:
         costs = [cost for goal in goals if (cost := self._closings.cost_after(stack, goal)) is not None]
