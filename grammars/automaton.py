@@ -15,6 +15,7 @@ Soundness is the same induction downwards: a goal is reported as met only by a t
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from specdec.grammars.combinations import known_combinations
 from specdec.grammars.frame_keys import FrameKeys
@@ -88,9 +89,11 @@ class Automaton:
             return Raw(state), None
         return Value((value.goal,)), None if value.after is None else self._stacks.push(RawFrame(value.after), None)
 
-    def push(self, frame: Frame, stack: Stack | None) -> Stack:
-        """The stack with another frame on it."""
-        return self._stacks.push(frame, stack)
+    def pushed(self, frames: Sequence[Frame], stack: Stack | None) -> Stack | None:
+        """The stack with other frames on it, of which the first will be the innermost."""
+        for frame in reversed(frames):
+            stack = self._stacks.push(frame, stack)
+        return stack
 
     def special_step(self, position: Position, token_id: int) -> Config | None:
         """The configuration after a token without bytes; None where it is not allowed."""

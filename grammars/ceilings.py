@@ -6,7 +6,7 @@ of most texts. A ceiling adds up over the few places that a mask's tokens lead t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import msgspec
 
@@ -14,7 +14,7 @@ from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frame_keys import FRESH
 from specdec.grammars.frames import Frame, ObjectFrame
-from specdec.grammars.lexeme_bounds import LexemeBounds
+from specdec.grammars.lexeme_bounds import Frames, LexemeBounds
 from specdec.grammars.positions import Completed, Key, Position
 from specdec.grammars.reach import Place, Reach
 from specdec.grammars.stacks import Config, Stack
@@ -22,8 +22,7 @@ from specdec.grammars.stacks import Config, Stack
 _UNKNOWN = 2**30
 """In place of the ceiling of a mask of which some token may have no known completion."""
 
-_Known = tuple[Reach, ObjectFrame | None, Stack | None]
-_At = Callable[[Position, Stack | None, Iterable[object]], int | None]
+_Known = BoundedCache[tuple[Reach, ObjectFrame | None, Stack | None], int]
 
 
 class Ceilings:
@@ -32,22 +31,30 @@ class Ceilings:
     def __init__(self, automaton: Automaton, bounds: LexemeBounds) -> None:
         self._automaton = automaton
         self._bounds = bounds
-        self._rough: BoundedCache[_Known, int] = BoundedCache(2048)
-        self._close: BoundedCache[_Known, int] = BoundedCache(2048)
+        self._rough: _Known = BoundedCache(2048)
+        self._close: _Known = BoundedCache(2048)
 
     def rough(self, config: Config, reach: Reach) -> int | None:
         """No fewer tokens than complete the text after any token that leads to one of the places; None if unknown.
 
-        In a hurry: beginnings of lexemes cost what it may cost inside them.
+        In a hurry: every part of a completion is spelt by itself, and some places cost what others do.
         """
-        return self._of(config, reach, self._rough, reach.outline, self._bounds.near)
+        if not self._bounds.is_apart(config[1]):
+            return self.close(config, reach)
+        return self._find(config, reach, self._rough, self._cost_apart, is_outline=True)
 
     def close(self, config: Config, reach: Reach) -> int | None:
         """The same, and seldom more than any token needs."""
-        return self._of(config, reach, self._close, reach.places, self._bounds.at)
+        return self._find(config, reach, self._close, self._cost, is_outline=False)
 
-    def _of(
-        self, config: Config, reach: Reach, known: BoundedCache[_Known, int], places: tuple[Place, ...], at: _At
+    def _find(
+        self,
+        config: Config,
+        reach: Reach,
+        known: _Known,
+        cost_of: Callable[[Place, Position, Frames, Stack | None], int | None],
+        *,
+        is_outline: bool,
     ) -> int | None:
         position, stack = config
         # Of keys that share a mask, the bounds inside the key are the same; what follows knows the keys seen.
@@ -55,30 +62,43 @@ class Ceilings:
         ceiling = known.get(key)
         if ceiling is None:
             ceiling = 0
-            for place in places:
-                cost = self._cost(config, place, at)
+            for place in reach.outline if is_outline else reach.places:
+                cost = cost_of(place, *_found(config, place))
                 ceiling = max(ceiling, _UNKNOWN if cost is None else cost)
             known.put(key, ceiling)
         return None if ceiling == _UNKNOWN else ceiling
 
-    def _cost(self, config: Config, place: Place, at: _At) -> int | None:
-        """No fewer tokens than it takes from any configuration that the place stands for."""
-        own, stack = config
-        for _ in range(place.num_closed):
-            assert stack is not None, "states that share a mask have the frames that it closes"
-            stack = stack.below
-        position = own if place.position is None else place.position
-        frames = place.frames
-        if not place.num_closed and isinstance(own, Key):
-            position, frames = _with_keys_of(own, position, frames)
-        for frame in reversed(frames):
-            stack = self._automaton.push(frame, stack)
+    def _cost_apart(self, place: Place, position: Position, frames: Frames, stack: Stack | None) -> int | None:
+        if not place.is_apart:
+            return self._cost(place, position, frames, stack)
         if place.is_inside:
-            return self._bounds.inside(position, stack)
-        return at(position, stack, frames)
+            return self._bounds.inside(position, frames, stack)
+        cost = self._bounds.near(position, frames, stack)
+        if cost is None or not place.is_fresh:
+            return cost
+        return cost + self._bounds.margins(position, frames)
+
+    def _cost(self, place: Place, position: Position, frames: Frames, stack: Stack | None) -> int | None:
+        whole = self._automaton.pushed(frames, stack)
+        if place.is_inside:
+            return self._bounds.inside(position, (), whole)
+        cost = self._bounds.at(position, whole)
+        return None if cost is None else cost + self._bounds.margins(position, frames)
 
 
-def _with_keys_of(own: Key, position: Position, frames: tuple[Frame, ...]) -> tuple[Position, tuple[Frame, ...]]:
+def _found(config: Config, place: Place) -> tuple[Position, Frames, Stack | None]:
+    """The place where the state is: the position, the frames opened and the stack that they are on."""
+    own, stack = config
+    for _ in range(place.num_closed):
+        assert stack is not None, "states that share a mask have the frames that it closes"
+        stack = stack.below
+    position = own if place.position is None else place.position
+    if place.is_fresh and not place.num_closed and isinstance(own, Key):
+        return (*_with_keys_of(own, position, place.frames), stack)
+    return position, place.frames, stack
+
+
+def _with_keys_of(own: Key, position: Position, frames: Frames) -> tuple[Position, Frames]:
     """The place for the object of the state's own key, where the walk may have been that of a key of another object.
 
     The two objects differ by the keys that they have had, and only in places after a key that is in no way special.

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
-from specdec.grammars.frames import NO_CHILD, ArrayFrame, ObjectFrame, ObjectRun, RawFrame
+from specdec.grammars.frames import ArrayFrame, Frame, ObjectFrame, RawFrame
 from specdec.grammars.layout import Pretty
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.positions import (
@@ -151,9 +151,6 @@ class Closings:
         values = self._short_values(stack)
         for run in frame.runs:
             rule = run.rule
-            if isinstance(rule, ObjectRule) and rule.is_plain and not isinstance(self._automaton.layout, Pretty):
-                yield self._most_after_plain_key(run, rule, stack)
-                continue
             steps: list[tuple[int, int, int, int]] = []
             for key in rule.candidates(*run.progress):
                 steps += rule.after_declared(*run.progress, rule.positions[key])
@@ -175,20 +172,28 @@ class Closings:
                     spelling = self._laid_out((waiting, stack), self._speller.spell(b":" + value + rest, after))
                     yield None if spelling is None else spelling.num_tokens
 
-    def _most_after_plain_key(self, run: ObjectRun, rule: ObjectRule, stack: Stack | None) -> int | None:
-        """No fewer tokens than it takes after any key, spelt in parts: a colon, a value, the rest of the object.
+    def most_after_plain_key(self, frame: ObjectFrame) -> tuple[tuple[int, int], ...] | None:
+        """Goals of the frame, each with no fewer tokens than it takes to meet it after any key that may come next.
 
-        The keys required from here on are those that any rest ends with, so that the rests are the ends of one text.
+        Of a colon, a value and the rest of the object each is spelt by itself. The keys required from here on are those
+        that any rest ends with, so that the rests are the ends of one text. None where a value is too long, or members
+        are counted or come in any order. No item around is remembered.
         """
-        values = self._short_values(stack)
-        value = values.most_tokens(rule, run.declared)
-        rest = values.object_rest(
-            run._replace(child=NO_CHILD), frozenset(), has_keys=True, must_continue=False, has_one_free_key=False
-        )
-        after = self.after(stack, run.goal)
-        if value is None or rest is None or after is None:
-            return None
-        return 1 + value + int(self._speller.spell(rest).costs.max()) + after.num_tokens
+        values = self._short_values(None)
+        most: dict[int, int] = {}
+        for run in frame.runs:
+            rule = run.rule
+            if not (isinstance(rule, ObjectRule) and rule.is_plain):
+                return None
+            value = values.most_tokens(rule, run.declared)
+            rest = values.object_rest(
+                run, frozenset(), has_keys=True, must_continue=False, has_one_free_key=frame.has_one_free_key
+            )
+            if value is None or rest is None:
+                return None
+            num_tokens = 1 + value + int(self._speller.spell(rest).costs.max())
+            most[run.goal] = max(num_tokens, most.get(run.goal, 0))
+        return tuple(most.items())
 
     def _find(self, config: Config) -> Spelling | None:
         position, stack = config
@@ -294,6 +299,15 @@ class Closings:
             case Closing():
                 closer = b"}" if isinstance(position.frame, ObjectFrame) else b"]"
                 yield from ((closer, goal) for goal in position.frame.closed())
+
+    def parts(self, position: Position) -> Iterator[Part]:
+        """How the position's own value may end soonest; no item around is remembered."""
+        return self._parts(position, None)
+
+    def frame_parts(self, frame: Frame, goal: int) -> Iterator[Part]:
+        """How the frame may end soonest once its child has met the goal; no item around is remembered."""
+        assert not isinstance(frame, RawFrame), "raw text is no value"
+        return self._frame_parts(frame, goal, None)
 
     def _frame_parts(self, frame: ObjectFrame | ArrayFrame, child: int, below: Stack | None) -> Iterator[Part]:
         """How the frame ends once its child has met a goal."""

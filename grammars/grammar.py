@@ -111,7 +111,7 @@ class Grammar:
         self._masks: BoundedCache[tuple[object, Position | Frame | None], CachedMask] = BoundedCache(_MAX_CACHED)
         self._unlike: BoundedCache[Config, bool] = BoundedCache(_MAX_CACHED)
         """Where `_mask_alike` finds none."""
-        self._bounds = LexemeBounds(self._automaton, self._closings)
+        self._bounds = LexemeBounds(self._automaton, self._closings, runtime.speller)
         self._ceilings = Ceilings(self._automaton, self._bounds)
         self._levels: BoundedCache[GrammarState, Levels] = BoundedCache(128)
         self._runs: BoundedCache[GrammarState, Run] = BoundedCache(1024)

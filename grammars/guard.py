@@ -12,6 +12,7 @@ from bisect import bisect_right
 import numpy as np
 
 from specdec.grammars.automaton import Automaton
+from specdec.grammars.frames import Frame
 from specdec.grammars.lexeme_bounds import LexemeBounds
 from specdec.grammars.masks import MaskWalker
 from specdec.grammars.positions import Key, Literal, Position, Raw, String
@@ -75,12 +76,15 @@ class GuardWalker(MaskWalker):
         return words
 
     def _cost(self, position: Position, stack: Stack | None) -> int | None:
-        opened: list[object] = []
-        below = stack
-        while below is not None and below.depth >= self._depth:
-            opened.append(below.frame)
-            below = below.below
-        return self._bounds.at(position, stack, opened)
+        cost = self._bounds.at(position, stack)
+        if cost is None:
+            return None
+        opened: list[Frame] = []
+        # A frame as deep as the innermost one may have had the key that FRESH stands for.
+        while stack is not None and stack.depth >= self._depth:
+            opened.append(stack.frame)
+            stack = stack.below
+        return cost + self._bounds.margins(position, tuple(opened))
 
     def _enter(self, position: Position, stack: Stack | None, nodes: Nodes) -> Nodes:
         cost = self._cost(position, stack)
@@ -105,28 +109,28 @@ class GuardWalker(MaskWalker):
         words, self.words = self.words, np.zeros_like(self.words)
         super()._follow_raw(position, nodes)
         if self.words.any():
-            self._add_inside(self._bounds.inside(position, None))
+            self._add_inside(self._bounds.inside(position, (), None))
         self.words = words
 
     def _follow_string(self, position: String, stack: Stack | None, nodes: Nodes) -> None:
         words, self.words = self.words, np.zeros_like(self.words)
         super()._follow_string(position, stack, nodes)
         if self.words.any():
-            self._add_inside(self._bounds.inside(position, stack))
+            self._add_inside(self._bounds.inside(position, (), stack))
         self.words = words
 
     def _follow_key(self, position: Key, stack: Stack | None, nodes: Nodes) -> None:
         words, self.words = self.words, np.zeros_like(self.words)
         super()._follow_key(position, stack, nodes)
         if self.words.any():
-            self._add_inside(self._bounds.inside(position, stack))
+            self._add_inside(self._bounds.inside(position, (), stack))
         self.words = words
 
     def _follow_literal(self, position: Literal, stack: Stack | None, nodes: Nodes) -> None:
         words, self.words = self.words, np.zeros_like(self.words)
         super()._follow_literal(position, stack, nodes)
         if self.words.any():
-            self._add_inside(self._bounds.inside(position, stack))
+            self._add_inside(self._bounds.inside(position, (), stack))
         self.words = words
 
     def _add_inside(self, bound: int | None) -> None:

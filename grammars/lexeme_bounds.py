@@ -3,69 +3,82 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
 
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.closings import Closings
 from specdec.grammars.frame_keys import FRESH
-from specdec.grammars.frames import ObjectFrame
+from specdec.grammars.frames import Frame, ObjectFrame
 from specdec.grammars.layout import Pretty
 from specdec.grammars.lexemes import BODY
+from specdec.grammars.part_costs import PartCosts
 from specdec.grammars.positions import Completed, Key, Literal, ObjectNext, Position, Raw, String
+from specdec.grammars.speller import Speller
 from specdec.grammars.stacks import Stack
 from specdec.grammars.text_automaton import LONGEST_CODE_POINT
 from specdec.grammars.texts import TextSet
 from specdec.grammars.walk import DEAD
 
+Frames = tuple[Frame, ...]
+
 
 class LexemeBounds:
-    """Of one grammar. Every bound is in tokens, of which a byte takes one at most; None where there is none."""
+    """Of one grammar. Every bound is in tokens, of which a byte takes one at most; None where there is none.
 
-    def __init__(self, automaton: Automaton, closings: Closings) -> None:
+    `frames` are those that a token opened on the stack, the innermost first; there are some only where both are apart.
+    """
+
+    def __init__(self, automaton: Automaton, closings: Closings, speller: Speller) -> None:
         self._automaton = automaton
         self._closings = closings
+        self._parts = PartCosts(closings, speller)
         self._is_pretty = isinstance(automaton.layout, Pretty)
 
-    def at(self, position: Position, stack: Stack | None, frames: Iterable[object]) -> int | None:
-        """The tokens of a short completion; `frames` are those that a key which FRESH stands for may be of.
-
-        The position's own is another.
-        """
+    def at(self, position: Position, stack: Stack | None) -> int | None:
+        """The tokens of a short completion."""
         if isinstance(position, Completed):
             resolved = self._automaton.resolve(position, stack)
             if resolved is None:
                 return None
             position, stack = resolved
         spelling = self._closings.of((position, stack))
-        if spelling is None:
-            return None
-        return spelling.num_tokens + self._margins(position, frames)
+        return None if spelling is None else spelling.num_tokens
 
-    def near(self, position: Position, stack: Stack | None, frames: Iterable[object]) -> int | None:
+    def near(self, position: Position, frames: Frames, stack: Stack | None) -> int | None:
         """As `at`, in a hurry: no fewer tokens than that."""
-        cost: int | None
-        if isinstance(position, Completed) and stack is not None and not self._is_pretty and not stack.is_remembered:
-            costs = [self._closings.cost_after(stack, goal) for goal in position.goals]
-            cost = min((one for one in costs if one is not None), default=None)
-        elif isinstance(position, String):
-            cost = self._inside_string(position, stack)
-        elif isinstance(position, (Key, ObjectNext)) and self._is_plain(position.frame):
+        if isinstance(position, String):
+            return self._inside_string(position, frames, stack)
+        if isinstance(position, (Key, ObjectNext)) and self._is_plain(position.frame):
             # A quote comes first where no key was begun.
             begun = position if isinstance(position, Key) else Key(position.frame, BODY, b"")
-            cost = self._inside_key(begun, stack)
-            cost = None if cost is None else 1 + cost
-        else:
-            return self.at(position, stack, frames)
-        return None if cost is None else cost + self._margins(position, frames)
+            cost = self._inside_key(begun, frames, stack)
+            return None if cost is None else 1 + cost
+        return self._parts.at(position, frames, stack)
+
+    def inside(self, position: Position, frames: Frames, stack: Stack | None) -> int | None:
+        """No fewer tokens than the text takes, wherever inside the lexeme from the position on a token ends."""
+        match position:
+            case String():
+                return self._inside_string(position, frames, stack)
+            case Key():
+                return self._inside_key(position, frames, stack)
+            case Literal():
+                return self._inside_literal(position, frames, stack)
+            case Raw():
+                return self._closings.raw_bound()
+        raise AssertionError(f"{position} is in no lexeme")
+
+    def margins(self, position: Position, frames: Frames) -> int:
+        """What a closing may cost more where the key that FRESH stands for is one that it uses."""
+        return self._margin(getattr(position, "frame", None)) + sum(map(self._margin, frames))
+
+    def is_apart(self, stack: Stack | None) -> bool:
+        """Whether what completes a frame of the stack depends on that frame alone."""
+        return not (self._is_pretty or (stack is not None and stack.is_remembered))
 
     def _is_plain(self, frame: ObjectFrame) -> bool:
         return all(run.rule.is_plain for run in frame.runs) and self._automaton.keys.classes(frame) is None
 
-    def _margins(self, position: Position, frames: Iterable[object]) -> int:
-        return self._margin(getattr(position, "frame", None)) + sum(map(self._margin, frames))
-
     def _margin(self, frame: object) -> int:
-        """What a closing may cost more where the key that FRESH stands for is one that it uses."""
         if not isinstance(frame, ObjectFrame) or FRESH not in frame.seen:
             return 0
         classes = self._automaton.keys.classes(frame)
@@ -74,20 +87,7 @@ class LexemeBounds:
             longest = LONGEST_CODE_POINT * (1 + classes.automaton.longest_rest)
         return longest + len(frame.seen)
 
-    def inside(self, position: Position, stack: Stack | None) -> int | None:
-        """No fewer tokens than the text takes, wherever inside the lexeme from the position on a token ends."""
-        match position:
-            case String():
-                return self._inside_string(position, stack)
-            case Key():
-                return self._inside_key(position, stack)
-            case Literal():
-                return self._inside_literal(position, stack)
-            case Raw():
-                return self._closings.raw_bound()
-        raise AssertionError(f"{position} is in no lexeme")
-
-    def _inside_string(self, position: String, stack: Stack | None) -> int | None:
+    def _inside_string(self, position: String, frames: Frames, stack: Stack | None) -> int | None:
         rules = self._automaton.value_rules.of(position.goals, stack)
         num_bytes = LONGEST_CODE_POINT + 1
         if position.text is not None:
@@ -96,18 +96,20 @@ class LexemeBounds:
             num_bytes += max((max(0, low - position.length) for low, _, _ in rules.lengths), default=0)
         elif position.state != DEAD:
             num_bytes = max(num_bytes, rules.text_automaton.longest_tail(position.length))
-        return self._rest(position.goals, stack, num_bytes)
+        return self._rest(position.goals, frames, stack, num_bytes)
 
-    def _inside_literal(self, position: Literal, stack: Stack | None) -> int | None:
+    def _inside_literal(self, position: Literal, frames: Frames, stack: Stack | None) -> int | None:
         rules = self._automaton.value_rules.of(position.goals, stack)
         num_bytes = 0 if position.text is None else _longest_rest(rules.literals, position.text)
         if rules.numbers is not None and position.number != DEAD:
             num_bytes = max(num_bytes, self._closings.tails.longest_of_number(rules.numbers))
-        return self._rest(position.goals, stack, num_bytes)
+        return self._rest(position.goals, frames, stack, num_bytes)
 
-    def _inside_key(self, position: Key, stack: Stack | None) -> int | None:
+    def _inside_key(self, position: Key, frames: Frames, stack: Stack | None) -> int | None:
         frame = position.frame
-        most = self._closings.most_after_key(frame, stack)
+        most = self._parts.most_after_key(frame, frames, stack) if self.is_apart(stack) else None
+        if most is None:
+            most = self._closings.most_after_key(frame, self._automaton.pushed(frames, stack))
         if most is None:
             return None
         if position.text:
@@ -126,8 +128,8 @@ class LexemeBounds:
             num_bytes += LONGEST_CODE_POINT * (classes.automaton.longest_rest + 1)
         return most + num_bytes
 
-    def _rest(self, goals: tuple[int, ...], stack: Stack | None, num_bytes: int) -> int | None:
-        costs = [cost for goal in goals if (cost := self._closings.cost_after(stack, goal)) is not None]
+    def _rest(self, goals: tuple[int, ...], frames: Frames, stack: Stack | None, num_bytes: int) -> int | None:
+        costs = [cost for goal in goals if (cost := self._beyond(frames, stack, goal)) is not None]
         if not costs:
             return None
         num_remembered = 0
@@ -137,6 +139,9 @@ class LexemeBounds:
             below = below.below
         # A token per byte at most; an item that occurred is left by a byte for each that it could still become.
         return max(costs) + num_bytes + 2 * num_remembered
+
+    def _beyond(self, frames: Frames, stack: Stack | None, goal: int) -> int | None:
+        return self._parts.beyond(frames, stack, goal) if frames else self._closings.cost_after(stack, goal)
 
 
 def _longest_rest(texts: TextSet, prefix: bytes) -> int:

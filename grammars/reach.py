@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from specdec.grammars.frames import Frame
-from specdec.grammars.positions import AfterKey, Position
+from specdec.grammars.frame_keys import FRESH
+from specdec.grammars.frames import ArrayFrame, Frame, ObjectFrame, RawFrame
+from specdec.grammars.positions import AfterKey, Key, Position, Value
+from specdec.grammars.rules import ObjectRule
 from specdec.grammars.stacks import Config, Stack
 
 Arrival = tuple[Position, Stack | None, bool]
@@ -26,15 +28,20 @@ class Place(NamedTuple):
     num_closed: int
     is_inside: bool
     """Whether tokens end anywhere inside the lexeme that goes on from the position, rather than at it."""
+    is_apart: bool
+    """Whether no frame that was opened is raw text, or an array that remembers its items."""
+    is_fresh: bool
+    """Whether some object that was opened, or went on, has had the key that FRESH stands for."""
 
 
 class Reach:
     """The places of one mask; told by identity."""
 
-    __slots__ = ("_arrivals", "_config", "_like", "_outline", "_places")
+    __slots__ = ("_arrivals", "_config", "_like", "_outline", "_own", "_places")
 
     def __init__(self, config: Config, arrivals: list[Arrival], like: Reach | None) -> None:
         """What a walk from the configuration arrived at, beside the places of a mask that it began with."""
+        self._own = config[0]
         self._config: Config | None = config
         self._arrivals = arrivals
         self._like = like
@@ -43,17 +50,19 @@ class Reach:
 
     @property
     def outline(self) -> tuple[Place, ...]:
-        """The places without those that cost no more than some place inside a lexeme.
+        """The places without those that cost no more than some place inside a lexeme, each part spelt by itself.
 
-        These are the beginnings of the lexemes, and the ends of keys where an object's members are not counted.
+        These are the beginnings of the lexemes, and of objects whose members come in order and are not counted the ends
+        of their keys and the beginnings of their values.
         """
         if self._outline is None:
             places = self.places
             inside = {place[:3] for place in places if place.is_inside}
+            keys = {place[1:3] for place in places if place.is_inside and isinstance(place.position or self._own, Key)}
             self._outline = tuple(
                 place
                 for place in places
-                if place.is_inside or not (place[:3] in inside or _ends_plain_key(place.position))
+                if place.is_inside or not (place[:3] in inside or _is_told_by_key(place, keys))
             )
         return self._outline
 
@@ -83,11 +92,29 @@ def _place(config: Config, position: Position, stack: Stack | None, is_inside: b
             assert around is not None, "only frames have a depth"
             around = around.below
             num_closed += 1
-    return Place(None if position is own else position, tuple(frames), num_closed, is_inside)
+    opened = [getattr(position, "frame", None), *frames]
+    is_remembered = any(isinstance(frame, ArrayFrame) and frame.seen is not None for frame in opened)
+    return Place(
+        None if position is own else position,
+        tuple(frames),
+        num_closed,
+        is_inside,
+        is_apart=not (is_remembered or any(isinstance(frame, RawFrame) for frame in opened)),
+        is_fresh=any(isinstance(frame, ObjectFrame) and FRESH in frame.seen for frame in opened),
+    )
 
 
-def _ends_plain_key(position: Position | None) -> bool:
-    return isinstance(position, AfterKey) and all(run.rule.is_plain for run in position.frame.runs)
+def _is_told_by_key(place: Place, keys: set[tuple[tuple[Frame, ...], int]]) -> bool:
+    """Whether the place is the end of a key, or the beginning of the value after it, of which the inside is a place."""
+    if isinstance(place.position, AfterKey):
+        frame, frames = place.position.frame, place.frames
+    elif isinstance(place.position, Value) and place.frames and isinstance(place.frames[0], ObjectFrame):
+        frame, frames = place.frames[0], place.frames[1:]
+    else:
+        return False
+    return (frames, place.num_closed) in keys and all(
+        isinstance(run.rule, ObjectRule) and run.rule.is_plain for run in frame.runs
+    )
 
 
 def _depth(stack: Stack | None) -> int:
