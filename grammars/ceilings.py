@@ -41,11 +41,11 @@ class Ceilings:
         """
         if not self._bounds.is_apart(config[1]):
             return self.close(config, reach)
-        return self._find(config, reach, self._rough, self._cost_apart, is_outline=True)
+        return _or_none(self._find(config, reach, self._rough, self._cost_apart, is_outline=True))
 
     def close(self, config: Config, reach: Reach) -> int | None:
         """The same, and seldom more than any token needs."""
-        return self._find(config, reach, self._close, self._cost, is_outline=False)
+        return _or_none(self._find(config, reach, self._close, self._cost, is_outline=False))
 
     def _find(
         self,
@@ -55,18 +55,20 @@ class Ceilings:
         cost_of: Callable[[Place, Position, Frames, Stack | None], int | None],
         *,
         is_outline: bool,
-    ) -> int | None:
+    ) -> int:
         position, stack = config
         # Of keys that share a mask, the bounds inside the key are the same; what follows knows the keys seen.
         key = (reach, position.frame if isinstance(position, Key) else None, stack)
         ceiling = known.get(key)
         if ceiling is None:
             ceiling = 0
+            if reach.like is not None:
+                ceiling = self._find(config, reach.like, known, cost_of, is_outline=is_outline)
             for place in reach.outline if is_outline else reach.places:
                 cost = cost_of(place, *_found(config, place))
                 ceiling = max(ceiling, _UNKNOWN if cost is None else cost)
             known.put(key, ceiling)
-        return None if ceiling == _UNKNOWN else ceiling
+        return ceiling
 
     def _cost_apart(self, place: Place, position: Position, frames: Frames, stack: Stack | None) -> int | None:
         if not place.is_apart:
@@ -84,6 +86,10 @@ class Ceilings:
             return self._bounds.inside(position, (), whole)
         cost = self._bounds.at(position, whole)
         return None if cost is None else cost + self._bounds.margins(position, frames)
+
+
+def _or_none(ceiling: int) -> int | None:
+    return None if ceiling == _UNKNOWN else ceiling
 
 
 def _found(config: Config, place: Place) -> tuple[Position, Frames, Stack | None]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from bisect import bisect_left
 
 from specdec.grammars.automaton import Automaton
+from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.closings import Closings
 from specdec.grammars.frame_keys import FRESH
 from specdec.grammars.frames import Frame, ObjectFrame
 from specdec.grammars.layout import Pretty
-from specdec.grammars.lexemes import BODY
 from specdec.grammars.part_costs import PartCosts
 from specdec.grammars.positions import Completed, Key, Literal, ObjectNext, Position, Raw, String
 from specdec.grammars.speller import Speller
@@ -31,6 +31,8 @@ class LexemeBounds:
         self._automaton = automaton
         self._closings = closings
         self._parts = PartCosts(closings, speller)
+        self._bytes_of_keys: BoundedCache[ObjectFrame, int] = BoundedCache(1024)
+        """Of those of which nothing was begun."""
         self._is_pretty = isinstance(automaton.layout, Pretty)
 
     def at(self, position: Position, stack: Stack | None) -> int | None:
@@ -49,8 +51,8 @@ class LexemeBounds:
             return self._inside_string(position, frames, stack)
         if isinstance(position, (Key, ObjectNext)) and self._is_plain(position.frame):
             # A quote comes first where no key was begun.
-            begun = position if isinstance(position, Key) else Key(position.frame, BODY, b"")
-            cost = self._inside_key(begun, frames, stack)
+            text = position.text if isinstance(position, Key) else b""
+            cost = self._inside_key(position.frame, text, frames, stack)
             return None if cost is None else 1 + cost
         return self._parts.at(position, frames, stack)
 
@@ -60,7 +62,7 @@ class LexemeBounds:
             case String():
                 return self._inside_string(position, frames, stack)
             case Key():
-                return self._inside_key(position, frames, stack)
+                return self._inside_key(position.frame, position.text, frames, stack)
             case Literal():
                 return self._inside_literal(position, frames, stack)
             case Raw():
@@ -105,28 +107,33 @@ class LexemeBounds:
             num_bytes = max(num_bytes, self._closings.tails.longest_of_number(rules.numbers))
         return self._rest(position.goals, frames, stack, num_bytes)
 
-    def _inside_key(self, position: Key, frames: Frames, stack: Stack | None) -> int | None:
-        frame = position.frame
+    def _inside_key(self, frame: ObjectFrame, text: bytes, frames: Frames, stack: Stack | None) -> int | None:
         most = self._parts.most_after_key(frame, frames, stack) if self.is_apart(stack) else None
         if most is None:
             most = self._closings.most_after_key(frame, self._automaton.pushed(frames, stack))
-        if most is None:
-            return None
-        if position.text:
-            special = self._automaton.keys.special(frame)
-            longest, num_special = _longest_rest(special, position.text), len(special.texts)
-        else:
-            rules = {run.rule for run in frame.runs}
-            longest = max([rule.longest_key for rule in rules])
-            num_special = len(frame.seen) + sum([len(rule.keys) for rule in rules])
-        if not frame.takes_free_keys():
-            return most + longest
-        # A code point is completed; if what there is by then is no key that may come, it is made longer until it is.
-        num_bytes = max(LONGEST_CODE_POINT, longest) + num_special + 1
-        classes = self._automaton.keys.classes(frame)
-        if classes is not None:
-            num_bytes += LONGEST_CODE_POINT * (classes.automaton.longest_rest + 1)
-        return most + num_bytes
+        return None if most is None else most + self._bytes_of_key(frame, text)
+
+    def _bytes_of_key(self, frame: ObjectFrame, text: bytes) -> int:
+        """No fewer than it takes to end a key of the frame that begins with the text."""
+        known = None if text else self._bytes_of_keys.get(frame)
+        if known is None:
+            if text:
+                special = self._automaton.keys.special(frame)
+                longest, num_special = _longest_rest(special, text), len(special.texts)
+            else:
+                rules = {run.rule for run in frame.runs}
+                longest = max([rule.longest_key for rule in rules])
+                num_special = len(frame.seen) + sum([len(rule.keys) for rule in rules])
+            known = longest
+            if frame.takes_free_keys():
+                # A code point is completed; if that is no key that may come, it is made longer until it is.
+                known = max(LONGEST_CODE_POINT, longest) + num_special + 1
+                classes = self._automaton.keys.classes(frame)
+                if classes is not None:
+                    known += LONGEST_CODE_POINT * (classes.automaton.longest_rest + 1)
+            if not text:
+                self._bytes_of_keys.put(frame, known)
+        return known
 
     def _rest(self, goals: tuple[int, ...], frames: Frames, stack: Stack | None, num_bytes: int) -> int | None:
         costs = [cost for goal in goals if (cost := self._beyond(frames, stack, goal)) is not None]

@@ -82,6 +82,8 @@ class MaskWalker:
             self._go_on(*config, ROOT)
         else:
             self.words, self.num_frames_read, self._like = like
+            # What the special keys begin with is inside this key.
+            self._arrivals.append((*config, True))
             self._follow_special_keys(*config)
         while self._pending:
             position, stack, nodes = self._pending.pop()

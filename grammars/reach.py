@@ -37,14 +37,15 @@ class Place(NamedTuple):
 class Reach:
     """The places of one mask; told by identity."""
 
-    __slots__ = ("_arrivals", "_config", "_like", "_outline", "_own", "_places")
+    __slots__ = ("_arrivals", "_config", "_outline", "_own", "_places", "like")
 
     def __init__(self, config: Config, arrivals: list[Arrival], like: Reach | None) -> None:
-        """What a walk from the configuration arrived at, beside the places of a mask that it began with."""
+        """What a walk from the configuration arrived at."""
+        self.like = like
+        """Places of a mask that the walk began with, beside its own."""
         self._own = config[0]
         self._config: Config | None = config
         self._arrivals = arrivals
-        self._like = like
         self._places: tuple[Place, ...] = ()
         self._outline: tuple[Place, ...] | None = None
 
@@ -70,10 +71,8 @@ class Reach:
     def places(self) -> tuple[Place, ...]:
         """Each once; worked out where a budget first asks for them."""
         if self._config is not None:
-            own = [_place(self._config, *arrival) for arrival in self._arrivals]
-            inherited = () if self._like is None else self._like.places
-            self._places = tuple(dict.fromkeys((*inherited, *own)))
-            self._config, self._arrivals, self._like = None, [], None
+            self._places = tuple(dict.fromkeys(_place(self._config, *arrival) for arrival in self._arrivals))
+            self._config, self._arrivals = None, []
         return self._places
 
 
