@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from specdec.grammars.body_lengths import BodyLengths
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.lexemes import BODY, CLOSED
 from specdec.grammars.lexicon import Lexicon
@@ -30,6 +31,7 @@ class StringBodies:
         self._terms_from_root: BoundedCache[tuple[TextAutomaton, int, int], tuple[Words, list[BodyEnd]]] = BoundedCache(
             512
         )
+        self._lengths = BodyLengths(vocabulary, self.table)
         self._ends: tuple[NDArray[np.uint8], NDArray[np.int64], Nodes] | None = None
 
     def prepare(self) -> None:
@@ -49,8 +51,11 @@ class StringBodies:
             return self._walk(nodes, state, low, high, words)
         kept = self._from_root.get((state, low, high))
         if kept is None:
-            inside = np.zeros_like(words)
-            kept = inside, self._walk(nodes, state, low, high, inside)
+            if state == BODY:
+                kept = self._lengths.walk(low, high)
+            else:
+                inside = np.zeros_like(words)
+                kept = inside, self._walk(nodes, state, low, high, inside)
             self._from_root.put((state, low, high), kept)
         words |= kept[0]
         return kept[1]
