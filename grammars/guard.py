@@ -15,11 +15,12 @@ from specdec.grammars.automaton import Automaton
 from specdec.grammars.frames import Frame
 from specdec.grammars.lexeme_bounds import LexemeBounds
 from specdec.grammars.masks import MaskWalker
+from specdec.grammars.node_groups import NodeGroup
 from specdec.grammars.positions import Key, Literal, Position, Raw, String
 from specdec.grammars.stacks import Config, Stack
 from specdec.grammars.string_bodies import StringBodies
 from specdec.grammars.vocabulary import Vocabulary
-from specdec.grammars.walk import Nodes, Words
+from specdec.grammars.walk import Words
 
 _MAX_EXACT = 16
 """Tokens inside one lexeme that are costed one by one; more of them share a bound."""
@@ -86,11 +87,10 @@ class GuardWalker(MaskWalker):
             stack = stack.below
         return cost + self._bounds.margins(position, tuple(opened))
 
-    def _enter(self, position: Position, stack: Stack | None, nodes: Nodes) -> Nodes:
+    def _enter(self, position: Position, stack: Stack | None, group: NodeGroup) -> NodeGroup:
         cost = self._cost(position, stack)
-        v = self._vocabulary
         words = np.zeros_like(self.words) if cost is None else self._level(cost)
-        return v.kernels.enter_nodes(nodes, v.trie_skips, v.trie_starts, v.token_ids, words)
+        return group.enter(words)[0]
 
     def _decide(self, indices: range) -> None:
         for index in indices:
@@ -105,30 +105,30 @@ class GuardWalker(MaskWalker):
             after = self._automaton.feed(self._config, data)
         return None if after is None else self._cost(*after)
 
-    def _follow_raw(self, position: Raw, nodes: Nodes) -> None:
+    def _follow_raw(self, position: Raw, group: NodeGroup) -> None:
         words, self.words = self.words, np.zeros_like(self.words)
-        super()._follow_raw(position, nodes)
+        super()._follow_raw(position, group)
         if self.words.any():
             self._add_inside(self._bounds.inside(position, (), None))
         self.words = words
 
-    def _follow_string(self, position: String, stack: Stack | None, nodes: Nodes) -> None:
+    def _follow_string(self, position: String, stack: Stack | None, group: NodeGroup) -> None:
         words, self.words = self.words, np.zeros_like(self.words)
-        super()._follow_string(position, stack, nodes)
+        super()._follow_string(position, stack, group)
         if self.words.any():
             self._add_inside(self._bounds.inside(position, (), stack))
         self.words = words
 
-    def _follow_key(self, position: Key, stack: Stack | None, nodes: Nodes) -> None:
+    def _follow_key(self, position: Key, stack: Stack | None, group: NodeGroup) -> None:
         words, self.words = self.words, np.zeros_like(self.words)
-        super()._follow_key(position, stack, nodes)
+        super()._follow_key(position, stack, group)
         if self.words.any():
             self._add_inside(self._bounds.inside(position, (), stack))
         self.words = words
 
-    def _follow_literal(self, position: Literal, stack: Stack | None, nodes: Nodes) -> None:
+    def _follow_literal(self, position: Literal, stack: Stack | None, group: NodeGroup) -> None:
         words, self.words = self.words, np.zeros_like(self.words)
-        super()._follow_literal(position, stack, nodes)
+        super()._follow_literal(position, stack, group)
         if self.words.any():
             self._add_inside(self._bounds.inside(position, (), stack))
         self.words = words

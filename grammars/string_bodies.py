@@ -9,6 +9,7 @@ from specdec.grammars.body_lengths import BodyLengths
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.lexemes import BODY, CLOSED
 from specdec.grammars.lexicon import Lexicon
+from specdec.grammars.node_groups import NodeGroup
 from specdec.grammars.text_automaton import TextAutomaton
 from specdec.grammars.value_rules import UNBOUNDED
 from specdec.grammars.vocabulary import Vocabulary
@@ -17,17 +18,17 @@ from specdec.grammars.walk import Nodes, Words
 BodyEnd = tuple[int, int, int]
 """The node after a closing quote, the automaton's state before the quote, the code points of the body."""
 
-ROOT: Nodes = np.zeros(1, np.int32)
-"""Where every walk begins; told by identity."""
-
 
 class StringBodies:
     """Walks of free string bodies, shared by all grammars of a vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary, lexicon: Lexicon) -> None:
         self.table = lexicon.plain_table
+        self.root = NodeGroup(vocabulary, np.zeros(1, np.int32), is_kept=True)
+        """Where every walk begins; told by identity."""
         self._vocabulary = vocabulary
-        self._from_root: BoundedCache[tuple[int, int, int], tuple[Words, Nodes]] = BoundedCache(1024)
+        self._of_node: BoundedCache[int, NodeGroup] = BoundedCache(2048)
+        self._from_root: BoundedCache[tuple[int, int, int], tuple[Words, NodeGroup]] = BoundedCache(1024)
         self._terms_from_root: BoundedCache[tuple[TextAutomaton, int, int], tuple[Words, list[BodyEnd]]] = BoundedCache(
             512
         )
@@ -39,23 +40,32 @@ class StringBodies:
         words = np.zeros(self._vocabulary.num_words, np.uint32)
         for state in range(len(self.table)):
             if state != CLOSED:
-                self.walk(ROOT, state, 0, UNBOUNDED, words)
-        self._ends = self._find_ends(self.walk(ROOT, BODY, 0, UNBOUNDED, words))
+                self.walk(self.root, state, 0, UNBOUNDED, words)
+        self._ends = self._find_ends(self.walk(self.root, BODY, 0, UNBOUNDED, words).nodes)
 
-    def walk(self, nodes: Nodes, state: int, min_length: int, max_length: int, words: Words) -> Nodes:
+    def at_node(self, node: int) -> NodeGroup:
+        """The group of the node alone, kept."""
+        group = self._of_node.get(node)
+        if group is None:
+            group = NodeGroup(self._vocabulary, [node], is_kept=True)
+            self._of_node.put(node, group)
+        return group
+
+    def walk(self, group: NodeGroup, state: int, min_length: int, max_length: int, words: Words) -> NodeGroup:
         """Mark the tokens that stay inside; return the nodes after the closing quote (walk.walk_string)."""
         # No token has more code points than bytes, so that larger counts do not matter.
         enough = self._vocabulary.max_token_bytes + 1
         low, high = min(min_length, enough), min(max_length, enough)
-        if nodes is not ROOT:
-            return self._walk(nodes, state, low, high, words)
+        if group is not self.root:
+            return NodeGroup(self._vocabulary, self._walk(group.nodes, state, low, high, words))
         kept = self._from_root.get((state, low, high))
         if kept is None:
             if state == BODY:
-                kept = self._lengths.walk(low, high)
+                inside, closed = self._lengths.walk(low, high)
             else:
                 inside = np.zeros_like(words)
-                kept = inside, self._walk(nodes, state, low, high, inside)
+                closed = self._walk(group.nodes, state, low, high, inside)
+            kept = inside, NodeGroup(self._vocabulary, closed, is_kept=True)
             self._from_root.put((state, low, high), kept)
         words |= kept[0]
         return kept[1]
@@ -68,17 +78,17 @@ class StringBodies:
         )  # fmt: skip
 
     def walk_terms(
-        self, automaton: TextAutomaton, nodes: Nodes, state: int, length: int, words: Words
+        self, automaton: TextAutomaton, group: NodeGroup, state: int, length: int, words: Words
     ) -> list[BodyEnd]:
         """Mark the tokens that stay inside a body of the automaton's terms; every end of a body below the nodes."""
-        if nodes is not ROOT:
-            return self._walk_terms(automaton, nodes, state, length, words)
+        if group is not self.root:
+            return self._walk_terms(automaton, group.nodes, state, length, words)
         kept = self._terms_from_root.get((automaton, state, length))
         if kept is None:
             inside = np.zeros_like(words)
             ends = self._walk_free(automaton, state, inside)
             if ends is None:
-                ends = self._walk_terms(automaton, nodes, state, length, inside)
+                ends = self._walk_terms(automaton, group.nodes, state, length, inside)
             kept = inside, ends
             self._terms_from_root.put((automaton, state, length), kept)
         words |= kept[0]
@@ -103,9 +113,9 @@ class StringBodies:
         v = self._vocabulary
         if automaton.free_depths is None or automaton.free_depths[state] < v.max_token_bytes:
             return None
-        nodes = self.walk(ROOT, BODY, 0, UNBOUNDED, words)
+        plain = self.walk(self.root, BODY, 0, UNBOUNDED, words)
         if self._ends is None:
-            self._ends = self._find_ends(nodes)
+            self._ends = self._find_ends(plain.nodes)
         closed, states = v.kernels.walk_ends(state, automaton.table, *self._ends)
         return [(node, before, 0) for node, before in zip(closed.tolist(), states.tolist(), strict=True)]
 

@@ -9,7 +9,6 @@ from vocabularies import merged_vocabulary, small_vocabulary
 from specdec.grammars import Vocabulary
 from specdec.grammars.body_lengths import BodyLengths, body_lengths, load_body_lengths
 from specdec.grammars.lexemes import string_table
-from specdec.grammars.string_bodies import ROOT
 
 _TEXTS = ["é", "éa", "\\n\\", "\\u0001a", 'a"', 'aé"b', '""', "日本語", "日本", '語"', "😀😀", "aaaaaaaaaaaa"]
 
@@ -29,8 +28,8 @@ def test_they_are_the_walk_with_the_same_bounds(vocabulary: Vocabulary) -> None:
         for high in range(15):
             words = np.zeros(v.num_words, np.uint32)
             closed = v.kernels.walk_string(
-                ROOT, 0, low, high, table, v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, words,
-                v.max_token_bytes + 1,
+                np.zeros(1, np.int32), 0, low, high, table, v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids,
+                words, v.max_token_bytes + 1,
             )  # fmt: skip
             found, found_closed = lengths.walk(low, high)
             assert np.array_equal(found, words), (low, high)
