@@ -124,7 +124,7 @@ class Automaton:
     def feed(self, config: Config, data: bytes) -> Config | None:
         """The configuration after the bytes; None where they leave the language."""
         after = self._feed(config, data)
-        if after is None or not can_differ(after, self._feed, self._possible_bytes):
+        if after is None or not can_differ(after, self._feed, self.possible_bytes):
             return None
         return after
 
@@ -156,11 +156,15 @@ class Automaton:
                 position, stack = resolved
         return position, stack
 
-    def _possible_bytes(self, config: Config) -> bytes:
+    def possible_bytes(self, config: Config) -> bytes:
         """In a remembered item, which is compact: those that `_feed` takes, and others where that is not clear."""
         position, stack = config
         if isinstance(position, Value):
             return _FIRST_OF_VALUES
+        if isinstance(position, (AfterKey, ObjectStart, ObjectNext, ObjectEnd, ArrayEnd)):
+            return self._bare_structure_bytes(position)
+        if isinstance(position, ArrayStart):
+            return self._bare_structure_bytes(position) + _FIRST_OF_VALUES
         if isinstance(position, Key) and not position.frame.takes_free_keys():
             is_classed = self.keys.classes(position.frame) is not None
             texts = self.keys.candidates(position.frame) if is_classed else self.keys.special(position.frame)

@@ -434,8 +434,9 @@ class Closings:
         pending = [(config, b"")]
         seen = {config}
         for current, data in pending:
+            possible = frozenset(self._automaton.possible_bytes(current))
             for byte in _DEVIATING:
-                after = self._automaton.feed(current, bytes((byte,)))
+                after = self._automaton.feed(current, bytes((byte,))) if byte in possible else None
                 if after is None or after in seen:
                     continue
                 seen.add(after)
