@@ -81,6 +81,10 @@ class Closings:
         self._most_after_key: BoundedCache[tuple[ObjectFrame, Stack | None], int] = BoundedCache(1024)
         self._known: BoundedCache[Config, Spelling] = BoundedCache(4096)
 
+    def load(self) -> None:
+        """Set up ahead what the first walk in a budget would wait for."""
+        self._short_values(None).load()
+
     def of(self, config: Config) -> Spelling | None:
         """A short completion; None where every one that was tried is too long."""
         known = self._known.get(config)

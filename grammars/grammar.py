@@ -16,7 +16,7 @@ from specdec.grammars.constraints import Constraint
 from specdec.grammars.forced import ByteWalks, Run, RunTokens
 from specdec.grammars.frame_keys import FRESH
 from specdec.grammars.frames import Frame
-from specdec.grammars.guard import GuardWalker, Levels
+from specdec.grammars.guard import GuardWalker
 from specdec.grammars.layout import Pretty
 from specdec.grammars.lexeme_bounds import LexemeBounds
 from specdec.grammars.lexicon import Lexicon
@@ -105,6 +105,7 @@ class Grammar:
         self._automaton = Automaton(program, lexicon)
         self._automaton.load()
         self._closings = Closings(self._automaton, program, lexicon, runtime.speller)
+        self._closings.load()
         # Caches of the grammar's own, so that nothing of it is left when it is dropped.
         self._steps: BoundedCache[tuple[GrammarState, int], GrammarState] = BoundedCache(_MAX_CACHED)
         # From (depth, position) and then frame by frame to (row, stamp), or DEEPER where one more frame matters.
@@ -113,7 +114,7 @@ class Grammar:
         """Where `_mask_alike` finds none."""
         self._bounds = LexemeBounds(self._automaton, self._closings, runtime.speller)
         self._ceilings = Ceilings(self._automaton, self._bounds)
-        self._levels: BoundedCache[GrammarState, Levels] = BoundedCache(128)
+        self._guarded: BoundedCache[tuple[GrammarState, int], Words] = BoundedCache(128)
         self._runs: BoundedCache[GrammarState, Run] = BoundedCache(1024)
         self._states: WeakValueDictionary[Config, GrammarState] = WeakValueDictionary()
         self.initial_state: GrammarState = self._intern(self._automaton.start)
@@ -235,21 +236,23 @@ class Grammar:
         bound = self._closings.bound(state.stack)
         if (bound is not None and bound <= num_tokens) or self._fits_all(state, num_tokens):
             return base
-        levels = self._levels.get(state)
-        if levels is None:
-            runtime = self._runtime
-            config = state.position, state.stack
-            levels = GuardWalker(runtime.vocabulary, runtime.bodies, self._automaton, self._bounds, config).levels
-            self._levels.put(state, levels)
-        if not levels.costs or num_tokens >= levels.costs[-1]:
-            return base
-        words = levels.within(num_tokens)
-        words = np.zeros_like(self._runtime.mask_table.eos_words) if words is None else words.copy()
+        words = self._guarded_words(state, num_tokens).copy()
         for token_id in self._runtime.speller.first_tokens(plan, num_tokens):
             words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
         if self.is_accepting(state):
             words |= self._runtime.mask_table.eos_words
         return self._runtime.mask_table.intern(words)
+
+    def _guarded_words(self, state: GrammarState, num_tokens: int) -> Words:
+        """The tokens after which so many more are known to complete the text."""
+        words = self._guarded.get((state, num_tokens))
+        if words is None:
+            runtime = self._runtime
+            config = state.position, state.stack
+            walker = GuardWalker(runtime.vocabulary, runtime.bodies, self._automaton, self._bounds, config, num_tokens)
+            words = walker.words
+            self._guarded.put((state, num_tokens), words)
+        return words
 
     def _fits_all(self, state: GrammarState, num_tokens: int) -> bool:
         """Whether so many tokens are known to complete the text after any token of the state's mask."""

@@ -90,7 +90,7 @@ class MaskWalker:
             self._follow_special_keys(*config)
         while self._pending:
             position, stack, group = self._pending.pop()
-            if self._is_remembered(position, stack, group):
+            if stack is not None and stack.is_remembered and self._is_remembered(position, stack, group):
                 self._decide_singly(group)
                 continue
             inner = self._enter(position, stack, group)
@@ -110,10 +110,8 @@ class MaskWalker:
             self._arrivals.append((position, stack, False))
         return inner
 
-    def _is_remembered(self, position: Position, stack: Stack | None, group: NodeGroup) -> bool:
+    def _is_remembered(self, position: Position, stack: Stack, group: NodeGroup) -> bool:
         """Whether a token has ended a remembered item, or begun one where others have been."""
-        if stack is None or not stack.is_remembered:
-            return False
         if not isinstance(stack.frame, ArrayFrame) or stack.frame.seen is None:
             return False
         return isinstance(position, Completed) or (isinstance(position, Value) and group is not self._root)
@@ -147,7 +145,7 @@ class MaskWalker:
     def _go_on(self, position: Position, stack: Stack | None, group: NodeGroup) -> None:
         """Follow the tokens below the nodes, at which the text is in this configuration."""
         if isinstance(position, Completed):
-            if self._is_remembered(position, stack, group):
+            if stack is not None and stack.is_remembered and self._is_remembered(position, stack, group):
                 for byte in b",]":
                     children = group.step(byte)
                     if children is not None:
@@ -157,21 +155,21 @@ class MaskWalker:
             resolved = self._structure.resolve(position, stack)
             assert resolved is not None, "only remembered items can have occurred"
             position, stack = resolved
-        if isinstance(position, (String, Key, Literal, Raw)):
-            self._arrivals.append((position, stack, True))
-        match position:
-            case Done():
-                self.may_end = self.may_end or group is self._root
-            case String():
-                self._follow_string(position, stack, group)
-            case Key():
-                self._follow_key(position, stack, group)
-            case Literal():
-                self._follow_literal(position, stack, group)
-            case Raw():
-                self._follow_raw(position, group)
-            case _:
-                self._follow_structure(position, stack, group)
+        if isinstance(position, Done):
+            self.may_end = self.may_end or group is self._root
+            return
+        if not isinstance(position, (String, Key, Literal, Raw)):
+            self._follow_structure(position, stack, group)
+            return
+        self._arrivals.append((position, stack, True))
+        if isinstance(position, String):
+            self._follow_string(position, stack, group)
+        elif isinstance(position, Key):
+            self._follow_key(position, stack, group)
+        elif isinstance(position, Literal):
+            self._follow_literal(position, stack, group)
+        else:
+            self._follow_raw(position, group)
 
     def _follow_raw(self, position: Raw, group: NodeGroup) -> None:
         v = self._vocabulary
@@ -193,19 +191,22 @@ class MaskWalker:
     def _follow_structure(
         self, position: Position, stack: Stack | None, group: NodeGroup, *, is_first_item: bool = False
     ) -> None:
-        for byte, following, around in self._structure.steps(position, stack):
+        for byte in self._automaton.structure_bytes(position):
             if is_first_item and byte in WHITESPACE:
                 # It was followed as whitespace after the bracket.
                 continue
             children = group.step(byte)
             if children is not None:
-                self._pending.append((following, around, children))
+                after = self._structure.step(position, stack, byte)
+                if after is not None:
+                    self._pending.append((*after, children))
         bare = position.after if isinstance(position, Gap) else position
         if isinstance(bare, Value):
             rules = self._automaton.value_rules.of(bare.goals, stack)
-            literal = literal_start(bare, rules)
-            self._arrivals.append((literal, stack, True))
-            self._follow_literal(literal, stack, group)
+            if group.can_follow(rules.literal_bytes):
+                literal = literal_start(bare, rules)
+                self._arrivals.append((literal, stack, True))
+                self._follow_literal(literal, stack, group)
         elif isinstance(bare, ArrayStart) and not self._automaton.needs_line(bare, stack):
             item = self._automaton.first_item(bare, stack)
             if item is not None:

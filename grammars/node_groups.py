@@ -20,7 +20,7 @@ _FEW = 2
 class NodeGroup:
     """Never empty, but where it says so. One that is kept finds everything once."""
 
-    __slots__ = ("_children", "_inner", "_is_kept", "_token_ids", "_vocabulary", "nodes")
+    __slots__ = ("_child_bytes", "_children", "_inner", "_is_kept", "_token_ids", "_vocabulary", "nodes")
 
     def __init__(self, vocabulary: Vocabulary, nodes: Nodes | Sequence[int], *, is_kept: bool = False) -> None:
         """`nodes` is int32 [num_nodes], ascending."""
@@ -28,6 +28,7 @@ class NodeGroup:
         self.nodes: Nodes = nodes if isinstance(nodes, np.ndarray) else np.array(nodes, np.int32)
         self._is_kept = is_kept
         self._children: dict[int, NodeGroup | None] = {}
+        self._child_bytes: frozenset[int] | None = None
         self._inner: NodeGroup | None = None
         self._token_ids: Nodes | None = None
 
@@ -54,6 +55,16 @@ class NodeGroup:
             for token_id in token_ids.tolist():
                 words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
         return self._inner, len(token_ids) > 0
+
+    def can_follow(self, bytes_: frozenset[int]) -> bool:
+        """False only where no child is one of the bytes."""
+        if not self._is_kept:
+            return True
+        if self._child_bytes is None:
+            v = self._vocabulary
+            flags = v.kernels.child_bytes(self.nodes, v.trie_bytes, v.trie_skips)
+            self._child_bytes = frozenset(np.flatnonzero(flags).tolist())
+        return not self._child_bytes.isdisjoint(bytes_)
 
     def step(self, byte: int) -> NodeGroup | None:
         """The children by the byte; None where there are none."""

@@ -91,16 +91,13 @@ def _place(config: Config, position: Position, stack: Stack | None, is_inside: b
             assert around is not None, "only frames have a depth"
             around = around.below
             num_closed += 1
-    opened = [getattr(position, "frame", None), *frames]
-    is_remembered = any(isinstance(frame, ArrayFrame) and frame.seen is not None for frame in opened)
-    return Place(
-        None if position is own else position,
-        tuple(frames),
-        num_closed,
-        is_inside,
-        is_apart=not (is_remembered or any(isinstance(frame, RawFrame) for frame in opened)),
-        is_fresh=any(isinstance(frame, ObjectFrame) and FRESH in frame.seen for frame in opened),
-    )
+    is_apart, is_fresh = True, False
+    for frame in (getattr(position, "frame", None), *frames):
+        if isinstance(frame, ObjectFrame):
+            is_fresh = is_fresh or FRESH in frame.seen
+        elif isinstance(frame, RawFrame) or (isinstance(frame, ArrayFrame) and frame.seen is not None):
+            is_apart = False
+    return Place(None if position is own else position, tuple(frames), num_closed, is_inside, is_apart, is_fresh)
 
 
 def _is_told_by_key(place: Place, keys: set[tuple[tuple[Frame, ...], int]]) -> bool:

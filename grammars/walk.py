@@ -107,6 +107,32 @@ def set_bits(token_ids: Nodes, words: Words) -> None:
         words[token_ids[i] >> 5] |= np.uint32(1) << np.uint32(token_ids[i] & 31)
 
 
+def first_bits(words: Words, max_found: int) -> Nodes:
+    """The first tokens whose bits are set, at most so many."""
+    found = np.empty(max_found, np.int32)
+    num_found = 0
+    for i in range(len(words)):
+        if words[i]:
+            for bit in range(32):
+                if num_found < max_found and words[i] >> np.uint32(bit) & np.uint32(1):
+                    found[num_found] = 32 * i + bit
+                    num_found += 1
+            if num_found == max_found:
+                break
+    return found[:num_found].copy()
+
+
+def child_bytes(nodes: Nodes, bytes_: NDArray[np.uint8], skips: Nodes) -> NDArray[np.uint8]:
+    """uint8 [256], 1 for the bytes that lead to children of the nodes."""
+    found = np.zeros(256, np.uint8)
+    for k in range(len(nodes)):
+        child = nodes[k] + 1
+        while child < skips[nodes[k]]:
+            found[bytes_[child]] = 1
+            child = skips[child]
+    return found
+
+
 def step_nodes(nodes: Nodes, byte: int, bytes_: NDArray[np.uint8], skips: Nodes) -> Nodes:
     """The children by `byte`, of those nodes that have one."""
     found = np.empty(len(nodes), np.int32)
@@ -508,6 +534,8 @@ class Kernels(NamedTuple):
     enter_nodes: Callable[..., tuple[Nodes, int]]
     ends_of_nodes: Callable[..., tuple[Nodes, Nodes]]
     set_bits: Callable[..., None]
+    first_bits: Callable[..., Nodes]
+    child_bytes: Callable[..., NDArray[np.uint8]]
     step_nodes: Callable[..., Nodes]
     without_nodes: Callable[..., Nodes]
     clear_nodes: Callable[..., None]
@@ -525,6 +553,8 @@ _SIGNATURES: dict[Callable[..., Any], str] = {
     enter_nodes: "Tuple((i4[::1], i8))(i4[::1], i4[::1], i4[::1], i4[::1], u4[::1])",
     ends_of_nodes: "Tuple((i4[::1], i4[::1]))(i4[::1], i4[::1], i4[::1], i4[::1])",
     set_bits: "void(i4[::1], u4[::1])",
+    first_bits: "i4[::1](u4[::1], i8)",
+    child_bytes: "u1[::1](i4[::1], u1[::1], i4[::1])",
     step_nodes: "i4[::1](i4[::1], i8, u1[::1], i4[::1])",
     without_nodes: "i4[::1](i4[::1], i4[::1])",
     clear_nodes: "void(i4[::1], i4[::1], i4[::1], i4[::1], u4[::1])",

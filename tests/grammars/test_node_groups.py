@@ -8,7 +8,7 @@ import numpy as np
 from vocabularies import merged_vocabulary
 
 from specdec.grammars.node_groups import NodeGroup
-from specdec.grammars.walk import ends_of_nodes, enter_nodes, set_bits, step_nodes
+from specdec.grammars.walk import ends_of_nodes, enter_nodes, first_bits, set_bits, step_nodes
 
 
 def _set(words: np.ndarray) -> list[int]:
@@ -66,6 +66,9 @@ def test_compiled_functions_are_the_plain_ones() -> None:
             marked = np.zeros(v.num_words, np.uint32)
             bits(token_ids, marked)
             assert np.array_equal(marked, words)
+        for limit in (0, 1, 5, 1000):
+            for first in (first_bits, v.kernels.first_bits):
+                assert first(words, limit).tolist() == _set(words)[:limit]
         byte = rng.randrange(256)
         steps = step_nodes(nodes, byte, v.trie_bytes, v.trie_skips)
         assert np.array_equal(steps, v.kernels.step_nodes(nodes, byte, v.trie_bytes, v.trie_skips))
