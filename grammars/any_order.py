@@ -58,6 +58,10 @@ class AnyOrderRule:
         return self.ordered.min_properties
 
     @property
+    def longest_key(self) -> int:
+        return self.ordered.longest_key
+
+    @property
     def required(self) -> tuple[bool, ...]:
         return self.ordered.required
 

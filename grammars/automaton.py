@@ -15,10 +15,11 @@ Soundness is the same induction downwards: a goal is reported as met only by a t
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from specdec.grammars.combinations import known_combinations
 from specdec.grammars.frame_keys import FrameKeys
-from specdec.grammars.frames import ArrayFrame, ArrayRun, ObjectFrame, RawFrame
+from specdec.grammars.frames import ArrayFrame, ArrayRun, Frame, ObjectFrame, RawFrame
 from specdec.grammars.layout import WHITESPACE, Flexible, Pretty
 from specdec.grammars.lexemes import BODY
 from specdec.grammars.lexicon import Lexicon
@@ -48,6 +49,7 @@ from specdec.grammars.rules import ArrayRule, Rule
 from specdec.grammars.scalar_steps import ScalarSteps, Step, literal_start
 from specdec.grammars.stacks import Config, Stack, Stacks
 from specdec.grammars.stopwatch import Stopwatch
+from specdec.grammars.structure import Structure
 from specdec.grammars.unique import can_be_remembered
 from specdec.grammars.value_rules import KnownValueRules
 from specdec.grammars.walk import DEAD
@@ -71,6 +73,7 @@ class Automaton:
         self.value_rules = KnownValueRules(program.rules, program.canonical_goals, lexicon)
         self._can_be_remembered: dict[ArrayRule, bool] = {}
         self._stacks = Stacks()
+        self.structure = Structure(self)
         self.keys = FrameKeys(lexicon)
         self._scalars = ScalarSteps(lexicon, self.keys, self.value_rules)
         self.start: Config = (Value((0,)), None) if self._raw_text is None else self.enter_raw(self._raw_text.start)
@@ -87,6 +90,12 @@ class Automaton:
         if value is None:
             return Raw(state), None
         return Value((value.goal,)), None if value.after is None else self._stacks.push(RawFrame(value.after), None)
+
+    def pushed(self, frames: Sequence[Frame], stack: Stack | None) -> Stack | None:
+        """The stack with other frames on it, of which the first will be the innermost."""
+        for frame in reversed(frames):
+            stack = self._stacks.push(frame, stack)
+        return stack
 
     def special_step(self, position: Position, token_id: int) -> Config | None:
         """The configuration after a token without bytes; None where it is not allowed."""
@@ -115,7 +124,7 @@ class Automaton:
     def feed(self, config: Config, data: bytes) -> Config | None:
         """The configuration after the bytes; None where they leave the language."""
         after = self._feed(config, data)
-        if after is None or not can_differ(after, self._feed, self._possible_bytes):
+        if after is None or not can_differ(after, self._feed, self.possible_bytes):
             return None
         return after
 
@@ -147,11 +156,15 @@ class Automaton:
                 position, stack = resolved
         return position, stack
 
-    def _possible_bytes(self, config: Config) -> bytes:
+    def possible_bytes(self, config: Config) -> bytes:
         """In a remembered item, which is compact: those that `_feed` takes, and others where that is not clear."""
         position, stack = config
         if isinstance(position, Value):
             return _FIRST_OF_VALUES
+        if isinstance(position, (AfterKey, ObjectStart, ObjectNext, ObjectEnd, ArrayEnd)):
+            return self._bare_structure_bytes(position)
+        if isinstance(position, ArrayStart):
+            return self._bare_structure_bytes(position) + _FIRST_OF_VALUES
         if isinstance(position, Key) and not position.frame.takes_free_keys():
             is_classed = self.keys.classes(position.frame) is not None
             texts = self.keys.candidates(position.frame) if is_classed else self.keys.special(position.frame)

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
-from specdec.grammars.frames import ArrayFrame, ObjectFrame, RawFrame
+from specdec.grammars.frames import ArrayFrame, Frame, ObjectFrame, RawFrame
 from specdec.grammars.layout import Pretty
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.positions import (
@@ -37,6 +37,7 @@ from specdec.grammars.positions import (
     Value,
 )
 from specdec.grammars.program import Program, ShortTexts
+from specdec.grammars.rules import ObjectRule
 from specdec.grammars.short_values import ShortValues
 from specdec.grammars.speller import EMPTY, Speller, Spelling
 from specdec.grammars.stacks import Config, Stack
@@ -79,6 +80,10 @@ class Closings:
         self._has_raw_text = program.raw_text is not None
         self._most_after_key: BoundedCache[tuple[ObjectFrame, Stack | None], int] = BoundedCache(1024)
         self._known: BoundedCache[Config, Spelling] = BoundedCache(4096)
+
+    def load(self) -> None:
+        """Set up ahead what the first walk in a budget would wait for."""
+        self._short_values(None).load()
 
     def of(self, config: Config) -> Spelling | None:
         """A short completion; None where every one that was tried is too long."""
@@ -170,6 +175,29 @@ class Closings:
                     )
                     spelling = self._laid_out((waiting, stack), self._speller.spell(b":" + value + rest, after))
                     yield None if spelling is None else spelling.num_tokens
+
+    def most_after_plain_key(self, frame: ObjectFrame) -> tuple[tuple[int, int], ...] | None:
+        """Goals of the frame, each with no fewer tokens than it takes to meet it after any key that may come next.
+
+        Of a colon, a value and the rest of the object each is spelt by itself. The keys required from here on are those
+        that any rest ends with, so that the rests are the ends of one text. None where a value is too long, or members
+        are counted or come in any order. No item around is remembered.
+        """
+        values = self._short_values(None)
+        most: dict[int, int] = {}
+        for run in frame.runs:
+            rule = run.rule
+            if not (isinstance(rule, ObjectRule) and rule.is_plain):
+                return None
+            value = values.most_tokens(rule, run.declared)
+            rest = values.object_rest(
+                run, frozenset(), has_keys=True, must_continue=False, has_one_free_key=frame.has_one_free_key
+            )
+            if value is None or rest is None:
+                return None
+            num_tokens = 1 + value + int(self._speller.spell(rest).costs.max())
+            most[run.goal] = max(num_tokens, most.get(run.goal, 0))
+        return tuple(most.items())
 
     def _find(self, config: Config) -> Spelling | None:
         position, stack = config
@@ -275,6 +303,15 @@ class Closings:
             case Closing():
                 closer = b"}" if isinstance(position.frame, ObjectFrame) else b"]"
                 yield from ((closer, goal) for goal in position.frame.closed())
+
+    def parts(self, position: Position) -> Iterator[Part]:
+        """How the position's own value may end soonest; no item around is remembered."""
+        return self._parts(position, None)
+
+    def frame_parts(self, frame: Frame, goal: int) -> Iterator[Part]:
+        """How the frame may end soonest once its child has met the goal; no item around is remembered."""
+        assert not isinstance(frame, RawFrame), "raw text is no value"
+        return self._frame_parts(frame, goal, None)
 
     def _frame_parts(self, frame: ObjectFrame | ArrayFrame, child: int, below: Stack | None) -> Iterator[Part]:
         """How the frame ends once its child has met a goal."""
@@ -401,8 +438,9 @@ class Closings:
         pending = [(config, b"")]
         seen = {config}
         for current, data in pending:
+            possible = frozenset(self._automaton.possible_bytes(current))
             for byte in _DEVIATING:
-                after = self._automaton.feed(current, bytes((byte,)))
+                after = self._automaton.feed(current, bytes((byte,))) if byte in possible else None
                 if after is None or after in seen:
                     continue
                 seen.add(after)

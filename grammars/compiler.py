@@ -24,12 +24,12 @@ from specdec.grammars.grammar import Grammar, Runtime
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.limits import Limits
 from specdec.grammars.mask_table import MaskTable
-from specdec.grammars.masks import StringBodies
 from specdec.grammars.options import DEFAULT_OPTIONS, SchemaOptions
 from specdec.grammars.pattern_kernels import load_determinise
 from specdec.grammars.program import Program
 from specdec.grammars.program_builder import build_program
 from specdec.grammars.schema import schema_text
+from specdec.grammars.string_bodies import StringBodies
 from specdec.grammars.vocabulary import Vocabulary
 
 _DEFAULT_LIMITS = Limits()

@@ -26,9 +26,10 @@ from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import RawFrame
 from specdec.grammars.lexicon import Lexicon
-from specdec.grammars.masks import MaskWalker, StringBodies
+from specdec.grammars.masks import MaskWalker
 from specdec.grammars.positions import Literal, Raw
 from specdec.grammars.stacks import Config
+from specdec.grammars.string_bodies import StringBodies
 from specdec.grammars.vocabulary import Vocabulary
 from specdec.grammars.walk import DEAD
 

@@ -11,6 +11,9 @@ from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.texts import TextSet
 from specdec.grammars.value_rules import KeyClasses
 
+FRESH = b'""'
+"""A key unlike any other: no key is spelt with two bare quotes."""
+
 
 class FrameKeys:
     """Caches that change no result."""
@@ -19,7 +22,7 @@ class FrameKeys:
         self._lexicon = lexicon
         self._special: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
         self._of_rules: BoundedCache[tuple[tuple[KeyRule, ...], frozenset[KeyClass]], KeyClasses] = BoundedCache(256)
-        self._classes: BoundedCache[ObjectFrame, KeyClasses] = BoundedCache(256)
+        self._classes: BoundedCache[ObjectFrame, tuple[KeyClasses | None]] = BoundedCache(1024)
         self._candidates: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
         self._dead: BoundedCache[ObjectFrame, list[bytes]] = BoundedCache(256)
 
@@ -41,9 +44,13 @@ class FrameKeys:
 
     def classes(self, frame: ObjectFrame) -> KeyClasses | None:
         """The classes that a free key of the frame may have; None where all free keys are alike."""
-        found = self._classes.get(frame)
-        if found is not None:
-            return found
+        known = self._classes.get(frame)
+        if known is None:
+            known = (self._find_classes(frame),)
+            self._classes.put(frame, known)
+        return known[0]
+
+    def _find_classes(self, frame: ObjectFrame) -> KeyClasses | None:
         classes = frame.open_classes()
         if classes is None:
             return None
@@ -52,7 +59,6 @@ class FrameKeys:
         if found is None:
             found = KeyClasses(*known, self._lexicon)
             self._of_rules.put(known, found)
-        self._classes.put(frame, found)
         return found
 
     def dead(self, frame: ObjectFrame, classes: KeyClasses) -> list[bytes]:

@@ -2,7 +2,7 @@
 
 A pattern that is not anchored takes any text, and so does a counter while it is far from its limit. From such a state a
 mask differs from that of a plain string only in the tokens that close the string, so that no walk of all tokens is
-needed (masks.StringBodies.walk_free).
+needed (string_bodies.StringBodies.walk_free).
 
 Both automata are followed at once, in pairs of states. A pair differs if one takes a byte that the other does not, the
 closing quote aside; a pair's depth is the number of bytes to the nearest pair that differs.

@@ -10,19 +10,24 @@ import numpy as np
 
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
+from specdec.grammars.ceilings import Ceilings
 from specdec.grammars.closings import Closings
 from specdec.grammars.constraints import Constraint
 from specdec.grammars.forced import ByteWalks, Run, RunTokens
+from specdec.grammars.frame_keys import FRESH
 from specdec.grammars.frames import Frame
-from specdec.grammars.guard import GuardWalker, Levels
+from specdec.grammars.guard import GuardWalker
 from specdec.grammars.layout import Pretty
+from specdec.grammars.lexeme_bounds import LexemeBounds
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.mask_table import EOS_ROW, MaskTable
-from specdec.grammars.masks import FRESH, MaskWalker, StringBodies, position_alike, shared_position
+from specdec.grammars.masks import MaskWalker, position_alike, shared_position
 from specdec.grammars.positions import Done, Key, Literal, Position, Raw, Terminated
 from specdec.grammars.program import Program
+from specdec.grammars.reach import Reach
 from specdec.grammars.speller import Speller, Spelling
 from specdec.grammars.stacks import Config, Stack
+from specdec.grammars.string_bodies import StringBodies
 from specdec.grammars.vocabulary import Vocabulary
 from specdec.grammars.walk import Words
 
@@ -50,15 +55,19 @@ class CachedMask(NamedTuple):
 
     row: int
     stamp: int
+    reach: Reach | None
+    """None where some tokens were decided one by one."""
 
 
-_DEEPER = CachedMask(-1, -1)
+_DEEPER = CachedMask(-1, -1, None)
 """In place of a cached mask: it depends on one more frame."""
 
 _MAX_CACHED = 8192
 """Of the steps and of the masks of one grammar."""
-_BYTES_CACHED = 500
+_STEP_BYTES = 500
 """Of one of them, with its state."""
+_MASK_BYTES = 1500
+"""Of one of them, with where its tokens lead."""
 
 
 class Runtime:
@@ -96,13 +105,16 @@ class Grammar:
         self._automaton = Automaton(program, lexicon)
         self._automaton.load()
         self._closings = Closings(self._automaton, program, lexicon, runtime.speller)
+        self._closings.load()
         # Caches of the grammar's own, so that nothing of it is left when it is dropped.
         self._steps: BoundedCache[tuple[GrammarState, int], GrammarState] = BoundedCache(_MAX_CACHED)
         # From (depth, position) and then frame by frame to (row, stamp), or DEEPER where one more frame matters.
         self._masks: BoundedCache[tuple[object, Position | Frame | None], CachedMask] = BoundedCache(_MAX_CACHED)
         self._unlike: BoundedCache[Config, bool] = BoundedCache(_MAX_CACHED)
         """Where `_mask_alike` finds none."""
-        self._levels: BoundedCache[GrammarState, Levels] = BoundedCache(128)
+        self._bounds = LexemeBounds(self._automaton, self._closings, runtime.speller)
+        self._ceilings = Ceilings(self._automaton, self._bounds)
+        self._guarded: BoundedCache[tuple[GrammarState, int], Words] = BoundedCache(128)
         self._runs: BoundedCache[GrammarState, Run] = BoundedCache(1024)
         self._states: WeakValueDictionary[Config, GrammarState] = WeakValueDictionary()
         self.initial_state: GrammarState = self._intern(self._automaton.start)
@@ -113,7 +125,7 @@ class Grammar:
     @property
     def num_bytes(self) -> int:
         """Memory, roughly: of what was compiled, and of what walks have left in caches."""
-        return self._program_bytes + _BYTES_CACHED * (self._steps.num_kept + self._masks.num_kept)
+        return self._program_bytes + _STEP_BYTES * self._steps.num_kept + _MASK_BYTES * self._masks.num_kept
 
     def advance(self, state: GrammarState, token_id: int) -> GrammarState | None:
         """The state after the token; None where it is not allowed.
@@ -233,23 +245,38 @@ class Grammar:
         """
         base = self.mask_row(state)
         bound = self._closings.bound(state.stack)
-        if bound is not None and bound <= num_tokens:
+        if (bound is not None and bound <= num_tokens) or self._fits_all(state, num_tokens):
             return base
-        levels = self._levels.get(state)
-        if levels is None:
-            runtime = self._runtime
-            config = state.position, state.stack
-            levels = GuardWalker(runtime.vocabulary, runtime.bodies, self._automaton, self._closings, config).levels
-            self._levels.put(state, levels)
-        if not levels.costs or num_tokens >= levels.costs[-1]:
-            return base
-        words = levels.within(num_tokens)
-        words = np.zeros_like(self._runtime.mask_table.eos_words) if words is None else words.copy()
+        words = self._guarded_words(state, num_tokens).copy()
         for token_id in self.first_tokens(plan, num_tokens):
             words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
         if self.is_accepting(state):
             words |= self._runtime.mask_table.eos_words
         return self._runtime.mask_table.intern(words)
+
+    def _guarded_words(self, state: GrammarState, num_tokens: int) -> Words:
+        """The tokens after which so many more are known to complete the text."""
+        words = self._guarded.get((state, num_tokens))
+        if words is None:
+            runtime = self._runtime
+            config = state.position, state.stack
+            walker = GuardWalker(runtime.vocabulary, runtime.bodies, self._automaton, self._bounds, config, num_tokens)
+            words = walker.words
+            self._guarded.put((state, num_tokens), words)
+        return words
+
+    def _fits_all(self, state: GrammarState, num_tokens: int) -> bool:
+        """Whether so many tokens are known to complete the text after any token of the state's mask."""
+        self.mask_row(state)
+        mask = state._mask  # noqa: SLF001, the grammar's own cache on its state
+        assert mask is not None, "the row was found"
+        if mask.reach is None:
+            return False
+        config = state.position, state.stack
+        ceiling = self._ceilings.rough(config, mask.reach)
+        if ceiling is None or ceiling > num_tokens:
+            ceiling = self._ceilings.close(config, mask.reach)
+        return ceiling is not None and ceiling <= num_tokens
 
     def _intern(self, config: Config) -> GrammarState:
         state = self._states.get(config)
@@ -259,7 +286,7 @@ class Grammar:
 
     def _find_mask(self, state: GrammarState) -> CachedMask:
         if state is self._terminated:
-            return CachedMask(EOS_ROW, self._runtime.mask_table.stamps[EOS_ROW])
+            return CachedMask(EOS_ROW, self._runtime.mask_table.stamps[EOS_ROW], None)
         shared = shared_position(state.position, self._automaton)
         mask = self._cached_mask(shared, state.stack)
         if mask is None and shared is not state.position:
@@ -298,7 +325,7 @@ class Grammar:
         if walker.may_end:
             walker.words |= runtime.mask_table.eos_words
         row = runtime.mask_table.intern(walker.words)
-        mask = CachedMask(row, runtime.mask_table.stamps[row])
+        mask = CachedMask(row, runtime.mask_table.stamps[row], walker.reach())
         if walker.decided_singly and isinstance(state.position, Key) and state.position.text == FRESH:
             # What was decided by the text of no key in particular says nothing about any.
             return mask
@@ -316,8 +343,8 @@ class Grammar:
         self._masks.put(key, mask)
         return mask
 
-    def _mask_alike(self, position: Position, stack: Stack | None) -> tuple[Words, int] | None:
-        """A copy of a mask that this one is nearly like, and the number of frames that it depends on."""
+    def _mask_alike(self, position: Position, stack: Stack | None) -> tuple[Words, int, Reach] | None:
+        """A copy of a mask that this one is nearly like, the number of frames that it depends on, and its reach."""
         alike = position_alike(position, self._automaton)
         if alike is None:
             return None
@@ -330,4 +357,6 @@ class Grammar:
             if found is None:
                 self._unlike.put((alike, stack), True)
                 return None
-        return self._runtime.mask_table.rows[found[0].row].copy(), found[1]
+        mask, num_frames = found
+        assert mask.reach is not None, "decided singly, a mask is not kept for such a key"
+        return self._runtime.mask_table.rows[mask.row].copy(), num_frames, mask.reach

@@ -14,10 +14,10 @@ from specdec.grammars.free_depths import free_depths, load_kernels
 from specdec.grammars.languages import EVERYTHING, Language, from_automaton
 from specdec.grammars.lexemes import string_table
 from specdec.grammars.numbers import NumberSet
-from specdec.grammars.numerals import NumeralAutomaton, combine, numeral_automaton
+from specdec.grammars.numerals import NumeralAutomaton, combine, load_nearest_ends, numeral_automaton
 from specdec.grammars.scalar_automata import CombinedNumerals, LargestTexts, ScalarAutomata
 from specdec.grammars.strings import StringTerm, bounded
-from specdec.grammars.text_automaton import TextAutomaton, build_text_automaton, spelling_of
+from specdec.grammars.text_automaton import LONGEST_CODE_POINT, TextAutomaton, build_text_automaton, spelling_of
 
 _Part = TypeVar("_Part")
 _MAX_FAILED = 3
@@ -36,6 +36,7 @@ class Lexicon:
     def __init__(self, spellable: frozenset[int]) -> None:
         # Compiled to machine code now, and not while a request waits.
         load_kernels()
+        load_nearest_ends()
         self.spellable = spellable
         self.plain_table = string_table(spellable)
         """The automaton of all strings."""
@@ -120,6 +121,7 @@ class Lexicon:
         built = build_text_automaton(terms, self.spellable)
         if not built.is_counted:
             built.free_depths = free_depths(built.table, self.plain_table, built.is_boundary)
+            built.point_bytes = 1 if built.is_shortest_in_ascii() else LONGEST_CODE_POINT
         return built
 
     def _find(

@@ -19,14 +19,12 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from specdec.grammars.automaton import Automaton
-from specdec.grammars.bounded_cache import BoundedCache
+from specdec.grammars.frame_keys import FRESH
 from specdec.grammars.frames import ArrayFrame, ObjectFrame
 from specdec.grammars.layout import WHITESPACE
-from specdec.grammars.lexemes import BODY, CLOSED
-from specdec.grammars.lexicon import Lexicon
+from specdec.grammars.node_groups import NodeGroup
 from specdec.grammars.positions import (
     AfterKey,
     ArrayStart,
@@ -40,122 +38,15 @@ from specdec.grammars.positions import (
     String,
     Value,
 )
+from specdec.grammars.reach import Arrival, Reach
 from specdec.grammars.scalar_steps import literal_start
 from specdec.grammars.stacks import Config, Stack
+from specdec.grammars.string_bodies import StringBodies
 from specdec.grammars.text_automaton import TextAutomaton
 from specdec.grammars.texts import TextSet
 from specdec.grammars.value_rules import UNBOUNDED, KeyClasses, ValueRules
 from specdec.grammars.vocabulary import Vocabulary
-from specdec.grammars.walk import DEAD, Nodes, Words
-
-FRESH = b'""'
-"""A key unlike any other: no key is spelt with two bare quotes."""
-
-BodyEnd = tuple[int, int, int]
-"""The node after a closing quote, the automaton's state before the quote, the code points of the body."""
-
-_ROOT: Nodes = np.zeros(1, np.int32)
-
-
-class StringBodies:
-    """Walks of free string bodies, shared by all grammars of a vocabulary."""
-
-    def __init__(self, vocabulary: Vocabulary, lexicon: Lexicon) -> None:
-        self.table = lexicon.plain_table
-        self._vocabulary = vocabulary
-        self._from_root: BoundedCache[tuple[int, int, int], tuple[Words, Nodes]] = BoundedCache(1024)
-        self._terms_from_root: BoundedCache[tuple[TextAutomaton, int, int], tuple[Words, list[BodyEnd]]] = BoundedCache(
-            512
-        )
-        self._ends: tuple[NDArray[np.uint8], NDArray[np.int64], Nodes] | None = None
-
-    def prepare(self) -> None:
-        """Walk from the root what every grammar needs: some milliseconds that no request waits for."""
-        words = np.zeros(self._vocabulary.num_words, np.uint32)
-        for state in range(len(self.table)):
-            if state != CLOSED:
-                self.walk(_ROOT, state, 0, UNBOUNDED, words)
-        self._ends = self._find_ends(self.walk(_ROOT, BODY, 0, UNBOUNDED, words))
-
-    def walk(self, nodes: Nodes, state: int, min_length: int, max_length: int, words: Words) -> Nodes:
-        """Mark the tokens that stay inside; return the nodes after the closing quote (walk.walk_string)."""
-        # No token has more code points than bytes, so that larger counts do not matter.
-        enough = self._vocabulary.max_token_bytes + 1
-        low, high = min(min_length, enough), min(max_length, enough)
-        if nodes is not _ROOT:
-            return self._walk(nodes, state, low, high, words)
-        kept = self._from_root.get((state, low, high))
-        if kept is None:
-            inside = np.zeros_like(words)
-            kept = inside, self._walk(nodes, state, low, high, inside)
-            self._from_root.put((state, low, high), kept)
-        words |= kept[0]
-        return kept[1]
-
-    def _walk(self, nodes: Nodes, state: int, low: int, high: int, words: Words) -> Nodes:
-        v = self._vocabulary
-        return v.kernels.walk_string(
-            nodes, state, low, high, self.table, v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, words,
-            v.max_token_bytes + 1,
-        )  # fmt: skip
-
-    def walk_terms(
-        self, automaton: TextAutomaton, nodes: Nodes, state: int, length: int, words: Words
-    ) -> list[BodyEnd]:
-        """Mark the tokens that stay inside a body of the automaton's terms; every end of a body below the nodes."""
-        if nodes is not _ROOT:
-            return self._walk_terms(automaton, nodes, state, length, words)
-        kept = self._terms_from_root.get((automaton, state, length))
-        if kept is None:
-            inside = np.zeros_like(words)
-            ends = self._walk_free(automaton, state, inside)
-            if ends is None:
-                ends = self._walk_terms(automaton, nodes, state, length, inside)
-            kept = inside, ends
-            self._terms_from_root.put((automaton, state, length), kept)
-        words |= kept[0]
-        return kept[1]
-
-    def _walk_terms(
-        self, automaton: TextAutomaton, nodes: Nodes, state: int, length: int, words: Words
-    ) -> list[BodyEnd]:
-        v = self._vocabulary
-        closed, states, lengths = v.kernels.walk_terms(
-            nodes, state, length, automaton.is_counted, automaton.table, automaton.is_boundary, automaton.shortest,
-            automaton.longest, automaton.lows, automaton.highs,
-            v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, words, v.max_token_bytes + 1,
-        )  # fmt: skip
-        return list(zip(closed.tolist(), states.tolist(), lengths.tolist(), strict=True))
-
-    def _walk_free(self, automaton: TextAutomaton, state: int, words: Words) -> list[BodyEnd] | None:
-        """`_walk_terms` from the root, where it differs from a plain body's in its ends alone (free_depths.py).
-
-        It takes microseconds, and a walk of all tokens a millisecond or more.
-        """
-        v = self._vocabulary
-        if automaton.free_depths is None or automaton.free_depths[state] < v.max_token_bytes:
-            return None
-        nodes = self.walk(_ROOT, BODY, 0, UNBOUNDED, words)
-        if self._ends is None:
-            self._ends = self._find_ends(nodes)
-        closed, states = v.kernels.walk_ends(state, automaton.table, *self._ends)
-        return [(node, before, 0) for node, before in zip(closed.tolist(), states.tolist(), strict=True)]
-
-    def _find_ends(self, nodes: Nodes) -> tuple[NDArray[np.uint8], NDArray[np.int64], Nodes]:
-        """The bytes of bodies that are closed inside a token, where each begins, and the nodes after the quote."""
-        v = self._vocabulary
-        steps = self.table.tolist()
-        paths: list[bytes] = []
-        for node in nodes.tolist():
-            token = v.token_bytes(int(v.token_ids[v.trie_starts[node]]))
-            assert token is not None, "only tokens with bytes are in the trie"
-            state, length = BODY, 0
-            while (state := steps[state][token[length]]) != CLOSED:
-                length += 1
-            paths.append(token[:length])
-        offsets = np.zeros(len(paths) + 1, np.int64)
-        np.cumsum([len(path) for path in paths], out=offsets[1:])
-        return np.frombuffer(bytearray().join(paths), np.uint8), offsets, nodes
+from specdec.grammars.walk import DEAD, Words
 
 
 class MaskWalker:
@@ -167,18 +58,20 @@ class MaskWalker:
         bodies: StringBodies,
         automaton: Automaton,
         config: Config,
-        like: tuple[Words, int] | None = None,
+        like: tuple[Words, int, Reach] | None = None,
     ) -> None:
-        """`like` is the mask of a key that is not special, and the frames that it depends on.
+        """`like` is the mask of a key that is not special, the frames that it depends on, and where it leads.
 
         The mask of `config`, in a key that may become special, differs from it by the special keys alone.
         """
         self._vocabulary = vocabulary
         self._bodies = bodies
         self._automaton = automaton
+        self._structure = automaton.structure
         self._config = config
         self._depth = _depth(config[1])
-        self._pending: list[tuple[Position, Stack | None, Nodes]] = []
+        self._root = bodies.root
+        self._pending: list[tuple[Position, Stack | None, NodeGroup]] = []
         self.words: Words = np.zeros(vocabulary.num_words, np.uint32)
         self.may_end = False
         """Whether the text is complete without another token."""
@@ -186,35 +79,42 @@ class MaskWalker:
         """How many frames of the stack the mask depends on; one more than there are if on the stack's end."""
         self.decided_singly = False
         """Whether some tokens were decided one by one, by the exact text so far."""
+        self._arrivals: list[Arrival] = []
+        self._like: Reach | None = None
         if like is None:
-            self._go_on(*config, _ROOT)
+            self._go_on(*config, self._root)
         else:
-            self.words, self.num_frames_read = like
+            self.words, self.num_frames_read, self._like = like
+            # What the special keys begin with is inside this key.
+            self._arrivals.append((*config, True))
             self._follow_special_keys(*config)
         while self._pending:
-            position, stack, nodes = self._pending.pop()
-            if self._is_remembered(position, stack, nodes):
-                self._decide_singly(nodes)
+            position, stack, group = self._pending.pop()
+            if stack is not None and stack.is_remembered and self._is_remembered(position, stack, group):
+                self._decide_singly(group)
                 continue
-            inner = self._enter(position, stack, nodes)
+            inner = self._enter(position, stack, group)
             if len(inner):
                 self._go_on(position, stack, inner)
 
         self._decide_repetitions()
 
-    def _enter(self, position: Position, stack: Stack | None, nodes: Nodes) -> Nodes:  # noqa: ARG002, for guard.py
-        """Allow the tokens that end at the nodes, in this configuration; return the nodes below which some go on."""
-        v = self._vocabulary
-        return v.kernels.enter_nodes(nodes, v.trie_skips, v.trie_starts, v.token_ids, self.words)
+    def reach(self) -> Reach | None:
+        """Where the tokens of the mask lead; None where some were decided one by one."""
+        return None if self.decided_singly else Reach(self._config, self._arrivals, self._like)
 
-    @staticmethod
-    def _is_remembered(position: Position, stack: Stack | None, nodes: Nodes) -> bool:
+    def _enter(self, position: Position, stack: Stack | None, group: NodeGroup) -> NodeGroup:
+        """Allow the tokens that end at the nodes, in this configuration; return the nodes below which some go on."""
+        inner, has_ended = group.enter(self.words)
+        if has_ended:
+            self._arrivals.append((position, stack, False))
+        return inner
+
+    def _is_remembered(self, position: Position, stack: Stack, group: NodeGroup) -> bool:
         """Whether a token has ended a remembered item, or begun one where others have been."""
-        if stack is None or not stack.is_remembered:
-            return False
         if not isinstance(stack.frame, ArrayFrame) or stack.frame.seen is None:
             return False
-        return isinstance(position, Completed) or (isinstance(position, Value) and nodes is not _ROOT)
+        return isinstance(position, Completed) or (isinstance(position, Value) and group is not self._root)
 
     def _decide_repetitions(self) -> None:
         """Decide the tokens that go on as an item that occurred, one by one."""
@@ -227,148 +127,153 @@ class MaskWalker:
                 continue
             self.decided_singly = True
             # Items that begin alike are followed together.
-            after: dict[bytes, Nodes] = {}
+            after: dict[bytes, NodeGroup | None] = {}
             for one in frame.seen:
                 rest = one[len(frame.text) :] if one.startswith(frame.text) else b""
-                nodes = _ROOT
+                group: NodeGroup | None = self._root
                 for end in range(1, len(rest) + 1):
                     begun = rest[:end]
                     if begun not in after:
-                        nodes = v.kernels.step_nodes(nodes, rest[end - 1], v.trie_bytes, v.trie_skips)
-                        after[begun] = nodes
-                        for node in nodes.tolist():
+                        assert group is not None, "the loop ends where none is left"
+                        group = after[begun] = group.step(rest[end - 1])
+                        for node in [] if group is None else group.nodes.tolist():
                             self._decide(range(v.trie_starts[node], v.trie_starts[node + 1]))
-                    nodes = after[begun]
-                    if not len(nodes):
+                    group = after[begun]
+                    if group is None:
                         break
 
-    def _go_on(self, position: Position, stack: Stack | None, nodes: Nodes) -> None:
+    def _go_on(self, position: Position, stack: Stack | None, group: NodeGroup) -> None:
         """Follow the tokens below the nodes, at which the text is in this configuration."""
         if isinstance(position, Completed):
-            if self._is_remembered(position, stack, nodes):
-                v = self._vocabulary
+            if stack is not None and stack.is_remembered and self._is_remembered(position, stack, group):
                 for byte in b",]":
-                    self._decide_singly(v.kernels.step_nodes(nodes, byte, v.trie_bytes, v.trie_skips))
+                    children = group.step(byte)
+                    if children is not None:
+                        self._decide_singly(children)
                 return
             self.num_frames_read = max(self.num_frames_read, self._depth - _depth(stack) + 1)
-            resolved = self._automaton.resolve(position, stack)
+            resolved = self._structure.resolve(position, stack)
             assert resolved is not None, "only remembered items can have occurred"
             position, stack = resolved
-        match position:
-            case Done():
-                self.may_end = self.may_end or nodes is _ROOT
-            case String():
-                self._follow_string(position, stack, nodes)
-            case Key():
-                self._follow_key(position, stack, nodes)
-            case Literal():
-                self._follow_literal(position, stack, nodes)
-            case Raw():
-                self._follow_raw(position, nodes)
-            case _:
-                self._follow_structure(position, stack, nodes)
+        if isinstance(position, Done):
+            self.may_end = self.may_end or group is self._root
+            return
+        if not isinstance(position, (String, Key, Literal, Raw)):
+            self._follow_structure(position, stack, group)
+            return
+        self._arrivals.append((position, stack, True))
+        if isinstance(position, String):
+            self._follow_string(position, stack, group)
+        elif isinstance(position, Key):
+            self._follow_key(position, stack, group)
+        elif isinstance(position, Literal):
+            self._follow_literal(position, stack, group)
+        else:
+            self._follow_raw(position, group)
 
-    def _follow_raw(self, position: Raw, nodes: Nodes) -> None:
+    def _follow_raw(self, position: Raw, group: NodeGroup) -> None:
         v = self._vocabulary
         text = self._automaton.raw_text
-        if nodes is _ROOT:
+        if group is self._root:
             self.may_end = self.may_end or text.is_accepting(position.state)
             for token_id in text.special.get(position.state, ()):
                 self.words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
         begun, states = v.kernels.walk_raw(
-            nodes, position.state, text.range_starts, text.lows, text.highs, text.targets, text.is_value,
+            group.nodes, position.state, text.range_starts, text.lows, text.highs, text.targets, text.is_value,
             v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, self.words, v.max_token_bytes + 1,
         )  # fmt: skip
         members: dict[int, list[int]] = {}
         for node, state in zip(begun.tolist(), states.tolist(), strict=True):
             members.setdefault(state, []).append(node)
         for state, found in members.items():
-            self._pending.append((*self._automaton.enter_raw(state), np.array(found, np.int32)))
+            self._pending.append((*self._automaton.enter_raw(state), NodeGroup(v, found)))
 
     def _follow_structure(
-        self, position: Position, stack: Stack | None, nodes: Nodes, *, is_first_item: bool = False
+        self, position: Position, stack: Stack | None, group: NodeGroup, *, is_first_item: bool = False
     ) -> None:
-        v = self._vocabulary
         for byte in self._automaton.structure_bytes(position):
             if is_first_item and byte in WHITESPACE:
                 # It was followed as whitespace after the bracket.
                 continue
-            children = v.kernels.step_nodes(nodes, byte, v.trie_bytes, v.trie_skips)
-            if len(children):
-                after = self._automaton.step(position, stack, byte)
+            children = group.step(byte)
+            if children is not None:
+                after = self._structure.step(position, stack, byte)
                 if after is not None:
                     self._pending.append((*after, children))
         bare = position.after if isinstance(position, Gap) else position
         if isinstance(bare, Value):
             rules = self._automaton.value_rules.of(bare.goals, stack)
-            self._follow_literal(literal_start(bare, rules), stack, nodes)
+            if group.can_follow(rules.literal_bytes):
+                literal = literal_start(bare, rules)
+                self._arrivals.append((literal, stack, True))
+                self._follow_literal(literal, stack, group)
         elif isinstance(bare, ArrayStart) and not self._automaton.needs_line(bare, stack):
             item = self._automaton.first_item(bare, stack)
             if item is not None:
-                self._follow_structure(*item, nodes, is_first_item=True)
+                self._follow_structure(*item, group, is_first_item=True)
 
-    def _follow_literal(self, position: Literal, stack: Stack | None, nodes: Nodes) -> None:
+    def _follow_literal(self, position: Literal, stack: Stack | None, group: NodeGroup) -> None:
         v = self._vocabulary
         rules = self._automaton.value_rules.of(position.goals, stack)
         met = rules.met_by_literal(position.text, position.number)
         if met:
-            self._go_on(Completed(met), stack, nodes)
+            self._go_on(Completed(met), stack, group)
         met_at: dict[int, frozenset[int]] = {}
         if rules.numbers is not None and position.number != DEAD:
             numbers = rules.numbers
             ended, states = v.kernels.walk_number(
-                nodes, position.number, numbers.table, numbers.accepting,
+                group.nodes, position.number, numbers.table, numbers.accepting,
                 v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, self.words,
             )  # fmt: skip
             for node, state in zip(ended.tolist(), states.tolist(), strict=True):
                 met_at[node] = rules.met_by_literal(None, state)
         if position.text is not None:
-            self._add_texts(rules.literals, position.text, nodes, met_at)
+            self._add_texts(rules.literals, position.text, group, met_at)
         self._complete(met_at, stack)
 
-    def _follow_string(self, position: String, stack: Stack | None, nodes: Nodes) -> None:
+    def _follow_string(self, position: String, stack: Stack | None, group: NodeGroup) -> None:
         rules = self._automaton.value_rules.of(position.goals, stack)
         if rules.text_automaton is not None:
-            self._follow_terms(position, rules, rules.text_automaton, stack, nodes)
+            self._follow_terms(position, rules, rules.text_automaton, stack, group)
             return
         if position.text is None and len(rules.lengths) == 1:
             low, high, met = rules.lengths[0]
-            closed = self._walk_body(nodes, position, low, high)
+            closed = self._walk_body(group, position, low, high)
             self._pending.append((Completed(met), stack, closed))
             return
         met_at: dict[int, frozenset[int]] = {}
         for low, high, met in rules.lengths:
             if position.length <= high:
-                for node in self._walk_body(nodes, position, low, high).tolist():
+                for node in self._walk_body(group, position, low, high).nodes.tolist():
                     met_at[node] = met_at.get(node, frozenset()) | met
         if position.text is not None:
-            self._add_texts(rules.strings, position.text, nodes, met_at)
+            self._add_texts(rules.strings, position.text, group, met_at)
         self._complete(met_at, stack)
 
     def _follow_terms(
-        self, position: String, rules: ValueRules, automaton: TextAutomaton, stack: Stack | None, nodes: Nodes
+        self, position: String, rules: ValueRules, automaton: TextAutomaton, stack: Stack | None, group: NodeGroup
     ) -> None:
         met_at: dict[int, frozenset[int]] = {}
         if position.state != DEAD:
             met_by: dict[tuple[int, int], frozenset[int]] = {}
             for node, state, length in self._bodies.walk_terms(
-                automaton, nodes, position.state, position.length, self.words
+                automaton, group, position.state, position.length, self.words
             ):
                 if (state, length) not in met_by:
                     met_by[state, length] = rules.met_by_body(state, length)
                 if met_by[state, length]:
                     met_at[node] = met_by[state, length]
         if position.text is not None:
-            self._add_texts(rules.strings, position.text, nodes, met_at)
+            self._add_texts(rules.strings, position.text, group, met_at)
         self._complete(met_at, stack)
 
-    def _walk_body(self, nodes: Nodes, position: String, low: int, high: int) -> Nodes:
+    def _walk_body(self, group: NodeGroup, position: String, low: int, high: int) -> NodeGroup:
         min_length = max(0, low - position.length)
         max_length = UNBOUNDED if high == UNBOUNDED else high - position.length
-        return self._bodies.walk(nodes, position.state, min_length, max_length, self.words)
+        return self._bodies.walk(group, position.state, min_length, max_length, self.words)
 
-    def _add_texts(self, texts: TextSet, prefix: bytes, nodes: Nodes, met_at: dict[int, frozenset[int]]) -> None:
-        for node, text in self._walk_texts(texts, prefix, nodes, mark_inside=True):
+    def _add_texts(self, texts: TextSet, prefix: bytes, group: NodeGroup, met_at: dict[int, frozenset[int]]) -> None:
+        for node, text in self._walk_texts(texts, prefix, group, mark_inside=True):
             met_at[node] = met_at.get(node, frozenset()) | texts.goals(text)
 
     def _complete(self, met_at: dict[int, frozenset[int]], stack: Stack | None) -> None:
@@ -376,80 +281,80 @@ class MaskWalker:
         for node, met in met_at.items():
             groups.setdefault(met, []).append(node)
         for met, members in groups.items():
-            self._pending.append((Completed(met), stack, np.array(members, np.int32)))
+            self._pending.append((Completed(met), stack, NodeGroup(self._vocabulary, members)))
 
-    def _follow_key(self, position: Key, stack: Stack | None, nodes: Nodes) -> None:
+    def _follow_key(self, position: Key, stack: Stack | None, group: NodeGroup) -> None:
         frame = position.frame
         classes = self._automaton.keys.classes(frame)
         if classes is not None:
-            self._follow_classed_key(position, classes, stack, nodes)
+            self._follow_classed_key(position, classes, stack, group)
             return
         special = self._automaton.keys.special(frame)
         is_free = frame.takes_free_keys()
-        closed: Nodes = np.empty(0, np.int32)
+        closed: NodeGroup | None = None
         if is_free:
-            closed = self._bodies.walk(nodes, position.state, 0, UNBOUNDED, self.words)
+            closed = self._bodies.walk(group, position.state, 0, UNBOUNDED, self.words)
             if FRESH in frame.seen:
                 self._decide_singly(closed)
                 return
         if special.begins(position.text):
-            ended = self._walk_texts(special, position.text, nodes, mark_inside=not is_free)
+            ended = self._walk_texts(special, position.text, group, mark_inside=not is_free)
             for node, text in ended:
-                self._after_key(frame.after_key(text), stack, np.array([node], np.int32))
-            if is_free and ended:
+                self._after_key(frame.after_key(text), stack, self._bodies.at_node(node))
+            if closed is not None and ended:
                 removed = np.array([node for node, _ in ended], np.int32)
-                closed = self._vocabulary.kernels.without_nodes(closed, removed)
-        if is_free and len(closed):
+                v = self._vocabulary
+                closed = NodeGroup(v, v.kernels.without_nodes(closed.nodes, removed))
+        if closed is not None and len(closed):
             self._after_key(frame.after_key(FRESH), stack, closed)
 
     def _follow_special_keys(self, position: Position, stack: Stack | None) -> None:
         v = self._vocabulary
         assert isinstance(position, Key), "only keys are special"
         for node, text in self._walk_texts(
-            self._automaton.keys.special(position.frame), position.text, _ROOT, mark_inside=False
+            self._automaton.keys.special(position.frame), position.text, self._root, mark_inside=False
         ):
-            ended = np.array([node], np.int32)
-            v.kernels.clear_nodes(ended, v.trie_skips, v.trie_starts, v.token_ids, self.words)
+            ended = self._bodies.at_node(node)
+            v.kernels.clear_nodes(ended.nodes, v.trie_skips, v.trie_starts, v.token_ids, self.words)
             self._after_key(position.frame.after_key(text), stack, ended)
 
-    def _follow_classed_key(self, position: Key, classes: KeyClasses, stack: Stack | None, nodes: Nodes) -> None:
+    def _follow_classed_key(self, position: Key, classes: KeyClasses, stack: Stack | None, group: NodeGroup) -> None:
         frame = position.frame
         candidates = self._automaton.keys.candidates(frame)
         closed: list[tuple[int, int, int]] = []
         decided: set[int] = set()
         is_free = frame.takes_free_keys() and position.state != DEAD
         if is_free:
-            closed = self._bodies.walk_terms(classes.automaton, nodes, position.state, 0, self.words)
+            closed = self._bodies.walk_terms(classes.automaton, group, position.state, 0, self.words)
             if FRESH in frame.seen:
                 # Which of them repeat the key that FRESH stands for is not known here.
-                undecided = np.array([node for node, _, _ in closed], np.int32)
-                self._decide_singly(undecided)
-                decided = set(undecided.tolist())
+                decided = {node for node, _, _ in closed}
+                self._decide_singly(NodeGroup(self._vocabulary, sorted(decided)))
                 closed = []
             elif frame.seen:
-                closed = self._without_dead_keys(position, classes, nodes, closed)
+                closed = self._without_dead_keys(position, classes, group, closed)
         ended: dict[int, bytes] = {}
         if candidates.begins(position.text):
-            ended = dict(self._walk_texts(candidates, position.text, nodes, mark_inside=True))
+            ended = dict(self._walk_texts(candidates, position.text, group, mark_inside=True))
         if is_free:
             # Keys that are declared or have occurred, and are no candidates: none of them is a fresh one.
             special = self._automaton.keys.special(frame)
-            ended |= dict(self._walk_texts(special, position.text, nodes, mark_inside=False))
+            ended |= dict(self._walk_texts(special, position.text, group, mark_inside=False))
         state_at = {node: state for node, state, _ in closed}
         for node, text in ended.items():
             if node in decided:
                 continue
             own = classes.classes(state_at[node]) if node in state_at else frozenset()
-            self._after_key(frame.after_key(text, own), stack, np.array([node], np.int32))
+            self._after_key(frame.after_key(text, own), stack, self._bodies.at_node(node))
         groups: dict[int, list[int]] = {}
         for node, state, _ in closed:
             if node not in ended:
                 groups.setdefault(state, []).append(node)
         for state, members in groups.items():
-            self._after_key(frame.after_key(FRESH, classes.classes(state)), stack, np.array(members, np.int32))
+            self._after_key(frame.after_key(FRESH, classes.classes(state)), stack, NodeGroup(self._vocabulary, members))
 
     def _without_dead_keys(
-        self, position: Key, classes: KeyClasses, nodes: Nodes, closed: list[tuple[int, int, int]]
+        self, position: Key, classes: KeyClasses, group: NodeGroup, closed: list[tuple[int, int, int]]
     ) -> list[tuple[int, int, int]]:
         """Take back the tokens that begin a key which only keys that have occurred begin with."""
         v = self._vocabulary
@@ -459,10 +364,10 @@ class MaskWalker:
                 text.startswith(dead) and text not in position.frame.seen for text in declared.texts
             ):
                 continue
-            below = nodes
+            below: NodeGroup | None = group
             for byte in dead[len(position.text) :]:
-                below = v.kernels.step_nodes(below, byte, v.trie_bytes, v.trie_skips)
-            for node in below.tolist():
+                below = None if below is None else below.step(byte)
+            for node in [] if below is None else below.nodes.tolist():
                 end = int(v.trie_skips[node])
                 for index in range(v.trie_starts[node], v.trie_starts[end]):
                     token_id = int(v.token_ids[index])
@@ -470,14 +375,14 @@ class MaskWalker:
                 closed = [one for one in closed if not node <= one[0] < end]
         return closed
 
-    def _after_key(self, waiting: ObjectFrame | None, stack: Stack | None, nodes: Nodes) -> None:
+    def _after_key(self, waiting: ObjectFrame | None, stack: Stack | None, group: NodeGroup) -> None:
         if waiting is not None:
-            self._pending.append((AfterKey(waiting), stack, nodes))
+            self._pending.append((AfterKey(waiting), stack, group))
 
-    def _decide_singly(self, nodes: Nodes) -> None:
+    def _decide_singly(self, group: NodeGroup) -> None:
         """Decide all tokens at and below the nodes by the automaton, from where the walk began."""
         v = self._vocabulary
-        for node in nodes.tolist():
+        for node in group.nodes.tolist():
             self.decided_singly = True
             self._decide(range(v.trie_starts[node], v.trie_starts[v.trie_skips[node]]))
 
@@ -494,11 +399,13 @@ class MaskWalker:
             else:
                 self.words[token_id >> 5] &= ~bit
 
-    def _walk_texts(self, texts: TextSet, prefix: bytes, nodes: Nodes, *, mark_inside: bool) -> list[tuple[int, bytes]]:
+    def _walk_texts(
+        self, texts: TextSet, prefix: bytes, group: NodeGroup, *, mark_inside: bool
+    ) -> list[tuple[int, bytes]]:
         v = self._vocabulary
         text_bytes, text_skips, text_starts = texts.trie(v.kernels)
         ended, indices = v.kernels.walk_texts(
-            nodes, np.frombuffer(bytearray(prefix), np.uint8), text_bytes, text_skips, text_starts,
+            group.nodes, np.frombuffer(bytearray(prefix), np.uint8), text_bytes, text_skips, text_starts,
             v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, mark_inside, self.words,
             v.max_token_bytes + 1,
         )  # fmt: skip

@@ -9,12 +9,14 @@ Python's json spells a float.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specdec.grammars.errors import LimitExceededError
+from specdec.grammars.jit import compiled
 from specdec.grammars.numbers import NumberSet
 from specdec.grammars.numeral_nodes import NumeralNodes, check_states
 from specdec.grammars.walk import DEAD, Table
@@ -37,6 +39,14 @@ class NumeralAutomaton:
         self.steps: Sequence[Sequence[int]] = [cells[row * 256 : row * 256 + 256] for row in range(len(table))]
         """The rows of the table, which Python indexes faster this way."""
         self.is_final: list[bool] = (table == DEAD).all(axis=1).tolist()
+        self._nearest: tuple[list[int], int] | None = None
+
+    def nearest_ends(self) -> tuple[list[int], int]:
+        """For each state a byte that leads nearer to one where a numeral may end, DEAD there; the most bytes to it."""
+        if self._nearest is None:
+            following, most = load_nearest_ends()(self.table, self.accepting)
+            self._nearest = following.tolist(), most
+        return self._nearest
 
     def __reduce__(self) -> tuple[object, ...]:
         return NumeralAutomaton, (self.table, self.accepting)
@@ -72,6 +82,55 @@ class CombinedAutomaton(NumeralAutomaton):
 
     def __reduce__(self) -> tuple[object, ...]:
         return CombinedAutomaton, (self.table, self.accepts)
+
+
+def nearest_ends(table: Table, accepting: NDArray[np.uint8]) -> tuple[NDArray[np.int16], int]:
+    """A byte from each state to one nearer to an accepting state, breadth first from those; the most bytes to one."""
+    num_states = len(table)
+    firsts = np.zeros(num_states + 1, np.int32)
+    for state in range(num_states):
+        for byte in range(256):
+            if table[state, byte] >= 0:
+                firsts[table[state, byte] + 1] += 1
+    for state in range(num_states):
+        firsts[state + 1] += firsts[state]
+    filled = firsts[:num_states].copy()
+    sources = np.empty(firsts[num_states], np.int32)
+    bytes_ = np.empty(firsts[num_states], np.int16)
+    for state in range(num_states):
+        for byte in range(256):
+            target = table[state, byte]
+            if target >= 0:
+                sources[filled[target]] = state
+                bytes_[filled[target]] = byte
+                filled[target] += 1
+    following = np.full(num_states, -1, np.int16)
+    distances = np.full(num_states, -1, np.int32)
+    queue = np.empty(num_states, np.int32)
+    num_queued = 0
+    for state in range(num_states):
+        if accepting[state]:
+            distances[state] = 0
+            queue[num_queued] = state
+            num_queued += 1
+    done = 0
+    while done < num_queued:
+        target = queue[done]
+        done += 1
+        for i in range(firsts[target], firsts[target + 1]):
+            state = sources[i]
+            if distances[state] < 0:
+                distances[state] = distances[target] + 1
+                following[state] = bytes_[i]
+                queue[num_queued] = state
+                num_queued += 1
+    return following, distances[queue[num_queued - 1]] if num_queued else 0
+
+
+@functools.cache
+def load_nearest_ends() -> Callable[..., tuple[NDArray[np.int16], int]]:
+    """Compile nearest_ends, or load it from numba's cache."""
+    return compiled(nearest_ends, "Tuple((i2[::1], i8))(i2[:, ::1], u1[::1])")
 
 
 def numeral_automaton(

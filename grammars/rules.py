@@ -57,6 +57,8 @@ class ObjectRule:
     is_plain: bool = field(init=False)
     """Neither counted nor in need of witnesses: whatever may come can be completed."""
     most_counted: int = field(init=False)
+    longest_key: int = field(init=False)
+    """In bytes."""
     _needs: list[dict[int, tuple[int, int]]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -64,6 +66,7 @@ class ObjectRule:
         self.next_required = _next(self.required)
         self.next_allowed = _next(tuple(bool(choices) for choices in self.choices))
         self.is_plain = not (self.min_properties or self.max_properties is not None or self.num_witnesses)
+        self.longest_key = max(map(len, self.keys), default=0)
         self.most_counted = max(self.min_properties, self.max_properties or 0)
 
     @property

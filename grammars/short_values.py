@@ -14,7 +14,7 @@ from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import ObjectRun
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.numerals import NumeralAutomaton
-from specdec.grammars.rules import ArrayRule, Rule
+from specdec.grammars.rules import ArrayRule, ObjectRule, Rule
 from specdec.grammars.speller import Speller
 from specdec.grammars.stopwatch import Stopwatch
 from specdec.grammars.strings import StringTerm
@@ -26,6 +26,8 @@ _MAX_BYTES = 100_000
 _MAX_COMPARED = 64
 """Of many single texts, the shortest in bytes are compared by their tokens."""
 _MAX_BOUNDED_RULES = 500
+_MAX_LOADED = 250
+"""Rules."""
 _LONGEST_NUMERAL = 32
 _LONGEST_CODE_POINT = 6
 _MAX_DISTINCT = 1024
@@ -56,9 +58,11 @@ class ShortValues:
         self._is_canonical = is_canonical
         self.known: dict[int, bytes | None] = dict(known)
         """What `text` has found."""
+        self._num_tokens: dict[int, int | None] = {}
         self._unsettled: dict[int, bytes | None] = {}
         """Of the rules that are being settled together, the shortest so far."""
         self._known_object_rests: BoundedCache[tuple[object, ...], bytes] = BoundedCache(8192)
+        self._known_most_tokens: BoundedCache[tuple[ObjectRule, int], int] = BoundedCache(1024)
         self._known_array_rests: BoundedCache[tuple[object, ...], bytes] = BoundedCache(8192)
 
     def text(self, number: int) -> bytes | None:
@@ -66,6 +70,37 @@ class ShortValues:
         if number not in self.known:
             self.known[number] = self._settle(number)
         return self.known[number]
+
+    def num_tokens(self, number: int) -> int | None:
+        """The tokens of `text`."""
+        if number not in self._num_tokens:
+            text = self.text(number)
+            self._num_tokens[number] = None if text is None else self._speller.num_tokens(text)
+        return self._num_tokens[number]
+
+    def load(self) -> None:
+        """Set up ahead what the first walk in a budget would wait for, where texts are known."""
+        for number, rule in enumerate(self._rules[:_MAX_LOADED]):
+            if self.known.get(number) is None:
+                continue
+            self.num_tokens(number)
+            for one in rule.any_order or rule.objects:
+                start = ObjectRun(number, one, pending=one.all_witnesses)
+                self.object_rest(start, frozenset(), has_keys=False, must_continue=False, has_one_free_key=False)
+
+    def most_tokens(self, rule: ObjectRule, position: int) -> int | None:
+        """The most tokens of a short value of any key that may come next; None where some value has none."""
+        known = self._known_most_tokens.get((rule, position))
+        if known is None:
+            choices = [*rule.choices[position : rule.next_required[position] + 1]]
+            if rule.takes_free_keys(position):
+                choices += (free.choices for free in rule.free)
+            costs = [self.num_tokens(child) for child in {child for one in choices for _, child in one}]
+            if None in costs:
+                return None
+            known = max((cost for cost in costs if cost is not None), default=0)
+            self._known_most_tokens.put((rule, position), known)
+        return known
 
     def object_rest(
         self, run: ObjectRun, seen: frozenset[bytes], *, has_keys: bool, must_continue: bool, has_one_free_key: bool
@@ -75,14 +110,18 @@ class ShortValues:
         `seen` are the free keys so far; `must_continue` asks for a key before the brace.
         """
         rule, progress = run.rule, run.progress
+        if isinstance(rule, ObjectRule) and rule.is_plain and not must_continue:
+            # Keys that need not come do not.
+            progress = (rule.next_required[progress[0]], 0, 0)
         kept = seen if rule.free else frozenset[bytes]()
-        key = (rule, progress, kept, has_keys, must_continue, has_one_free_key)
+        key = (rule, progress, kept, must_continue, has_one_free_key)
         rest = self._known_object_rests.get(key)
         if rest is None:
-            rest = self._find_object_rest(*key)
-            if rest is not None:
-                self._known_object_rests.put(key, rest)
-        return rest
+            rest = self._find_object_rest(rule, progress, kept, False, must_continue, has_one_free_key)
+            if rest is None:
+                return None
+            self._known_object_rests.put(key, rest)
+        return b"," + rest if has_keys and rest.startswith(b'"') else rest
 
     def array_rest(
         self,

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from weakref import WeakKeyDictionary
-
-import numpy as np
 
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.lexemes import BODY, CLOSED
@@ -26,8 +23,6 @@ class Tails:
         self._plain_steps = lexicon.plain_steps
         self._byte_order = speller.byte_order
         self._place_of_byte = {byte: place for place, byte in enumerate(speller.byte_order)}
-        self._of_number: WeakKeyDictionary[NumeralAutomaton, list[int]] = WeakKeyDictionary()
-        self._longest: WeakKeyDictionary[NumeralAutomaton, int] = WeakKeyDictionary()
         self._of_text: BoundedCache[tuple[TextAutomaton, int, int, int], bytes] = BoundedCache(8192)
         self._code_points: BoundedCache[tuple[TextAutomaton, int], tuple[tuple[bytes, int], ...]] = BoundedCache(8192)
         self._to_body = self._find_tails_to_body()
@@ -36,11 +31,10 @@ class Tails:
         """The bytes that complete a code point of a plain string."""
         return self._to_body[state]
 
-    def of_number(self, automaton: NumeralAutomaton, state: int) -> tuple[bytes, int]:
+    @staticmethod
+    def of_number(automaton: NumeralAutomaton, state: int) -> tuple[bytes, int]:
         """The bytes to the nearest state where a numeral may end, and that state."""
-        following = self._of_number.get(automaton)
-        if following is None:
-            following = self._of_number[automaton] = _nearest_steps(automaton)
+        following, _ = automaton.nearest_ends()
         tail = bytearray()
         while not automaton.accepting[state]:
             byte = following[state]
@@ -48,13 +42,10 @@ class Tails:
             state = automaton.steps[state][byte]
         return bytes(tail), state
 
-    def longest_of_number(self, automaton: NumeralAutomaton) -> int:
+    @staticmethod
+    def longest_of_number(automaton: NumeralAutomaton) -> int:
         """The most bytes that it takes, from any state, to one where a numeral may end."""
-        known = self._longest.get(automaton)
-        if known is None:
-            known = max(len(self.of_number(automaton, state)[0]) for state in range(automaton.num_states))
-            self._longest[automaton] = known
-        return known
+        return automaton.nearest_ends()[1]
 
     def of_text(self, automaton: TextAutomaton, state: int, length: int, term: int) -> bytes | None:
         """The bytes to a shortest member of a term that goes on so, closing quote included.
@@ -119,27 +110,6 @@ class Tails:
                             tails[state] = tail
                             grown = True
         return [tails.get(state, b"") for state in range(len(self._plain_steps))]
-
-
-def _nearest_steps(automaton: NumeralAutomaton) -> list[int]:
-    """For each state a byte that leads nearer to one where a numeral may end."""
-    table = automaton.table
-    predecessors: list[list[tuple[int, int]]] = [[] for _ in range(automaton.num_states)]
-    for state, byte in np.argwhere(table != DEAD).tolist():
-        predecessors[int(table[state, byte])].append((state, byte))
-    following = [DEAD] * automaton.num_states
-    frontier = [int(state) for state in np.flatnonzero(automaton.accepting)]
-    reached = set(frontier)
-    while frontier:
-        found: list[int] = []
-        for target in frontier:
-            for state, byte in predecessors[target]:
-                if state not in reached:
-                    reached.add(state)
-                    following[state] = byte
-                    found.append(state)
-        frontier = found
-    return following
 
 
 def _walk_code_points(automaton: TextAutomaton, state: int, byte_order: bytes) -> Iterator[tuple[bytes, int]]:

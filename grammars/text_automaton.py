@@ -22,6 +22,9 @@ MAX_SPANS = 4_000_000
 Spans = tuple[tuple[int, int], ...]
 """Of rests, the fewest and the most code points; every length between them occurs."""
 
+LONGEST_CODE_POINT = 6
+"""Bytes of the longest spelling of a code point, and so of the longest rest of one."""
+
 _UNBOUNDED = 2**30
 _SHORT_ESCAPES = {0x22: b'"', 0x5C: b"\\", 0x08: b"b", 0x0C: b"f", 0x0A: b"n", 0x0D: b"r", 0x09: b"t"}
 
@@ -48,6 +51,7 @@ class TextAutomaton:
         longest: NDArray[np.int32],
         terms: Sequence[StringTerm],
         free_depths: NDArray[np.int32] | None = None,
+        point_bytes: int = LONGEST_CODE_POINT,
     ) -> None:
         self._terms = tuple(terms)
         self.table = table
@@ -67,6 +71,11 @@ class TextAutomaton:
         self.free_depths = free_depths
         """Of each state between code points, for how many bytes it takes what any body has (free_depths.py); set by
         the lexicon where no lengths are counted."""
+        self.point_bytes = point_bytes
+        """The most bytes of a code point on a shortest way to a member's end; set by the lexicon where no lengths are
+        counted."""
+        self.longest_rest = int(shortest[longest >= 0].max(initial=0))
+        """The most code points, from any state, of a term's shortest rest."""
         self.is_counted = any(not term.is_unbounded() for term in terms)
         counts = [bound for term in terms for bound in (term.min_length, (term.max_length or 0) + 1)]
         self.saturation = max(counts) if self.is_counted else 0
@@ -80,12 +89,33 @@ class TextAutomaton:
 
     def __reduce__(self) -> tuple[object, ...]:
         parts = (self.table, self.start, self.is_boundary, self.accepts, self.shortest, self.longest)
-        return TextAutomaton, (*parts, self._terms, self.free_depths)
+        return TextAutomaton, (*parts, self._terms, self.free_depths, self.point_bytes)
 
     @property
     def num_bytes(self) -> int:
         """Memory, roughly."""
         return self.table.nbytes + 12 * (self.shortest.nbytes + self.longest.nbytes) + 300 * len(self.table)
+
+    def is_shortest_in_ascii(self) -> bool:
+        """Whether a byte of ASCII goes on the shortest way to a member from between any two code points, quotes aside.
+
+        Only where no lengths are counted.
+        """
+        is_between = self.is_boundary == 1
+        for shortest, longest in zip(self.shortest[: self.num_terms], self.longest[: self.num_terms], strict=True):
+            states = np.flatnonzero(is_between & (longest >= 0) & (shortest > 0))
+            targets = self.table[states, 0x20:0x7F]
+            is_on_way = (targets > CLOSED) & is_between[targets] & (longest[targets] >= 0)
+            if not (is_on_way & (shortest[targets] == shortest[states, None] - 1)).any(axis=1).all():
+                return False
+        return True
+
+    def longest_tail(self, length: int) -> int:
+        """No fewer bytes than tails.Tails takes to a member's closing quote, from any state at the length or above."""
+        longest = self.longest_rest
+        if self.is_counted:
+            longest = max(longest, int(self.lows.max()) - length)
+        return LONGEST_CODE_POINT + self.point_bytes * longest + 1
 
     def scan(self, state: int, length: int, data: bytes, begin: int) -> tuple[int, int, int, int]:
         """(state before, state, code points begun, end) after the bytes up to the closing quote or the data's end."""

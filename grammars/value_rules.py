@@ -32,6 +32,10 @@ class ValueRules:
         self._number_goals: list[frozenset[int]] = []
         """Of each state of the automaton, the goals met if the number ends there."""
         self._find_numbers(members, lexicon)
+        self.literal_bytes = frozenset(text[0] for text in self.literals.texts if text) | frozenset(
+            b"-0123456789" if self.numbers is not None else b""
+        )
+        """Those that null, true, false or a number may begin with."""
         goals_of_term: dict[StringTerm, set[int]] = {}
         for goal, rule in members:
             for term in rule.terms:

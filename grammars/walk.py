@@ -66,18 +66,71 @@ def build_trie(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> tuple[NDA
     return bytes_[:num_nodes].copy(), skips[:num_nodes].copy(), starts[: num_nodes + 1].copy()
 
 
-def enter_nodes(nodes: Nodes, skips: Nodes, starts: Nodes, token_ids: Nodes, words: Words) -> Nodes:
-    """Set the bits of the tokens that end at the nodes; those of the nodes that have children."""
+def enter_nodes(nodes: Nodes, skips: Nodes, starts: Nodes, token_ids: Nodes, words: Words) -> tuple[Nodes, int]:
+    """Set the bits of the tokens that end at the nodes; those of the nodes that have children, and how many ended."""
     found = np.empty(len(nodes), np.int32)
     num_found = 0
+    num_ended = 0
     for k in range(len(nodes)):
         node = nodes[k]
+        num_ended += starts[node + 1] - starts[node]
         for i in range(starts[node], starts[node + 1]):
             words[token_ids[i] >> 5] |= np.uint32(1) << np.uint32(token_ids[i] & 31)
         if skips[node] > node + 1:
             found[num_found] = node
             num_found += 1
+    return found[:num_found].copy(), num_ended
+
+
+def ends_of_nodes(nodes: Nodes, skips: Nodes, starts: Nodes, token_ids: Nodes) -> tuple[Nodes, Nodes]:
+    """Those of the nodes that have children, and the tokens that end at the nodes."""
+    found = np.empty(len(nodes), np.int32)
+    num_found = 0
+    num_ended = 0
+    for k in range(len(nodes)):
+        num_ended += starts[nodes[k] + 1] - starts[nodes[k]]
+        if skips[nodes[k]] > nodes[k] + 1:
+            found[num_found] = nodes[k]
+            num_found += 1
+    ended = np.empty(num_ended, np.int32)
+    num_ended = 0
+    for k in range(len(nodes)):
+        for i in range(starts[nodes[k]], starts[nodes[k] + 1]):
+            ended[num_ended] = token_ids[i]
+            num_ended += 1
+    return found[:num_found].copy(), ended
+
+
+def set_bits(token_ids: Nodes, words: Words) -> None:
+    """Set the bits of the tokens."""
+    for i in range(len(token_ids)):
+        words[token_ids[i] >> 5] |= np.uint32(1) << np.uint32(token_ids[i] & 31)
+
+
+def first_bits(words: Words, max_found: int) -> Nodes:
+    """The first tokens whose bits are set, at most so many."""
+    found = np.empty(max_found, np.int32)
+    num_found = 0
+    for i in range(len(words)):
+        if words[i]:
+            for bit in range(32):
+                if num_found < max_found and words[i] >> np.uint32(bit) & np.uint32(1):
+                    found[num_found] = 32 * i + bit
+                    num_found += 1
+            if num_found == max_found:
+                break
     return found[:num_found].copy()
+
+
+def child_bytes(nodes: Nodes, bytes_: NDArray[np.uint8], skips: Nodes) -> NDArray[np.uint8]:
+    """uint8 [256], 1 for the bytes that lead to children of the nodes."""
+    found = np.zeros(256, np.uint8)
+    for k in range(len(nodes)):
+        child = nodes[k] + 1
+        while child < skips[nodes[k]]:
+            found[bytes_[child]] = 1
+            child = skips[child]
+    return found
 
 
 def step_nodes(nodes: Nodes, byte: int, bytes_: NDArray[np.uint8], skips: Nodes) -> Nodes:
@@ -478,7 +531,11 @@ class Kernels(NamedTuple):
     """The functions above, compiled; they take the same arguments, by position."""
 
     build_trie: Callable[..., tuple[NDArray[np.uint8], Nodes, Nodes]]
-    enter_nodes: Callable[..., Nodes]
+    enter_nodes: Callable[..., tuple[Nodes, int]]
+    ends_of_nodes: Callable[..., tuple[Nodes, Nodes]]
+    set_bits: Callable[..., None]
+    first_bits: Callable[..., Nodes]
+    child_bytes: Callable[..., NDArray[np.uint8]]
     step_nodes: Callable[..., Nodes]
     without_nodes: Callable[..., Nodes]
     clear_nodes: Callable[..., None]
@@ -493,7 +550,11 @@ class Kernels(NamedTuple):
 
 _SIGNATURES: dict[Callable[..., Any], str] = {
     build_trie: "Tuple((u1[::1], i4[::1], i4[::1]))(u1[::1], i8[::1])",
-    enter_nodes: "i4[::1](i4[::1], i4[::1], i4[::1], i4[::1], u4[::1])",
+    enter_nodes: "Tuple((i4[::1], i8))(i4[::1], i4[::1], i4[::1], i4[::1], u4[::1])",
+    ends_of_nodes: "Tuple((i4[::1], i4[::1]))(i4[::1], i4[::1], i4[::1], i4[::1])",
+    set_bits: "void(i4[::1], u4[::1])",
+    first_bits: "i4[::1](u4[::1], i8)",
+    child_bytes: "u1[::1](i4[::1], u1[::1], i4[::1])",
     step_nodes: "i4[::1](i4[::1], i8, u1[::1], i4[::1])",
     without_nodes: "i4[::1](i4[::1], i4[::1])",
     clear_nodes: "void(i4[::1], i4[::1], i4[::1], i4[::1], u4[::1])",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import all_keywords
@@ -21,6 +21,7 @@ from specdec.grammars import (
     Grammar,
     GrammarCompiler,
     GrammarError,
+    GrammarState,
     SchemaOptions,
     Vocabulary,
 )
@@ -36,18 +37,28 @@ def _compiled(compiler: GrammarCompiler, schema: Any, options: SchemaOptions) ->
         return None
 
 
+def _bounds(grammar: Grammar, state: GrammarState) -> Iterator[int]:
+    """What no token of the state's mask is said to cost more than."""
+    grammar.mask_row(state)
+    bounds = [grammar._closings.bound(state.stack)]
+    if state._mask is not None and state._mask.reach is not None:
+        config = state.position, state.stack
+        bounds += [of(config, state._mask.reach) for of in (grammar._ceilings.rough, grammar._ceilings.close)]
+    yield from (bound for bound in bounds if bound is not None)
+
+
 def _check_state(compiler: GrammarCompiler, budgeted: BudgetedGrammar, state: BudgetedState) -> None:
     """Every allowed token advances, and the plan's next token is among them."""
     vocabulary = compiler.vocabulary
     allowed = set(allowed_ids(compiler, budgeted, state))
     accepted = {token_id for token_id in range(vocabulary.size) if budgeted.advance(state, token_id) is not None}
     assert allowed <= accepted, [vocabulary.token_bytes(token_id) for token_id in allowed - accepted]
-    bound = budgeted._grammar._closings.bound(state.state.stack)
+    bound = min(_bounds(budgeted._grammar, state.state), default=None)
     if bound is not None:
         for token_id in allowed_ids(compiler, budgeted._grammar, state.state):
             after = budgeted._grammar.advance(state.state, token_id)
             closing = None if after is None else budgeted._grammar.closing(after)
-            assert closing is not None, "a bound is known only where closings are"
+            assert closing is not None, "bounds are known only where closings are"
             assert closing.num_tokens <= bound, f"{closing} takes more than {bound}"
     if state.plan.data:
         following = [

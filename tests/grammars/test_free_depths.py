@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vocabularies import merged_vocabulary, small_vocabulary
 
-from specdec.grammars import GrammarCompiler, masks
+from specdec.grammars import GrammarCompiler
 from specdec.grammars.free_depths import MAX_FREE_DEPTH, distances, free_depths
 from specdec.grammars.patterns import pattern_language
 from specdec.grammars.strings import StringTerm
@@ -46,8 +46,8 @@ def test_a_kept_walk_is_the_walk_again():
     vocabulary = small_vocabulary()
     for bodies, automaton in automata(vocabulary):
         first, second = np.zeros((2, vocabulary.num_words), np.uint32)
-        ends = bodies.walk_terms(automaton, masks._ROOT, automaton.start, 0, first)
-        assert bodies.walk_terms(automaton, masks._ROOT, automaton.start, 0, second) == ends
+        ends = bodies.walk_terms(automaton, bodies.root, automaton.start, 0, first)
+        assert bodies.walk_terms(automaton, bodies.root, automaton.start, 0, second) == ends
         assert (first == second).all()
 
 

@@ -21,7 +21,8 @@ from jsonschema import Draft202012Validator
 from specdec.grammars.decimals import numeral, plain, regular_numeral
 from specdec.grammars.errors import LimitExceededError
 from specdec.grammars.numbers import NumberSet
-from specdec.grammars.numerals import NumeralAutomaton, combine, numeral_automaton
+from specdec.grammars.numerals import NumeralAutomaton, combine, load_nearest_ends, nearest_ends, numeral_automaton
+from specdec.grammars.tails import Tails
 from specdec.grammars.walk import DEAD
 
 ALL_BYTES = frozenset(range(256))
@@ -359,3 +360,17 @@ def test_automata_that_are_too_large_are_refused_by_name() -> None:
     parts = [_automaton(multiples_of(prime)) for prime in (7, 11, 13)]
     with pytest.raises(LimitExceededError, match="max_numeral_states=500"):
         combine(parts, max_states=500)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_nearest_end_is_one_byte_nearer_from_the_next_state(name: str) -> None:
+    automaton = _automaton(NAMED[name])
+    following, longest = nearest_ends(automaton.table, automaton.accepting)
+    compiled, compiled_longest = load_nearest_ends()(automaton.table, automaton.accepting)
+    assert np.array_equal(following, compiled)
+    assert longest == compiled_longest
+    lengths = [len(Tails.of_number(automaton, state)[0]) for state in range(automaton.num_states)]
+    assert max(lengths) == longest
+    for state, row in enumerate(automaton.table.tolist()):
+        if not automaton.accepting[state]:
+            assert lengths[state] == 1 + min(lengths[target] for target in row if target != DEAD)

@@ -25,8 +25,13 @@ CLASSED = {
 
 @pytest.mark.parametrize(
     "items",
-    [OBJECT, {"anyOf": [CLASSED, {"enum": ["q", "qq", "qé"]}, {"type": "number"}]}, {"type": "string", "maxLength": 2}],
-    ids=["declared", "classed", "strings"],
+    [
+        OBJECT,
+        {"anyOf": [CLASSED, {"enum": ["q", "qq", "qé"]}, {"type": "number"}]},
+        {"type": "string", "maxLength": 2},
+        {"type": "array", "items": {"anyOf": [{"type": "integer"}, OBJECT]}, "maxItems": 2},
+    ],
+    ids=["declared", "classed", "strings", "nested"],
 )
 def test_every_byte_that_can_come_is_tried(items) -> None:
     compiler = GrammarCompiler(small_vocabulary())
@@ -39,7 +44,7 @@ def test_every_byte_that_can_come_is_tried(items) -> None:
             config = state.position, state.stack
             taken = [byte for byte in range(256) if automaton._feed(config, bytes((byte,))) is not None]
             if state.stack is not None and state.stack.is_remembered:
-                assert set(taken) <= set(automaton._possible_bytes(config)), state.position
+                assert set(taken) <= set(automaton.possible_bytes(config)), state.position
                 num_checked += 1
             following = [after for byte in taken if (after := grammar.advance_bytes(state, bytes((byte,)))) is not None]
             if not following:

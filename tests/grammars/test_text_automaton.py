@@ -16,7 +16,10 @@ from specdec.grammars import GrammarCompiler
 from specdec.grammars.errors import LimitExceededError
 from specdec.grammars.languages import MAX_CODE_POINT, Language, from_automaton
 from specdec.grammars.lexemes import CLOSED
+from specdec.grammars.lexicon import Lexicon
+from specdec.grammars.speller import Speller
 from specdec.grammars.strings import StringTerm
+from specdec.grammars.tails import Tails
 from specdec.grammars.text_automaton import build_text_automaton, spelling_of
 from specdec.grammars.walk import DEAD
 
@@ -152,3 +155,24 @@ def test_too_many_spans_are_refused_by_the_limits_name(monkeypatch: pytest.Monke
     monkeypatch.setattr("specdec.grammars.text_automaton.MAX_SPANS", 2 * len(automaton.table) - 1)
     with pytest.raises(LimitExceededError, match="max_text_spans"):
         build_text_automaton((term,), EVERY_BYTE)
+
+
+def test_no_tail_is_longer_than_the_bound_says() -> None:
+    lexicon = Lexicon(EVERY_BYTE)
+    tails = Tails(lexicon, Speller(small_vocabulary()))
+    num_compared = num_in_ascii = 0
+    for seed in range(150):
+        rng = random.Random(seed)
+        terms = tuple(dict.fromkeys(filter(None, (random_term(rng) for _ in range(rng.randint(1, 2))))))
+        if not terms:
+            continue
+        automaton = lexicon.text_automaton(terms)
+        num_in_ascii += automaton.point_bytes == 1
+        for state in range(len(automaton.table)):
+            for length in range(4) if automaton.is_counted else (0,):
+                for term in range(automaton.num_terms):
+                    tail = tails.of_text(automaton, state, length, term)
+                    num_compared += tail is not None
+                    assert tail is None or len(tail) <= automaton.longest_tail(length), f"seed {seed}"
+    assert num_compared > 500
+    assert num_in_ascii > 5

@@ -1,0 +1,78 @@
+"""NodeGroup: the trie nodes at which a walk is in one configuration, and where the bytes of structure lead from them.
+
+Walks begin at the root, and many go on after the end of a free string. What is found below these nodes is kept for all
+walks of the vocabulary: most groups of a mask are then no more than a look-up each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from specdec.grammars.vocabulary import Vocabulary
+from specdec.grammars.walk import Nodes, Words
+
+_FEW = 2
+"""Bits that Python sets in less time than it takes to call compiled code."""
+
+
+class NodeGroup:
+    """Never empty, but where it says so. One that is kept finds everything once."""
+
+    __slots__ = ("_child_bytes", "_children", "_inner", "_is_kept", "_token_ids", "_vocabulary", "nodes")
+
+    def __init__(self, vocabulary: Vocabulary, nodes: Nodes | Sequence[int], *, is_kept: bool = False) -> None:
+        """`nodes` is int32 [num_nodes], ascending."""
+        self._vocabulary = vocabulary
+        self.nodes: Nodes = nodes if isinstance(nodes, np.ndarray) else np.array(nodes, np.int32)
+        self._is_kept = is_kept
+        self._children: dict[int, NodeGroup | None] = {}
+        self._child_bytes: frozenset[int] | None = None
+        self._inner: NodeGroup | None = None
+        self._token_ids: Nodes | None = None
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def enter(self, words: Words) -> tuple[NodeGroup, bool]:
+        """Set the bits of the tokens that end at the nodes; the nodes that have children, and whether a token ended.
+
+        The group of those nodes may be empty.
+        """
+        v = self._vocabulary
+        if not self._is_kept:
+            inner, num_ended = v.kernels.enter_nodes(self.nodes, v.trie_skips, v.trie_starts, v.token_ids, words)
+            return NodeGroup(v, inner), num_ended > 0
+        if self._inner is None:
+            inner, self._token_ids = v.kernels.ends_of_nodes(self.nodes, v.trie_skips, v.trie_starts, v.token_ids)
+            self._inner = self if len(inner) == len(self.nodes) else NodeGroup(v, inner, is_kept=True)
+        token_ids = self._token_ids
+        assert token_ids is not None, "both are found at once"
+        if len(token_ids) > _FEW:
+            v.kernels.set_bits(token_ids, words)
+        else:
+            for token_id in token_ids.tolist():
+                words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
+        return self._inner, len(token_ids) > 0
+
+    def can_follow(self, bytes_: frozenset[int]) -> bool:
+        """False only where no child is one of the bytes."""
+        if not self._is_kept:
+            return True
+        if self._child_bytes is None:
+            v = self._vocabulary
+            flags = v.kernels.child_bytes(self.nodes, v.trie_bytes, v.trie_skips)
+            self._child_bytes = frozenset(np.flatnonzero(flags).tolist())
+        return not self._child_bytes.isdisjoint(bytes_)
+
+    def step(self, byte: int) -> NodeGroup | None:
+        """The children by the byte; None where there are none."""
+        if byte in self._children:
+            return self._children[byte]
+        v = self._vocabulary
+        nodes = v.kernels.step_nodes(self.nodes, byte, v.trie_bytes, v.trie_skips)
+        children = NodeGroup(v, nodes, is_kept=self._is_kept) if len(nodes) else None
+        if self._is_kept:
+            self._children[byte] = children
+        return children
