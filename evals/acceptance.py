@@ -27,6 +27,7 @@ from specdec.speculative import CHAIN, SpeculativeConfig, Verification
 
 _MAX_KV_BYTES: Final = 256 * 2**20
 
+FREE_TEXT: Final = "free text"
 PREDICTED: Final = "code_edit, predicted"
 """Group of the tasks that predict their answer, with the prediction; without it they are one of free text."""
 
@@ -144,14 +145,15 @@ def run_acceptance(
 def shipped_groups(names: Sequence[str] = ()) -> dict[str, list[Task]]:
     """The shipped tasks by group, or those groups that are named. Raises ConfigError for a name that is none.
 
-    A group's tasks are of one category of free text; or all structured ones, with their schemas and without.
+    A group is the structured tasks, with their schemas or without; all of free text, or one category of it.
     """
-    structured = load_workload("structured")
+    structured, free_text = load_workload("structured"), load_workload("free_text")
     groups: dict[str, list[Task]] = {
         "structured": structured,
         "structured, no schema": [task.without_schema() for task in structured],
+        FREE_TEXT: free_text,
     }
-    for task in load_workload("free_text"):
+    for task in free_text:
         groups.setdefault(task.category, []).append(task)
     groups[PREDICTED] = [task for task in groups.get("code_edit", []) if task.prediction is not None]
     groups = {name: tasks for name, tasks in groups.items() if tasks}

@@ -23,6 +23,8 @@ _MAX_BATCHED_QUERIES = 16
 # A batch is closed when the next, longer sequence would pad the shortest one by more than this factor and slack.
 _MAX_PADDING_FACTOR = 1.5
 _PADDING_SLACK_BLOCKS = 8
+# What another call costs, in blocks read for one query: on two Zen 5 cores 3 ms, over 30 layers, and 0.02 ms a block.
+_CALL_COST = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +302,7 @@ class RowInvariantAttention:
 
 
 def _similar_spans(spans: Sequence[Span], block_size: int) -> list[list[int]]:
-    """Indices of spans that are attended together: short ones of like context, long ones alone."""
+    """Indices of spans that are attended together: short ones of like context and length, long ones alone."""
     groups: list[list[int]] = []
     short = []
     for i, span in enumerate(spans):
@@ -310,12 +312,40 @@ def _similar_spans(spans: Sequence[Span], block_size: int) -> list[list[int]]:
             short.append(i)
     short.sort(key=lambda i: spans[i].context_len)
     limit_blocks = 0.0
+    alike: list[list[int]] = []
     for i in short:
         num_blocks = spans[i].context_len / block_size
         if num_blocks > limit_blocks:
             limit_blocks = num_blocks * _MAX_PADDING_FACTOR + _PADDING_SLACK_BLOCKS
-            groups.append([])
-        groups[-1].append(i)
+            alike.append([])
+        alike[-1].append(i)
+    for members in alike:
+        # The last one's context is the longest, to which all are padded.
+        groups += _by_length(members, spans, math.ceil(spans[members[-1]].context_len / block_size))
     for group in groups:
         group.sort()
+    return groups
+
+
+def _by_length(members: list[int], spans: Sequence[Span], num_blocks: int) -> list[list[int]]:
+    """The partition into runs of like length that costs least: calls, and blocks read for padded queries."""
+    by_length: dict[int, list[int]] = {}
+    for i in members:
+        by_length.setdefault(len(spans[i].token_ids), []).append(i)
+    lengths = sorted(by_length)
+    # best[n]: the cost of the n shortest lengths, and where their last run begins.
+    best: list[tuple[int, int]] = [(0, 0)]
+    for end in range(1, len(lengths) + 1):
+        num_sequences = 0
+        choices = []
+        for start in range(end - 1, -1, -1):
+            num_sequences += len(by_length[lengths[start]])
+            choices.append((best[start][0] + _CALL_COST + num_sequences * lengths[end - 1] * num_blocks, start))
+        best.append(min(choices))
+    groups: list[list[int]] = []
+    end = len(lengths)
+    while end > 0:
+        start = best[end][1]
+        groups.append([i for length in lengths[start:end] for i in by_length[length]])
+        end = start
     return groups

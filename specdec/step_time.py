@@ -37,6 +37,16 @@ class StepTime:
         after = max(before, self._seconds[right])
         return before + (after - before) * max(0.0, (num_tokens - low) / (high - low))
 
+    def copy(self) -> StepTime:
+        """Another one with the same measurements, that learns by itself."""
+        return StepTime(list(zip(self._tokens, self._seconds, strict=True)))
+
+    def approach(self, other: StepTime, rate: float) -> None:
+        """Take over this part of another one's measurements, of the same tokens."""
+        assert self._tokens == other._tokens, "it is a copy"
+        for i, seconds in enumerate(other._seconds):
+            self._seconds[i] += rate * (seconds - self._seconds[i])
+
     def observe(self, num_tokens: int, seconds: float) -> None:
         """Learn from a pass."""
         ratio = min(max(seconds / self.seconds(num_tokens), 1 / _MAX_DEVIATION), _MAX_DEVIATION) - 1.0

@@ -15,13 +15,14 @@ from specdec.proposers.base import Source
 from specdec.sequence import Sequence
 
 _PRIORS: Final = {
-    "grammar": 0.95,
-    "prediction": 0.85,
-    "suffix": 0.5,
-    "ngram": 0.5,
-    "draft_model": 0.6,
-    "synthetic": 0.7,
+    "grammar": (0.7, 0.9),
+    "prediction": (0.35, 0.85, 0.92, 0.96, 0.99),
+    "suffix": (0.15, 0.3, 0.4, 0.55, 0.75, 0.95),
+    "ngram": (0.15, 0.15, 0.3, 0.4, 0.5, 0.6, 0.6, 0.7, 0.8),
+    "draft_model": (0.6,),
+    "synthetic": (0.7,),
 }
+"""By proposer and confidence; those of drafters that look tokens up are what they were right in, on text and code."""
 _PRIOR_WEIGHT: Final = 6.0
 """Observations that a prior counts as."""
 _SHARED_WEIGHT: Final = 4.0
@@ -62,7 +63,7 @@ class AcceptanceEstimates:
     def probability(self, sequence: Sequence, source: Source) -> float:
         """That a token by this source is accepted, once all before it are."""
         shared = self._shared.get(source)
-        start = _PRIORS[source.proposer]
+        start = _PRIORS[source.proposer][source.confidence]
         if shared is not None:
             start = shared.rate(start, _PRIOR_WEIGHT)
         own = self._own.get(sequence)

@@ -38,7 +38,8 @@ class ChainProposer:
     def propose(self, batch: Batch) -> list[Proposal]:
         drafts = [Draft.of(scheduled.sequence, scheduled.num_draft_slots) for scheduled in batch.scheduled]
         for draft in drafts:
-            self._fill(draft)
+            if self._lengths.is_worth_a_look(draft):
+                self._fill(draft)
         if self._draft_model is not None:
             self._draft_with_model(self._draft_model, batch, drafts)
         return self._lengths.cut(batch, drafts)

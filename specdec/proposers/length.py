@@ -10,15 +10,31 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from specdec.batch import Batch
 from specdec.proposers.acceptance import AcceptanceEstimates
 from specdec.proposers.base import Draft, Proposal, Source
+from specdec.sequence import Sequence
 from specdec.step_time import StepTime
 
 _HYSTERESIS: Final = 0.03
 """By how much more drafting must pay to begin, after a step without."""
+_FORGETTING: Final = 0.01
+"""How much of what is special about steps with drafts is forgotten in a step without, so that they are tried again."""
+_MAX_PAUSE: Final = 4
+"""Steps without a look, once that many looks in a row found nothing that paid."""
 _DRAFT_MODEL: Final = Source("draft_model")
+
+
+class _Pause:
+    """For how many steps nothing is looked for, and how many of them are left."""
+
+    __slots__ = ("length", "num_left")
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.num_left = 0
 
 
 class DraftLengths:
@@ -26,9 +42,20 @@ class DraftLengths:
 
     def __init__(self, target_time: StepTime, draft_time: StepTime | None) -> None:
         self.estimates = AcceptanceEstimates()
-        self._target_time = target_time
+        self._plain_time = target_time
+        # Sequences that draft differ in length, which costs more than their tokens say: each kind of step learns alone.
+        self._drafting_time = target_time.copy()
         self._draft_time = draft_time
         self._has_drafted = False
+        self._pauses: WeakKeyDictionary[Sequence, _Pause] = WeakKeyDictionary()
+
+    def is_worth_a_look(self, draft: Draft) -> bool:
+        """Whether to look for a guess at all: not in every step, where one after the other did not pay."""
+        pause = self._pauses.get(draft.sequence)
+        if pause is None or pause.num_left == 0:
+            return True
+        pause.num_left -= 1
+        return False
 
     def cut(self, batch: Batch, drafts: AbstractSequence[Draft]) -> list[Proposal]:
         """The drafts, each as far as it pays."""
@@ -46,6 +73,12 @@ class DraftLengths:
         for draft, count in zip(drafts, num_tokens, strict=True):
             if count < len(draft.token_ids):
                 self.estimates.skip(draft.sequence, draft.sources[count])
+            if count:
+                self._pauses.pop(draft.sequence, None)
+            elif draft.token_ids:
+                pause = self._pauses.setdefault(draft.sequence, _Pause())
+                pause.length = min(pause.length + 1, _MAX_PAUSE)
+                pause.num_left = pause.length
         return [draft.cut(count) for draft, count in zip(drafts, num_tokens, strict=True)]
 
     def worth_drafting(self, batch: Batch, drafts: AbstractSequence[Draft]) -> list[Draft]:
@@ -55,12 +88,12 @@ class DraftLengths:
         chances = [(self._chance_of_next(draft), draft) for draft in drafts if not _is_fixed(draft)]
         chances.sort(key=lambda offer: -offer[0])
         num_verified = _num_base_tokens(batch) + sum(len(draft.token_ids) for draft in drafts)
-        seconds = self._target_time.seconds(num_verified)
+        seconds = self._drafting_time.seconds(num_verified)
         expected = _num_emitting(batch) + sum(sum(self._chances(draft)) for draft in drafts)
         gain, best, num_best = 0.0, 0.0, 0
         for i, (chance, _) in enumerate(chances, 1):
             gain += chance
-            cost = self._target_time.seconds(num_verified + i) - seconds
+            cost = self._drafting_time.seconds(num_verified + i) - seconds
             cost += self._draft_time.seconds(len(chosen) + i) if not chosen else 0.0
             rate = gain / max(cost, 1e-9)
             if rate > expected / seconds and gain - cost * expected / seconds > best:
@@ -69,8 +102,12 @@ class DraftLengths:
 
     def observe(self, batch: Batch, proposals: Iterable[Proposal], seconds: float) -> None:
         """What a pass of the target with everything after it took."""
-        num_tokens = _num_base_tokens(batch) + sum(len(proposal.token_ids) for proposal in proposals)
-        self._target_time.observe(num_tokens, seconds)
+        num_drafted = sum(len(proposal.token_ids) for proposal in proposals)
+        if num_drafted:
+            self._drafting_time.observe(_num_base_tokens(batch) + num_drafted, seconds)
+        else:
+            self._plain_time.observe(_num_base_tokens(batch), seconds)
+            self._drafting_time.approach(self._plain_time, _FORGETTING)
 
     def observe_draft_pass(self, num_tokens: int, seconds: float) -> None:
         """What a pass of the draft model took."""
@@ -85,13 +122,14 @@ class DraftLengths:
         expected = float(_num_emitting(batch))
         for draft, count in zip(drafts, fixed, strict=True):
             expected += sum(self._chances(draft)[:count])
-        best = expected / self._target_time.seconds(num_tokens)
+        time = self._drafting_time
+        best = expected / (time if any(fixed) else self._plain_time).seconds(num_tokens)
         if not self._has_drafted:
             best *= 1.0 + _HYSTERESIS
         num_best = 0
         for i, chance in enumerate(chances, 1):
             expected += chance
-            goodput = expected / self._target_time.seconds(num_tokens + i)
+            goodput = expected / time.seconds(num_tokens + i)
             if goodput > best:
                 best, num_best = goodput, i
         return num_best

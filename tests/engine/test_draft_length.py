@@ -15,7 +15,7 @@ from specdec.sequence import Sequence
 from specdec.speculative import SpeculationPlan
 from specdec.step_time import StepTime
 
-LIKELY, UNLIKELY = Source("grammar", 1), Source("ngram", 0)
+LIKELY, UNLIKELY = Source("grammar", 1), Source("ngram", 4)
 FLAT = [(1, 0.020), (8, 0.021), (64, 0.022)]
 STEEP = [(1, 0.020), (2, 0.040), (64, 1.280)]
 
@@ -132,7 +132,7 @@ def test_an_estimate_follows_what_is_observed():
     assert estimates.probability(own, UNLIKELY) > 0.9
     # What holds for one is a better start for another, and other sources are other sources.
     assert before < estimates.probability(other, UNLIKELY)
-    assert estimates.probability(own, Source("ngram", 1)) == before
+    assert estimates.probability(own, Source("ngram", 5)) == pytest.approx(0.6)
 
 
 def test_what_came_after_a_rejected_token_says_nothing():
@@ -155,3 +155,35 @@ def test_the_draft_model_is_not_run_for_drafts_that_are_unlikely_to_stand():
     lengths = DraftLengths(StepTime(FLAT), StepTime([(1, 0.004), (64, 0.1)]))
     drafts = reaching_end([draft_of([UNLIKELY] * 8), draft_of([])])
     assert lengths.worth_drafting(batch_of(drafts), drafts) == [drafts[1]]
+
+
+def test_a_sequence_whose_drafts_never_pay_is_looked_at_less_and_less():
+    lengths = DraftLengths(StepTime(STEEP), None)
+    looks = []
+    [draft] = reaching_end([draft_of([UNLIKELY])])
+    for _ in range(40):
+        is_looked_at = lengths.is_worth_a_look(draft)
+        looks.append(is_looked_at)
+        if is_looked_at:
+            assert cut(lengths, [draft]) == [0]
+    assert looks[0]
+    assert 8 <= sum(looks) <= 14
+    # Pauses end, and what pays ends them.
+    lengths._drafting_time = StepTime(FLAT)
+    while not lengths.is_worth_a_look(draft):
+        pass
+    assert cut(lengths, [draft]) == [1]
+    assert all(lengths.is_worth_a_look(draft) for _ in range(5))
+
+
+def test_steps_with_drafts_and_without_learn_their_own_times():
+    lengths = DraftLengths(StepTime([(1, 0.02), (64, 0.02)]), None)
+    [draft] = reaching_end([draft_of([LIKELY])])
+    batch = batch_of([draft])
+    for _ in range(100):
+        lengths.observe(batch, [draft.cut(1)], 0.06)
+    assert cut(lengths, [draft]) == [0]
+    # What is not met is forgotten.
+    for _ in range(1000):
+        lengths.observe(batch, [draft.cut(0)], 0.02)
+    assert cut(lengths, [draft]) == [1]

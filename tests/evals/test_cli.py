@@ -65,7 +65,7 @@ def test_acceptance_reports_rates_speeds_and_validity(tiny_model_folder, tmp_pat
     )
     assert exit_code == 0, shown["failures"]
     groups = {(group["group"], group["concurrency"]): group for group in shown["groups"]}
-    for name in ("structured", "structured, no schema", "chat", "summarising", "translation", "code_edit"):
+    for name in ("structured", "structured, no schema", "free text", "chat", "summarising", "translation", "code_edit"):
         for concurrency in (1, 3):
             group = groups[name, concurrency]
             assert [arm["arm"] for arm in group["arms"]] == ["plain", "chain, K=4", "ngram, K=4"]
