@@ -67,7 +67,6 @@ class MaskWalker:
         self._vocabulary = vocabulary
         self._bodies = bodies
         self._automaton = automaton
-        self._structure = automaton.structure
         self._config = config
         self._depth = _depth(config[1])
         self._root = bodies.root
@@ -152,7 +151,7 @@ class MaskWalker:
                         self._decide_singly(children)
                 return
             self.num_frames_read = max(self.num_frames_read, self._depth - _depth(stack) + 1)
-            resolved = self._structure.resolve(position, stack)
+            resolved = self._automaton.resolve(position, stack)
             assert resolved is not None, "only remembered items can have occurred"
             position, stack = resolved
         if isinstance(position, Done):
@@ -197,7 +196,7 @@ class MaskWalker:
                 continue
             children = group.step(byte)
             if children is not None:
-                after = self._structure.step(position, stack, byte)
+                after = self._automaton.step(position, stack, byte)
                 if after is not None:
                     self._pending.append((*after, children))
         bare = position.after if isinstance(position, Gap) else position
