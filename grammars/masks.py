@@ -39,6 +39,7 @@ from specdec.grammars.positions import (
     Value,
 )
 from specdec.grammars.reach import Arrival, Reach
+from specdec.grammars.rules import ObjectRule
 from specdec.grammars.scalar_steps import literal_start
 from specdec.grammars.stacks import Config, Stack
 from specdec.grammars.string_bodies import StringBodies
@@ -428,7 +429,16 @@ def position_alike(position: Position, automaton: Automaton) -> Key | None:
 
 
 def _fresh_key(position: Key) -> Key:
-    return Key(msgspec.structs.replace(position.frame, seen=frozenset()), position.state, FRESH)
+    """Where keys come in order, a key that is not declared ends the declared ones, whichever have come."""
+    frame = position.frame
+    runs = [
+        run._replace(declared=len(run.rule.keys))
+        if isinstance(run.rule, ObjectRule) and run.rule.takes_free_keys(*run.progress)
+        else run
+        for run in frame.runs
+    ]
+    fresh = msgspec.structs.replace(frame, runs=tuple(dict.fromkeys(runs)), seen=frozenset())
+    return Key(fresh, position.state, FRESH)
 
 
 def _depth(stack: Stack | None) -> int:
