@@ -49,7 +49,6 @@ from specdec.grammars.rules import ArrayRule, Rule
 from specdec.grammars.scalar_steps import ScalarSteps, Step, literal_start
 from specdec.grammars.stacks import Config, Stack, Stacks
 from specdec.grammars.stopwatch import Stopwatch
-from specdec.grammars.structure import Structure
 from specdec.grammars.unique import can_be_remembered
 from specdec.grammars.value_rules import KnownValueRules
 from specdec.grammars.walk import DEAD
@@ -73,7 +72,6 @@ class Automaton:
         self.value_rules = KnownValueRules(program.rules, program.canonical_goals, lexicon)
         self._can_be_remembered: dict[ArrayRule, bool] = {}
         self._stacks = Stacks()
-        self.structure = Structure(self)
         self.keys = FrameKeys(lexicon)
         self._scalars = ScalarSteps(lexicon, self.keys, self.value_rules)
         self.start: Config = (Value((0,)), None) if self._raw_text is None else self.enter_raw(self._raw_text.start)

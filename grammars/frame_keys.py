@@ -21,6 +21,9 @@ class FrameKeys:
     def __init__(self, lexicon: Lexicon) -> None:
         self._lexicon = lexicon
         self._special: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
+        self._special_beside_free: BoundedCache[tuple[tuple[KeyRule, ...], frozenset[bytes]], TextSet] = BoundedCache(
+            256
+        )
         self._of_rules: BoundedCache[tuple[tuple[KeyRule, ...], frozenset[KeyClass]], KeyClasses] = BoundedCache(256)
         self._classes: BoundedCache[ObjectFrame, tuple[KeyClasses | None]] = BoundedCache(1024)
         self._candidates: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
@@ -30,7 +33,14 @@ class FrameKeys:
         """The keys of `ObjectFrame.special_keys`."""
         keys = self._special.get(frame)
         if keys is None:
-            keys = TextSet((key, 0) for key in frame.special_keys())
+            # Where free keys may come, all declared keys are special, and they are the same all along an object.
+            is_free = frame.takes_free_keys() and all(run.rule.takes_free_keys(*run.progress) for run in frame.runs)
+            free = (frame.rules(), frame.seen) if is_free else None
+            keys = None if free is None else self._special_beside_free.get(free)
+            if keys is None:
+                keys = TextSet((key, 0) for key in frame.special_keys())
+            if free is not None:
+                self._special_beside_free.put(free, keys)
             self._special.put(frame, keys)
         return keys
 

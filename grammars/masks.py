@@ -39,6 +39,7 @@ from specdec.grammars.positions import (
     Value,
 )
 from specdec.grammars.reach import Arrival, Reach
+from specdec.grammars.rules import ObjectRule
 from specdec.grammars.scalar_steps import literal_start
 from specdec.grammars.stacks import Config, Stack
 from specdec.grammars.string_bodies import StringBodies
@@ -67,7 +68,6 @@ class MaskWalker:
         self._vocabulary = vocabulary
         self._bodies = bodies
         self._automaton = automaton
-        self._structure = automaton.structure
         self._config = config
         self._depth = _depth(config[1])
         self._root = bodies.root
@@ -152,7 +152,7 @@ class MaskWalker:
                         self._decide_singly(children)
                 return
             self.num_frames_read = max(self.num_frames_read, self._depth - _depth(stack) + 1)
-            resolved = self._structure.resolve(position, stack)
+            resolved = self._automaton.resolve(position, stack)
             assert resolved is not None, "only remembered items can have occurred"
             position, stack = resolved
         if isinstance(position, Done):
@@ -197,7 +197,7 @@ class MaskWalker:
                 continue
             children = group.step(byte)
             if children is not None:
-                after = self._structure.step(position, stack, byte)
+                after = self._automaton.step(position, stack, byte)
                 if after is not None:
                     self._pending.append((*after, children))
         bare = position.after if isinstance(position, Gap) else position
@@ -429,7 +429,16 @@ def position_alike(position: Position, automaton: Automaton) -> Key | None:
 
 
 def _fresh_key(position: Key) -> Key:
-    return Key(msgspec.structs.replace(position.frame, seen=frozenset()), position.state, FRESH)
+    """Where keys come in order, a key that is not declared ends the declared ones, whichever have come."""
+    frame = position.frame
+    runs = [
+        run._replace(declared=len(run.rule.keys))
+        if isinstance(run.rule, ObjectRule) and run.rule.takes_free_keys(*run.progress)
+        else run
+        for run in frame.runs
+    ]
+    fresh = msgspec.structs.replace(frame, runs=tuple(dict.fromkeys(runs)), seen=frozenset())
+    return Key(fresh, position.state, FRESH)
 
 
 def _depth(stack: Stack | None) -> int:
