@@ -27,6 +27,17 @@ UNCACHED = {"enable_prefix_caching": False, "block_size": 5}
 
 
 NAMES = ["grammar", "prediction", "suffix", "ngram", "self", "other", "unmasked", "chain", "all", "adaptive"]
+POOLS = {"roomy": ROOMY, "preempting": PREEMPTING, "chunked": CHUNKED, "odd": UNCACHED}
+# Every proposer always, in the pool that asks most of it; a chain of all in every pool; the rest where there is time.
+EVERYWHERE = [
+    pytest.param(
+        *(name, pool),
+        id=f"{name}-{pool_name}",
+        marks=() if pool is PREEMPTING or name == "all" else pytest.mark.slow,
+    )
+    for name in NAMES
+    for pool_name, pool in POOLS.items()
+]
 
 
 def speculations(target, draft):
@@ -110,8 +121,7 @@ SAMPLINGS = {
 }
 
 
-@pytest.mark.parametrize("pool", [ROOMY, PREEMPTING, CHUNKED, UNCACHED], ids=["roomy", "preempting", "chunked", "odd"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "pool"), EVERYWHERE)
 def test_speculative_output_equals_plain_output(engine_of, name, pool):
     plain, speculative = engine_of("none"), engine_of(name, **pool)
     preempted_before = speculative.stats().num_preemptions
@@ -124,8 +134,7 @@ def test_speculative_output_equals_plain_output(engine_of, name, pool):
         assert speculative.stats().num_preemptions > preempted_before
 
 
-@pytest.mark.parametrize("pool", [ROOMY, PREEMPTING, CHUNKED], ids=["roomy", "preempting", "chunked"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "pool"), EVERYWHERE)
 def test_speculative_output_equals_plain_output_under_a_schema(engine_of, name, pool):
     plain, speculative = engine_of("none"), engine_of(name, **pool)
     drafted_before = speculative.stats().speculation.num_draft_tokens

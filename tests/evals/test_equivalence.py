@@ -110,8 +110,9 @@ def test_a_pairwise_selection_passes_on_a_small_model(run):
 
 
 @pytest.mark.slow
-def test_the_whole_grid_passes_on_a_small_model(run):
-    result = run(msgspec.structs.replace(on_a_small_model(EquivalenceGrid.of_size("full")), max_tokens=48))
+def test_the_whole_grid_of_one_arithmetic_passes_on_a_small_model(run):
+    grid = msgspec.structs.replace(EquivalenceGrid.of_size("full"), dtypes=("float32",), draft_lengths=(4,))
+    result = run(msgspec.structs.replace(on_a_small_model(grid), max_tokens=32))
     assert result.failures == ()
     assert result.figures["identical"] is True
 
