@@ -11,6 +11,7 @@ from specdec.evals.flags import (
     MODEL,
     SPECULATION,
     WORK,
+    Draft,
     Dtype,
     Exact,
     Json,
@@ -90,15 +91,7 @@ def constrained(
             rich_help_panel=SPECULATION,
         ),
     ] = None,
-    draft: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="The draft model; `shallow` makes one of the target's first 6 layers.",
-            show_default=False,
-            rich_help_panel=SPECULATION,
-        ),
-    ] = None,
+    draft: Draft = None,
     model: Annotated[
         str | None,
         typer.Option(

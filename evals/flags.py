@@ -27,6 +27,16 @@ Size = Annotated[
     Literal["quick", "standard", "full"],
     typer.Option("--size", help="How much to generate: a look, the usual, or the long run.", rich_help_panel=WORK),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        metavar="MODEL",
+        help="The draft model; `shallow` makes one of the target's first 6 layers.",
+        show_default=False,
+        rich_help_panel=SPECULATION,
+    ),
+]
 Repeats = Annotated[
     int | None,
     typer.Option("--repeats", min=1, help="Timed runs of each side.", show_default="by --size", rich_help_panel=WORK),

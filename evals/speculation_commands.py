@@ -13,6 +13,7 @@ from specdec.evals.flags import (
     OUTPUT,
     SPECULATION,
     WORK,
+    Draft,
     Dtype,
     Exact,
     Json,
@@ -88,15 +89,7 @@ def acceptance(
             rich_help_panel=SPECULATION,
         ),
     ] = None,
-    draft: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="The draft model; `shallow` makes one of the target's first 6 layers.",
-            show_default=False,
-            rich_help_panel=SPECULATION,
-        ),
-    ] = None,
+    draft: Draft = None,
     num_speculative_tokens: Annotated[
         str | None,
         typer.Option(
@@ -237,15 +230,7 @@ def stress(
         typer.Option(min=1, help="Longest answer, in tokens, where its schema needs no more.", rich_help_panel=WORK),
     ] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.", rich_help_panel=WORK)] = 0,
-    draft: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="The draft model; `shallow` makes one of the target's first 6 layers.",
-            show_default=False,
-            rich_help_panel=SPECULATION,
-        ),
-    ] = None,
+    draft: Draft = None,
     model: Model = DEFAULT_MODEL,
     dtype: Dtype = "auto",
     json: Json = False,

@@ -138,31 +138,23 @@ class DraftTrace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProposerStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one proposer's tokens."""
+    """What was drafted and what became of it (terms: docs/design/001)."""
 
     num_drafts: int = 0
-    """Drafts with at least one of its tokens."""
-    num_draft_tokens: int = 0
-    num_accepted_tokens: int = 0
-    num_rejected_tokens: int = 0
-    num_discarded_tokens: int = 0
-    num_drafted_per_position: tuple[int, ...] = ()
-    """By the position in the whole draft."""
-    num_accepted_per_position: tuple[int, ...] = ()
-
-
-class SpeculationStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What was drafted for one choice and what became of it (terms: docs/design/001)."""
-
-    num_drafts: int = 0
-    """Target passes that verified at least one draft token."""
+    """Target passes that verified at least one such token."""
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     num_rejected_tokens: int = 0
     num_discarded_tokens: int = 0
     """Drafted after a rejection or after the end of the answer, so never compared."""
     num_drafted_per_position: tuple[int, ...] = ()
+    """By the position in the whole draft, whoever drafted the tokens before."""
     num_accepted_per_position: tuple[int, ...] = ()
+
+
+class SpeculationStats(ProposerStats, frozen=True, kw_only=True):
+    """What was drafted for one choice, by all proposers together."""
+
     num_target_passes: int = 0
     """Target passes that emitted at least one token."""
     by_proposer: dict[str, ProposerStats] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from specdec.block_pool import ROOT_HASH, hash_block
 from specdec.grammars import BudgetedGrammar, BudgetedState
@@ -40,9 +41,18 @@ class _Counts:
         self.drafted_per_position[position] += 1
         self.accepted_per_position[position] += is_accepted
 
-    @property
-    def num_discarded(self) -> int:
-        return self.num_drafted - self.num_accepted - self.num_rejected
+    # Any: counts, and counts by position.
+    def as_fields(self) -> dict[str, Any]:
+        """Of ProposerStats."""
+        return {
+            "num_drafts": self.num_drafts,
+            "num_draft_tokens": self.num_drafted,
+            "num_accepted_tokens": self.num_accepted,
+            "num_rejected_tokens": self.num_rejected,
+            "num_discarded_tokens": self.num_drafted - self.num_accepted - self.num_rejected,
+            "num_drafted_per_position": tuple(self.drafted_per_position),
+            "num_accepted_per_position": tuple(self.accepted_per_position),
+        }
 
 
 class SpeculationCounts:
@@ -75,28 +85,12 @@ class SpeculationCounts:
                 )
 
     def freeze(self) -> SpeculationStats:
-        total = self._total
         return SpeculationStats(
-            num_drafts=total.num_drafts,
-            num_draft_tokens=total.num_drafted,
-            num_accepted_tokens=total.num_accepted,
-            num_rejected_tokens=total.num_rejected,
-            num_discarded_tokens=total.num_discarded,
-            num_drafted_per_position=tuple(total.drafted_per_position),
-            num_accepted_per_position=tuple(total.accepted_per_position),
+            **self._total.as_fields(),
             num_target_passes=self._num_target_passes,
+            # A copy in one step: this is also read from other threads while the engine counts.
             by_proposer={
-                proposer: ProposerStats(
-                    num_drafts=counts.num_drafts,
-                    num_draft_tokens=counts.num_drafted,
-                    num_accepted_tokens=counts.num_accepted,
-                    num_rejected_tokens=counts.num_rejected,
-                    num_discarded_tokens=counts.num_discarded,
-                    num_drafted_per_position=tuple(counts.drafted_per_position),
-                    num_accepted_per_position=tuple(counts.accepted_per_position),
-                )
-                # A copy in one step: this is also read from other threads while the engine counts.
-                for proposer, counts in self._by_proposer.copy().items()
+                proposer: ProposerStats(**counts.as_fields()) for proposer, counts in self._by_proposer.copy().items()
             },
         )
 

@@ -1,7 +1,7 @@
-"""Proposer: guesses the next tokens of each sequence; a wrong guess costs time, never the answer.
+"""Drafts and who guesses them: a wrong guess costs time, never the answer.
 
-A Proposer drafts for a batch. A Drafter guesses for one sequence, without a model, from what was written and drafted so
-far; chain.py makes a proposer of any number of drafters and a draft model.
+A Drafter guesses for one sequence, without a model, from what was written and drafted so far; chain.py makes a proposer
+for a whole batch of any number of drafters and a draft model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from specdec.batch import Batch
 from specdec.grammars import BudgetedState
 from specdec.sequence import Sequence
 
@@ -49,20 +48,6 @@ class Proposal:
 
 
 NO_PROPOSAL = Proposal()
-
-
-class Proposer(Protocol):
-    """Drafts for every sequence of a batch."""
-
-    num_drafts_cut_by_grammar: int
-    """Draft runs ended because the grammar forbade the next token."""
-
-    def propose(self, batch: Batch) -> list[Proposal]:
-        """One proposal a scheduled sequence, of at most its num_draft_slots tokens.
-
-        Whether to draft on may depend on tokens drawn before, never on the one that is then discarded.
-        """
-        ...
 
 
 @dataclass(slots=True)

@@ -31,11 +31,16 @@ class ChainProposer:
     ) -> None:
         """The drafters in the order in which they are asked."""
         self.num_drafts_cut_by_grammar = 0
+        """Guesses that ended because the grammar forbade their next token."""
         self._drafters = drafters
         self._draft_model = draft_model
         self._lengths = lengths
 
     def propose(self, batch: Batch) -> list[Proposal]:
+        """One proposal a scheduled sequence, of at most its num_draft_slots tokens.
+
+        Whether to draft on depends on tokens drawn before, never on the one that is then discarded.
+        """
         drafts = [Draft.of(scheduled.sequence, scheduled.num_draft_slots) for scheduled in batch.scheduled]
         for draft in drafts:
             if self._lengths.is_worth_a_look(draft):

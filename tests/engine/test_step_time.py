@@ -48,6 +48,17 @@ def test_one_pass_that_met_something_else_changes_little():
     assert model.seconds(16) < 0.034
 
 
+def test_a_copy_learns_by_itself_and_can_be_brought_back():
+    model = StepTime(MEASURED)
+    other = model.copy()
+    for _ in range(200):
+        other.observe(16, 0.060)
+    assert (model.seconds(16), other.seconds(16)) == pytest.approx((0.030, 0.060), rel=0.05)
+    for _ in range(1000):
+        other.approach(model, 0.01)
+    assert other.seconds(16) == pytest.approx(0.030, rel=0.01)
+
+
 @pytest.mark.parametrize(("num_blocks", "block_size"), [(200, 16), (4, 4), (2, 1)])
 def test_a_model_is_timed_in_a_pool_of_any_size(tiny_model_folder, num_blocks, block_size):
     config = EngineConfig(model=str(tiny_model_folder), num_kv_blocks=num_blocks, block_size=block_size)

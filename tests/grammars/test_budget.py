@@ -131,6 +131,27 @@ def test_walks_end_within_their_budget_over_many_schemas() -> None:
     _check_walks(range(20_000, 20_800), all_keywords.random_schema, small_vocabulary())
 
 
+def test_planned_tokens_complete_the_text_with_as_many_as_the_plan_has() -> None:
+    compiler = GrammarCompiler(merged_vocabulary())
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": ["one", "two"]}, "b": {"minItems": 2}},
+        "required": ["a", "b"],
+    }
+    grammar = compiler.compile_json_schema(schema)
+    budgeted = BudgetedGrammar(grammar, 60)
+    state = budgeted.initial_state
+    for num_left in range(state.plan.num_tokens, 0, -1):
+        assert state.plan.num_tokens == num_left
+        token_id = budgeted.planned_token(state)
+        assert token_id is not None
+        after = budgeted.advance(state, token_id)
+        assert after is not None
+        state = after
+    assert budgeted.is_accepting(state)
+    assert budgeted.planned_token(state) is None
+
+
 def test_a_key_written_inside_a_token_is_not_used_again_by_the_plan() -> None:
     base = small_vocabulary()
     words: list[bytes | None] = [b'":true,"', b'":1,"', b'a":true,"', b'","', b'":{"']

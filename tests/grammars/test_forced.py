@@ -108,7 +108,36 @@ def check_tokens(compiler: GrammarCompiler, grammar: Grammar, state: GrammarStat
         assert after is not None
         after = grammar.advance(after, token_id)
         assert after is not None, compiler.vocabulary.token_bytes(token_id)
+    check_likely(compiler, grammar, state, preceding, tokens)
     return len(tokens)
+
+
+def check_likely(
+    compiler: GrammarCompiler, grammar: Grammar, state: GrammarState, preceding: Sequence[int], sure: tuple[int, ...]
+) -> None:
+    """Likely tokens begin with those that are sure, spell a beginning of the forced bytes, and each is allowed."""
+    tokens = grammar.likely_tokens(state, preceding)
+    assert tokens[: len(sure)] == sure
+    spelt = b"".join(compiler.vocabulary.token_bytes(token_id) or b"?" for token_id in tokens)
+    forced = grammar.forced_bytes(state)
+    assert forced.startswith(spelt)
+    assert tokens or not forced or not is_spelt(compiler, forced), "a run that the tokenizer spells is worth a try"
+    after: GrammarState | None = state
+    for token_id in tokens:
+        assert after is not None
+        after = grammar.advance(after, token_id)
+        assert after is not None, compiler.vocabulary.token_bytes(token_id)
+
+
+def is_spelt(compiler: GrammarCompiler, text: bytes) -> bool:
+    """Whether the tokenizer's tokens spell a text, which must hold whole code points."""
+    retokenizer = compiler._runtime.run_tokens._retokenizer
+    try:
+        pre_tokens = retokenizer(text)
+    except UnicodeDecodeError:
+        return False
+    ids = [token_id for pre_token in pre_tokens for token_id in pre_token]
+    return b"".join(compiler.vocabulary.token_bytes(token_id) or b"?" for token_id in ids) == text
 
 
 def check_walks(seeds: range, random_schema: Any, vocabulary: Vocabulary) -> None:
@@ -315,6 +344,7 @@ def test_tokens_that_the_tokenizer_would_not_have_drawn_force_nothing_in_their_p
     assert state is not None
     assert own[: len(letters)] != letters
     assert grammar.forced_tokens(state, letters) == ()
+    assert tokenizer.decode(grammar.likely_tokens(state, letters)) == 'he the"', "by themselves, they are worth a try"
     whole = grammar.advance_bytes(grammar.initial_state, b'"the')
     assert whole is not None
     before = [token_id for byte in b'"the' for token_id in tokenizer.encode(chr(byte))]
