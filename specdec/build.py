@@ -49,8 +49,6 @@ class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
     proposer: str
     num_speculative_tokens: int
     """The longest draft."""
-    has_fixed_draft_length: bool
-    """Whether every draft is as long as that, not as long as pays."""
     exact: bool
 
 
@@ -118,7 +116,6 @@ def build_runtime(config: EngineConfig, *, progress: ProgressCallback | None = N
             max_num_batched_tokens=max_batched_tokens(config),
             proposer=NONE if speculative is None else speculative.method,
             num_speculative_tokens=plan.max_tokens,
-            has_fixed_draft_length=plan.num_tokens is not None,
             exact=config.exact,
         ),
     )
