@@ -58,12 +58,12 @@ class StepTime:
             self._seconds[i] *= 1.0 + ratio * max(_SHARED_RATE, _RATE * near)
 
 
-def measure_step_time(runner: ModelRunner, *, num_blocks: int, block_size: int) -> StepTime:
+def measure_step_time(runner: ModelRunner, *, num_blocks: int, block_size: int, max_model_len: int) -> StepTime:
     """Time passes of one sequence of the model, in blocks that nobody uses yet."""
-    capacity = num_blocks * block_size
+    capacity = min(num_blocks * block_size, max_model_len)
     sizes = [size for size in _NUM_TOKENS if size < capacity]
     if len(sizes) < 2:
-        # So small a pool has no room for drafts to measure; any two figures do.
+        # So short a sequence has no room for drafts to measure; any two figures do.
         sizes = [1, 2]
     context = max(0, min(_CONTEXT_TOKENS, capacity - max(sizes)))
     block_table = list(range(-(-(context + max(sizes)) // block_size)))

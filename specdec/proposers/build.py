@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from specdec.build import Runtime
 from specdec.config import EngineConfig
 from specdec.proposers.base import Drafter
@@ -37,10 +39,15 @@ def build_proposer(config: EngineConfig, runtime: Runtime, sampler: Sampler) -> 
         NgramDrafter(prompt_lookup_min=speculative.prompt_lookup_min, prompt_lookup_max=speculative.prompt_lookup_max),
         SyntheticDrafter(),
     ]
-    num_blocks = runtime.description.num_kv_blocks
-    target_time = measure_step_time(runtime.runner, num_blocks=num_blocks, block_size=config.block_size)
+    measured = functools.partial(
+        measure_step_time,
+        num_blocks=runtime.description.num_kv_blocks,
+        block_size=config.block_size,
+        max_model_len=runtime.description.max_model_len,
+    )
+    target_time = measured(runtime.runner)
     draft_model, draft_time = None, None
     if runtime.draft_runner is not None:
         draft_model = DraftModel(runtime.draft_runner, sampler)
-        draft_time = measure_step_time(runtime.draft_runner, num_blocks=num_blocks, block_size=config.block_size)
+        draft_time = measured(runtime.draft_runner)
     return ChainProposer(drafters, draft_model, DraftLengths(target_time, draft_time))

@@ -59,9 +59,15 @@ def test_a_copy_learns_by_itself_and_can_be_brought_back():
     assert other.seconds(16) == pytest.approx(0.030, rel=0.01)
 
 
-@pytest.mark.parametrize(("num_blocks", "block_size"), [(200, 16), (4, 4), (2, 1)])
-def test_a_model_is_timed_in_a_pool_of_any_size(tiny_model_folder, num_blocks, block_size):
-    config = EngineConfig(model=str(tiny_model_folder), num_kv_blocks=num_blocks, block_size=block_size)
+@pytest.mark.parametrize(
+    ("num_blocks", "block_size", "max_model_len"), [(200, 16, 512), (200, 16, 64), (4, 4, 512), (2, 1, 512), (9, 1, 2)]
+)
+def test_a_model_is_timed_in_a_pool_and_a_context_of_any_size(tiny_model_folder, num_blocks, block_size, max_model_len):
+    config = EngineConfig(
+        model=str(tiny_model_folder), num_kv_blocks=num_blocks, block_size=block_size, max_model_len=max_model_len
+    )
     with contextlib.closing(Engine(config)) as engine:
-        timed = measure_step_time(engine.runner, num_blocks=num_blocks, block_size=block_size)
+        timed = measure_step_time(
+            engine.runner, num_blocks=num_blocks, block_size=block_size, max_model_len=max_model_len
+        )
         assert 0 < timed.seconds(1) <= timed.seconds(64)
