@@ -23,6 +23,8 @@ class TransformersPeer:
         self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, trust_remote_code=False
         ).eval()
+        # An end of sequence is a token like any other: answers have as many as are asked for.
+        self._model.generation_config.eos_token_id = None
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], num_new_tokens: int) -> tuple[list[list[int]], float]:
@@ -41,7 +43,6 @@ class TransformersPeer:
             temperature=None,
             top_p=None,
             top_k=None,
-            min_new_tokens=num_new_tokens,
             max_new_tokens=num_new_tokens,
             pad_token_id=0,
         )

@@ -67,6 +67,7 @@ def run_throughput(
             max_num_seqs=max(16, *batches),
             kv_cache_memory=_MAX_KV_BYTES,
             enable_prefix_caching=False,
+            speculative=None,
         )
     )
     description = engine.describe()

@@ -118,8 +118,11 @@ def test_the_target_as_its_own_draft_is_accepted_whole(tiny_model_folder):
     )
     assert exit_code == 0
     for group in shown["groups"]:
-        assert group["arms"][1]["rates"]["acceptance_rate"] == 1.0
-        assert group["arms"][1]["rates"]["mean_acceptance_length"] > 2
+        rates = group["arms"][1]["rates"]
+        assert rates["by_proposer"]["draft_model"]["acceptance_rate"] == 1.0
+        # A prediction may be wrong.
+        assert group["group"] == "code_edit, predicted" or rates["acceptance_rate"] == 1.0
+        assert group["group"] == "code_edit, predicted" or rates["mean_acceptance_length"] > 2
         assert group["arms"][1]["num_differing"] == 0
 
 
