@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specdec.grammars.jit import compiled
+from specdec.grammars.node_steps import Nodes, Words
 from specdec.grammars.vocabulary import Vocabulary
-from specdec.grammars.walk import Nodes, Table, Words
+from specdec.grammars.walk import Table
 
 
 class BodyLengths:

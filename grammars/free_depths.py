@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specdec.grammars.jit import compiled
-from specdec.grammars.walk import Nodes, Table
+from specdec.grammars.node_steps import Nodes
+from specdec.grammars.walk import Table
 
 MAX_FREE_DEPTH = 1024
 """Greater depths are not told apart: the longest tokens of vocabularies are shorter."""

@@ -22,6 +22,7 @@ from specdec.grammars.lexeme_bounds import LexemeBounds
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.mask_table import EOS_ROW, MaskTable
 from specdec.grammars.masks import MaskWalker, position_alike, shared_position
+from specdec.grammars.node_steps import Words
 from specdec.grammars.positions import Done, Key, Literal, Position, Raw, Terminated
 from specdec.grammars.program import Program
 from specdec.grammars.reach import Reach
@@ -29,7 +30,6 @@ from specdec.grammars.speller import Speller, Spelling
 from specdec.grammars.stacks import Config, Stack
 from specdec.grammars.string_bodies import StringBodies
 from specdec.grammars.vocabulary import Vocabulary
-from specdec.grammars.walk import Words
 
 
 class GrammarState:

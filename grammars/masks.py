@@ -25,6 +25,7 @@ from specdec.grammars.frame_keys import FRESH
 from specdec.grammars.frames import ArrayFrame, ObjectFrame
 from specdec.grammars.layout import WHITESPACE
 from specdec.grammars.node_groups import NodeGroup
+from specdec.grammars.node_steps import Words
 from specdec.grammars.positions import (
     AfterKey,
     ArrayStart,
@@ -47,7 +48,7 @@ from specdec.grammars.text_automaton import TextAutomaton
 from specdec.grammars.texts import TextSet
 from specdec.grammars.value_rules import UNBOUNDED, KeyClasses, ValueRules
 from specdec.grammars.vocabulary import Vocabulary
-from specdec.grammars.walk import DEAD, Words
+from specdec.grammars.walk import DEAD
 
 
 class MaskWalker:

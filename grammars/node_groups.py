@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from specdec.grammars.node_steps import Nodes, Words
 from specdec.grammars.vocabulary import Vocabulary
-from specdec.grammars.walk import Nodes, Words
 
 _FEW = 2
 """Bits that Python sets in less time than it takes to call compiled code."""

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from specdec.grammars.byte_rows import ByteRows
 from specdec.grammars.errors import InvalidSchemaError, LimitExceededError, UnsatisfiableSchemaError
 from specdec.grammars.languages import MAX_CODE_POINT, Language
+from specdec.grammars.node_steps import Nodes
 from specdec.grammars.text_automaton import MAX_TEXT_STATES
-from specdec.grammars.walk import DEAD, Nodes
+from specdec.grammars.walk import DEAD
 
 MAX_RAW_STATES = 200_000
 """Byte states of one raw text; those of a language in it are at most MAX_TEXT_STATES."""

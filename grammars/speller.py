@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.jit import compiled
+from specdec.grammars.node_steps import Nodes
 from specdec.grammars.vocabulary import Vocabulary
-from specdec.grammars.walk import Nodes
 
 Costs = NDArray[np.int32]
 

@@ -10,10 +10,10 @@ from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.lexemes import BODY, CLOSED
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.node_groups import NodeGroup
+from specdec.grammars.node_steps import Nodes, Words
 from specdec.grammars.text_automaton import TextAutomaton
 from specdec.grammars.value_rules import UNBOUNDED
 from specdec.grammars.vocabulary import Vocabulary
-from specdec.grammars.walk import Nodes, Words
 
 BodyEnd = tuple[int, int, int]
 """The node after a closing quote, the automaton's state before the quote, the code points of the body."""

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from specdec.grammars.walk import Kernels, Nodes
+from specdec.grammars.node_steps import Nodes
+from specdec.grammars.walk import Kernels
 
 
 class TextSet:

@@ -8,7 +8,7 @@ import numpy as np
 from vocabularies import merged_vocabulary
 
 from specdec.grammars.node_groups import NodeGroup
-from specdec.grammars.walk import ends_of_nodes, enter_nodes, first_bits, set_bits, step_nodes
+from specdec.grammars.node_steps import ends_of_nodes, enter_nodes, first_bits, set_bits, step_nodes
 
 
 def _set(words: np.ndarray) -> list[int]:
