@@ -59,11 +59,10 @@ class DraftLengths:
 
     def cut(self, batch: Batch, drafts: AbstractSequence[Draft]) -> list[Proposal]:
         """The drafts, each as far as it pays."""
-        num_tokens = [len(draft.token_ids) if _is_fixed(draft) else 0 for draft in drafts]
+        num_tokens = [_num_kept(draft) for draft in drafts]
         offers: list[tuple[float, int]] = []
         for index, draft in enumerate(drafts):
-            if not _is_fixed(draft):
-                offers += [(chance, index) for chance in self._chances(draft)]
+            offers += [(chance, index) for chance in self._chances(draft)[num_tokens[index] :]]
         if offers:
             # A chance is never above the one before it in its draft: sorted, each draft is taken from its front.
             offers.sort(key=lambda offer: -offer[0])
@@ -154,6 +153,16 @@ class DraftLengths:
 
 def _is_fixed(draft: Draft) -> bool:
     return draft.sequence.plan.num_tokens is not None
+
+
+def _num_kept(draft: Draft) -> int:
+    """Tokens that are verified whether they pay or not.
+
+    What a token drawn from a distribution led to may say whether it pays; to drop it for that would bend the law.
+    """
+    if _is_fixed(draft):
+        return len(draft.token_ids)
+    return max((i for i, drawn_from in enumerate(draft.distributions, 1) if drawn_from is not None), default=0)
 
 
 def _num_base_tokens(batch: Batch) -> int:

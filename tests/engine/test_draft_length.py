@@ -3,12 +3,13 @@
 import itertools
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from specdec.batch import Batch, ScheduledSequence
 from specdec.proposers.acceptance import AcceptanceEstimates
-from specdec.proposers.base import Draft, Source
+from specdec.proposers.base import Draft, DraftDistribution, Source
 from specdec.proposers.length import DraftLengths
 from specdec.request import SamplingParams
 from specdec.sequence import Sequence
@@ -80,6 +81,15 @@ def test_where_every_token_costs_a_pass_nothing_is_verified():
 def test_a_fixed_length_is_never_cut():
     drafts = reaching_end([draft_of([UNLIKELY] * 8, num_tokens=8), draft_of([UNLIKELY] * 3)])
     assert cut(DraftLengths(StepTime(STEEP), None), drafts)[0] == 8
+
+
+def test_a_token_that_was_drawn_from_a_distribution_is_never_dropped_for_what_it_led_to():
+    distribution = DraftDistribution(torch.tensor([1, 2]), torch.tensor([0.5, 0.5], dtype=torch.float64))
+    draft = Draft.of(sequence(), 32)
+    for source, drawn_from in ((LIKELY, None), (Source("draft_model"), distribution), (LIKELY, None)):
+        assert draft.push(1, source, drawn_from)
+    drafts = reaching_end([draft, draft_of([UNLIKELY])])
+    assert cut(DraftLengths(StepTime(STEEP), None), drafts)[0] == 2
 
 
 @given(
