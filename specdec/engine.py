@@ -130,8 +130,8 @@ class Engine:
         `output_type` is what every answer must satisfy: whatever `constraint_of` takes (a JSON Schema, a Python type,
         a pattern, a constraint). `options` say how its schema is read. `speculative` and `prediction`, a text that the
         answers are expected to resemble, change no answer, unless `speculative` asks for another verification than
-        coupled, which keeps its law. Raises RequestError before anything is generated if any of the requests cannot be served, and GenerationError, with all outputs, once all have ended
-        if one of them has failed.
+        coupled, which keeps its law. Raises RequestError before anything is generated if any of the requests cannot be
+        served, and GenerationError, with all outputs, once all have ended if one of them has failed.
         """
         constraint = None if output_type is None else constraint_of(output_type, options)
         if constraint is None and options is not None:
