@@ -44,7 +44,7 @@ from specdec.grammars.positions import (
 )
 from specdec.grammars.program import Program
 from specdec.grammars.raw_text import RawText
-from specdec.grammars.repetition import can_differ
+from specdec.grammars.repetition import Repetitions
 from specdec.grammars.rules import ArrayRule, Rule
 from specdec.grammars.scalar_steps import ScalarSteps, Step, literal_start
 from specdec.grammars.stacks import Config, Stack, Stacks
@@ -72,6 +72,7 @@ class Automaton:
         self.value_rules = KnownValueRules(program.rules, program.canonical_goals, lexicon)
         self._can_be_remembered: dict[ArrayRule, bool] = {}
         self._stacks = Stacks()
+        self._repetitions = Repetitions(self._feed, self.possible_bytes)
         self.keys = FrameKeys(lexicon)
         self._scalars = ScalarSteps(lexicon, self.keys, self.value_rules)
         self.start: Config = (Value((0,)), None) if self._raw_text is None else self.enter_raw(self._raw_text.start)
@@ -112,7 +113,7 @@ class Automaton:
             objects = self.value_rules.of(goals, None).objects
             frame = ObjectFrame(objects).continued() if objects else None
             if frame is not None:
-                self.keys.classes(frame)
+                self.keys.prepare(frame)
 
     def load(self) -> None:
         """Set up ahead what the first walk over each rule would wait for; its automata are built."""
@@ -122,7 +123,7 @@ class Automaton:
     def feed(self, config: Config, data: bytes) -> Config | None:
         """The configuration after the bytes; None where they leave the language."""
         after = self._feed(config, data)
-        if after is None or not can_differ(after, self._feed, self.possible_bytes):
+        if after is None or not self._repetitions.can_differ(after):
             return None
         return after
 
@@ -134,8 +135,7 @@ class Automaton:
             is_remembered = (stack is not None and stack.is_remembered) or (
                 isinstance(position, (ArrayStart, ArrayEnd)) and position.frame.seen is not None
             )
-            # Remembered items are followed byte by byte.
-            step = self._feed_some(position, stack, data[: begin + 1] if is_remembered else data, begin)
+            step = self._feed_some(position, stack, data, begin)
             if step is None:
                 return None
             if is_remembered:

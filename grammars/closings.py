@@ -7,8 +7,8 @@ what the frame's own goal needs further out. Of the goals still possible, the on
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from heapq import nsmallest
 from weakref import WeakKeyDictionary
 
 from specdec.grammars.automaton import Automaton
@@ -208,10 +208,7 @@ class Closings:
         found = self._best(self._parts(position, stack), stack)
         if found is not None:
             found = self._laid_out(config, found)
-        remembers = (stack is not None and stack.is_remembered) or (
-            isinstance(position, (ArrayStart, ArrayEnd)) and position.frame.seen is not None
-        )
-        if remembers and (found is None or not self._completes(config, found.data)):
+        if _may_repeat(position, stack) and (found is None or not self._completes(config, found.data)):
             return self._search(config)
         return found
 
@@ -468,11 +465,20 @@ def _accepts(automaton: Automaton, config: Config) -> bool:
     return isinstance(position, Done)
 
 
+def _may_repeat(position: Position, stack: Stack | None) -> bool:
+    """Whether what would complete the text, if items were not remembered, might repeat one."""
+    if isinstance(position, (ArrayStart, ArrayEnd)) and position.frame.seen is not None:
+        if not position.frame.all_may_close():
+            return True
+    while stack is not None and stack.is_remembered:
+        frame, stack = stack.frame, stack.below
+        if isinstance(frame, ArrayFrame) and (
+            frame.is_repeating() or (frame.seen is not None and not frame.all_may_close())
+        ):
+            return True
+    return False
+
+
 def _text_parts(texts: TextSet, prefix: bytes) -> Iterator[Part]:
-    index = bisect_left(texts.texts, prefix)
-    found: list[bytes] = []
-    while index < len(texts.texts) and texts.texts[index].startswith(prefix):
-        found.append(texts.texts[index])
-        index += 1
-    for text in sorted(found, key=len)[:_MAX_COMPARED]:
+    for text in nsmallest(_MAX_COMPARED, texts.starting(prefix), key=len):
         yield from ((text[len(prefix) :], goal) for goal in texts.goals(text))

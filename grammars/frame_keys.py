@@ -60,15 +60,25 @@ class FrameKeys:
             self._classes.put(frame, known)
         return known[0]
 
+    def prepare(self, frame: ObjectFrame) -> None:
+        """Build the automata of the free keys that may come first, and of all that may come once others have."""
+        self.classes(frame)
+        rules = frame.rules()
+        free = {(index, number): one for index, rule in enumerate(rules) for number, one in enumerate(rule.free)}
+        if any(one.language is not None for one in free.values()):
+            self._of_classes(rules, frozenset(free))
+
     def _find_classes(self, frame: ObjectFrame) -> KeyClasses | None:
         classes = frame.open_classes()
         if classes is None:
             return None
-        known = frame.rules(), classes
-        found = self._of_rules.get(known)
+        return self._of_classes(frame.rules(), classes)
+
+    def _of_classes(self, rules: tuple[KeyRule, ...], classes: frozenset[KeyClass]) -> KeyClasses:
+        found = self._of_rules.get((rules, classes))
         if found is None:
-            found = KeyClasses(*known, self._lexicon)
-            self._of_rules.put(known, found)
+            found = KeyClasses(rules, classes, self._lexicon)
+            self._of_rules.put((rules, classes), found)
         return found
 
     def dead(self, frame: ObjectFrame, classes: KeyClasses) -> list[bytes]:

@@ -200,6 +200,10 @@ class ArrayFrame(msgspec.Struct, frozen=True, cache_hash=True):
         """The frame after more bytes of the present item."""
         return ArrayFrame(self.runs, self.num_items, self.seen, self.text + data)
 
+    def all_may_close(self) -> bool:
+        """Whether the array may end after its present item, whichever alternative goes on."""
+        return all(run.rule.may_close(self.num_items, run.counted) for run in self.runs)
+
     def is_repeating(self) -> bool:
         """Whether the present item may still become one that occurred."""
         return self.seen is not None and any(one.startswith(self.text) for one in self.seen)

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 import numpy as np
 
 from specdec.grammars.automaton import Automaton
-from specdec.grammars.frames import Frame
+from specdec.grammars.frames import ArrayFrame, Frame
 from specdec.grammars.lexeme_bounds import LexemeBounds
-from specdec.grammars.masks import MaskWalker
+from specdec.grammars.masks import MaskWalker, fresh_item
 from specdec.grammars.node_groups import NodeGroup
-from specdec.grammars.positions import Key, Literal, Position, Raw, String
+from specdec.grammars.positions import Completed, Key, Literal, Position, Raw, String
 from specdec.grammars.stacks import Config, Stack
 from specdec.grammars.string_bodies import StringBodies
 from specdec.grammars.vocabulary import Vocabulary
@@ -27,6 +27,8 @@ _MAX_EXACT = 16
 
 class GuardWalker(MaskWalker):
     """One walk: `words` has the tokens after which `num_tokens` more are known to complete the text."""
+
+    _costs_tokens = True
 
     def __init__(
         self,
@@ -63,6 +65,10 @@ class GuardWalker(MaskWalker):
         return cost + self._bounds.margins(position, tuple(opened)) <= self._num_tokens
 
     def _enter(self, position: Position, stack: Stack | None, group: NodeGroup) -> NodeGroup:
+        if isinstance(position, Completed) and stack is not None and stack.is_remembered:
+            frame = stack.frame
+            if isinstance(frame, ArrayFrame) and frame.seen is not None:
+                position, stack = fresh_item(position, stack)
         inner, _ = group.enter(self._fitting if self._fits(position, stack) else self._others)
         return inner
 

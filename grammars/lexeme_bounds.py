@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.closings import Closings
@@ -15,7 +13,6 @@ from specdec.grammars.positions import Completed, Key, Literal, ObjectNext, Posi
 from specdec.grammars.speller import Speller
 from specdec.grammars.stacks import Stack
 from specdec.grammars.text_automaton import LONGEST_CODE_POINT
-from specdec.grammars.texts import TextSet
 from specdec.grammars.walk import DEAD
 
 Frames = tuple[Frame, ...]
@@ -93,7 +90,7 @@ class LexemeBounds:
         rules = self._automaton.value_rules.of(position.goals, stack)
         num_bytes = LONGEST_CODE_POINT + 1
         if position.text is not None:
-            num_bytes = max(num_bytes, _longest_rest(rules.strings, position.text))
+            num_bytes = max(num_bytes, rules.strings.longest_rest(position.text))
         if rules.text_automaton is None:
             num_bytes += max((max(0, low - position.length) for low, _, _ in rules.lengths), default=0)
         elif position.state != DEAD:
@@ -102,7 +99,7 @@ class LexemeBounds:
 
     def _inside_literal(self, position: Literal, frames: Frames, stack: Stack | None) -> int | None:
         rules = self._automaton.value_rules.of(position.goals, stack)
-        num_bytes = 0 if position.text is None else _longest_rest(rules.literals, position.text)
+        num_bytes = 0 if position.text is None else rules.literals.longest_rest(position.text)
         if rules.numbers is not None and position.number != DEAD:
             num_bytes = max(num_bytes, self._closings.tails.longest_of_number(rules.numbers))
         return self._rest(position.goals, frames, stack, num_bytes)
@@ -119,7 +116,7 @@ class LexemeBounds:
         if known is None:
             if text:
                 special = self._automaton.keys.special(frame)
-                longest, num_special = _longest_rest(special, text), len(special.texts)
+                longest, num_special = special.longest_rest(text), len(special.texts)
             else:
                 rules = {run.rule for run in frame.runs}
                 longest = max([rule.longest_key for rule in rules])
@@ -149,13 +146,3 @@ class LexemeBounds:
 
     def _beyond(self, frames: Frames, stack: Stack | None, goal: int) -> int | None:
         return self._parts.beyond(frames, stack, goal) if frames else self._closings.cost_after(stack, goal)
-
-
-def _longest_rest(texts: TextSet, prefix: bytes) -> int:
-    """The most bytes by which a text that starts with the prefix is longer."""
-    index = bisect_left(texts.texts, prefix)
-    longest = len(prefix)
-    while index < len(texts.texts) and texts.texts[index].startswith(prefix):
-        longest = max(longest, len(texts.texts[index]))
-        index += 1
-    return longest - len(prefix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import ArrayFrame
 from specdec.grammars.stacks import Config
 
@@ -12,33 +13,67 @@ PossibleBytes = Callable[[Config], bytes]
 """Every byte that `Feed` takes, and others perhaps; the likely ones first."""
 
 
-def can_differ(config: Config, feed: Feed, possible_bytes: PossibleBytes) -> bool:
-    """Whether an item that may still become one that occurred can become another as well."""
-    below = config[1]
-    while below is not None and below.is_remembered:
-        if isinstance(below.frame, ArrayFrame) and below.frame.is_repeating():
-            return _finds_another(config, below.depth, feed, possible_bytes)
-        below = below.below
-    return True
+class Repetitions:
+    """Of one grammar's automaton. What was found out is kept; it changes no answer."""
 
+    def __init__(self, feed: Feed, possible_bytes: PossibleBytes) -> None:
+        self._feed = feed
+        self._possible_bytes = possible_bytes
+        self._known: BoundedCache[Config, bool] = BoundedCache(4096)
 
-def _finds_another(config: Config, depth: int, feed: Feed, possible_bytes: PossibleBytes) -> bool:
-    pending = [config]
-    while pending:
-        current = pending.pop()
-        below = current[1]
-        while below is not None and below.depth > depth:
+    def can_differ(self, config: Config) -> bool:
+        """Whether an item that may still become one that occurred can become another as well."""
+        below = config[1]
+        while below is not None and below.is_remembered:
+            if isinstance(below.frame, ArrayFrame) and below.frame.is_repeating():
+                return self._finds_another(config, below.depth)
             below = below.below
-        assert below is not None, "the item is not complete"
-        frame = below.frame
-        assert isinstance(frame, ArrayFrame), "only arrays remember"
-        text, seen = frame.text, frame.seen or ()
-        repeating = {one[len(text)] for one in seen if len(one) > len(text) and one.startswith(text)}
-        for byte in possible_bytes(current):
-            if byte not in repeating and feed(current, bytes((byte,))) is not None:
+        return True
+
+    def _finds_another(self, config: Config, depth: int) -> bool:
+        """Follow the items that occurred until a byte may come that is none of theirs."""
+        before: dict[Config, Config | None] = {}
+        pending: list[tuple[Config, Config | None]] = [(config, None)]
+        while pending:
+            current, before[current] = pending.pop()
+            is_found = self._known.get(current)
+            if is_found is None:
+                repeating = _repeating_bytes(current, depth)
+                is_found = self._takes_another(current, repeating)
+                if not is_found:
+                    for byte in repeating:
+                        after = self._feed(current, bytes((byte,)))
+                        if after is not None and after[1] is not None and after[1].depth >= depth:
+                            pending.append((after, current))
+            if is_found:
+                # So may it from everywhere on the way, and what was followed to its end beside it cannot.
+                self._keep(before, found=current)
                 return True
-        for byte in repeating:
-            after = feed(current, bytes((byte,)))
-            if after is not None and after[1] is not None and after[1].depth >= depth:
-                pending.append(after)
-    return False
+        self._keep(before, found=None)
+        return False
+
+    def _takes_another(self, config: Config, repeating: set[int]) -> bool:
+        return any(
+            byte not in repeating and self._feed(config, bytes((byte,))) is not None
+            for byte in self._possible_bytes(config)
+        )
+
+    def _keep(self, before: dict[Config, Config | None], found: Config | None) -> None:
+        for config in before:
+            self._known.put(config, False)
+        at = found
+        while at is not None:
+            self._known.put(at, True)
+            at = before.get(at)
+
+
+def _repeating_bytes(config: Config, depth: int) -> set[int]:
+    """Those with which the present item goes on as one that occurred."""
+    below = config[1]
+    while below is not None and below.depth > depth:
+        below = below.below
+    assert below is not None, "the item is not complete"
+    frame = below.frame
+    assert isinstance(frame, ArrayFrame), "only arrays remember"
+    text = frame.text
+    return {one[len(text)] for one in frame.seen or () if len(one) > len(text) and one.startswith(text)}

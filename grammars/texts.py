@@ -21,6 +21,7 @@ class TextSet:
             goals.setdefault(text, set()).add(goal)
         self.texts = sorted(goals)
         self._built: tuple[NDArray[np.uint8], Nodes, Nodes] | None = None
+        self._lengths: NDArray[np.int64] | None = None
         self._goals = {text: frozenset(members) for text, members in goals.items()}
 
     def __bool__(self) -> bool:
@@ -45,6 +46,24 @@ class TextSet:
             index += 1
         return index < len(self.texts) and self.texts[index].startswith(prefix)
 
+    def starting(self, prefix: bytes) -> list[bytes]:
+        """The texts that start with the prefix."""
+        return self.texts[slice(*self._range(prefix))]
+
+    def longest_rest(self, prefix: bytes) -> int:
+        """The most bytes by which a text that starts with the prefix is longer; 0 where none does."""
+        begin, end = self._range(prefix)
+        if begin == end:
+            return 0
+        if self._lengths is None:
+            self._lengths = np.array([len(text) for text in self.texts], np.int64)
+        return int(self._lengths[begin:end].max()) - len(prefix)
+
+    def _range(self, prefix: bytes) -> tuple[int, int]:
+        begin = bisect_left(self.texts, prefix)
+        # No text holds this byte, which is above all of them.
+        return begin, bisect_left(self.texts, prefix + b"\xff", begin)
+
     def following(self, prefix: bytes) -> bytes:
         """The bytes after the prefix in those texts that start with it and are longer, each once."""
         found = bytearray()
@@ -55,8 +74,8 @@ class TextSet:
                 index += 1
                 continue
             found.append(text[len(prefix)])
-            # All texts that go on alike are passed over at once: no text holds this byte, which is above all of them.
-            index = bisect_left(self.texts, text[: len(prefix)] + bytes((found[-1],)) + b"\xff", index)
+            # All texts that go on alike are passed over at once.
+            index = self._range(text[: len(prefix) + 1])[1]
         return bytes(found)
 
     def trie(self, kernels: Kernels) -> tuple[NDArray[np.uint8], Nodes, Nodes]:
