@@ -433,24 +433,39 @@ class Closings:
     def _search(self, config: Config) -> Spelling | None:
         """A completion where the obvious one would repeat an item: the first that deviates from it by few bytes."""
         pending = [(config, b"")]
-        seen = {config}
+        before: dict[Config, Config | None] = {config: None}
         for current, data in pending:
             possible = frozenset(self._automaton.possible_bytes(current))
             for byte in _DEVIATING:
                 after = self._automaton.feed(current, bytes((byte,))) if byte in possible else None
-                if after is None or after in seen:
+                if after is None or after in before:
                     continue
-                seen.add(after)
+                before[after] = current
                 text = data + bytes((byte,))
                 found = self._best(self._parts(*after), after[1])
                 if found is not None:
                     found = self._laid_out(after, found)
-                if found is not None and self._completes(after, found.data):
-                    return self._speller.spell(text, found)
+                if found is not None and (not _may_repeat(*after) or self._completes(after, found.data)):
+                    return self._known_along(before, current, text, found)
                 pending.append((after, text))
-            if len(seen) > _MAX_SEARCHED:
+            if len(before) > _MAX_SEARCHED:
                 break
         return None
+
+    def _known_along(self, before: dict[Config, Config | None], last: Config, text: bytes, found: Spelling) -> Spelling:
+        """The completion that the search found, kept for all that it came through: it is the first one from there too.
+
+        `text` leads from where the search began to the byte after `last`.
+        """
+        at: Config | None = last
+        begin = len(text) - 1
+        while True:
+            spelling = self._speller.spell(text[begin:], found)
+            assert at is not None, "the search began at one"
+            self._known.put(at, spelling)
+            at, begin = before[at], begin - 1
+            if at is None:
+                return spelling
 
 
 _DEVIATING = bytes(dict.fromkeys(b'"],}0123456789abcdefghijklmnopqrstuvwxyz-.{[:_ ' + bytes(range(0x20, 0x100))))
@@ -467,16 +482,18 @@ def _accepts(automaton: Automaton, config: Config) -> bool:
 
 def _may_repeat(position: Position, stack: Stack | None) -> bool:
     """Whether what would complete the text, if items were not remembered, might repeat one."""
-    if isinstance(position, (ArrayStart, ArrayEnd)) and position.frame.seen is not None:
-        if not position.frame.all_may_close():
-            return True
+    if isinstance(position, (ArrayStart, ArrayEnd)) and _must_go_on(position.frame):
+        return True
     while stack is not None and stack.is_remembered:
         frame, stack = stack.frame, stack.below
-        if isinstance(frame, ArrayFrame) and (
-            frame.is_repeating() or (frame.seen is not None and not frame.all_may_close())
-        ):
+        if isinstance(frame, ArrayFrame) and (frame.is_repeating() or _must_go_on(frame)):
             return True
     return False
+
+
+def _must_go_on(frame: ArrayFrame) -> bool:
+    """Whether the items that complete the array must be unlike its others."""
+    return frame.seen is not None and not frame.all_may_close()
 
 
 def _text_parts(texts: TextSet, prefix: bytes) -> Iterator[Part]:
