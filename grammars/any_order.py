@@ -62,6 +62,10 @@ class AnyOrderRule:
         return self.ordered.longest_key
 
     @property
+    def longest_run(self) -> int:
+        return self.ordered.longest_run
+
+    @property
     def required(self) -> tuple[bool, ...]:
         return self.ordered.required
 

@@ -10,6 +10,7 @@ from specdec.grammars.frames import Frame, ObjectFrame
 from specdec.grammars.layout import Pretty
 from specdec.grammars.part_costs import PartCosts
 from specdec.grammars.positions import Completed, Key, Literal, ObjectNext, Position, Raw, String
+from specdec.grammars.rules import last_run
 from specdec.grammars.speller import Speller
 from specdec.grammars.stacks import Stack
 from specdec.grammars.text_automaton import LONGEST_CODE_POINT
@@ -88,7 +89,7 @@ class LexemeBounds:
 
     def _inside_string(self, position: String, frames: Frames, stack: Stack | None) -> int | None:
         rules = self._automaton.value_rules.of(position.goals, stack)
-        num_bytes = LONGEST_CODE_POINT + 1
+        num_bytes = self._closings.tails.longest_to_body + 1
         if position.text is not None:
             num_bytes = max(num_bytes, rules.strings.longest_rest(position.text))
         if rules.text_automaton is None:
@@ -114,23 +115,32 @@ class LexemeBounds:
         """No fewer than it takes to end a key of the frame that begins with the text."""
         known = None if text else self._bytes_of_keys.get(frame)
         if known is None:
-            if text:
-                special = self._automaton.keys.special(frame)
-                longest, num_special = special.longest_rest(text), len(special.texts)
-            else:
-                rules = {run.rule for run in frame.runs}
-                longest = max([rule.longest_key for rule in rules])
-                num_special = len(frame.seen) + sum([len(rule.keys) for rule in rules])
-            known = longest
-            if frame.takes_free_keys():
-                # A code point is completed; if that is no key that may come, it is made longer until it is.
-                known = max(LONGEST_CODE_POINT, longest) + num_special + 1
-                classes = self._automaton.keys.classes(frame)
-                if classes is not None:
-                    known += LONGEST_CODE_POINT * (classes.automaton.longest_rest + 1)
+            known = self._find_bytes_of_key(frame, text)
             if not text:
                 self._bytes_of_keys.put(frame, known)
         return known
+
+    def _find_bytes_of_key(self, frame: ObjectFrame, text: bytes) -> int:
+        rules = {run.rule for run in frame.runs}
+        classes = self._automaton.keys.classes(frame)
+        if frame.takes_free_keys() and classes is None:
+            # A code point is completed. As long as that is no key that may come, it is made longer by one and the same
+            # byte: each time some key that ends in as many of them has been met, or the one that FRESH stands for.
+            runs = [rule.longest_run for rule in rules] + [last_run(key) for key in frame.seen if key != FRESH]
+            return self._closings.tails.longest_to_body + max(runs) + (FRESH in frame.seen) + 2
+        if text:
+            special = self._automaton.keys.special(frame)
+            longest, num_special = special.longest_rest(text), len(special.texts)
+        else:
+            longest = max([rule.longest_key for rule in rules])
+            num_special = len(frame.seen) + sum([len(rule.keys) for rule in rules])
+        if not frame.takes_free_keys():
+            return longest
+        assert classes is not None, "it has none above"
+        return (
+            max(LONGEST_CODE_POINT, longest) + num_special + 1
+            + LONGEST_CODE_POINT * (classes.automaton.longest_rest + 1)
+        )  # fmt: skip
 
     def _rest(self, goals: tuple[int, ...], frames: Frames, stack: Stack | None, num_bytes: int) -> int | None:
         costs = [cost for goal in goals if (cost := self._beyond(frames, stack, goal)) is not None]

@@ -34,6 +34,12 @@ class FreeKeys:
     choices: Choices
 
 
+def last_run(key: bytes) -> int:
+    """How many times in a row a key's last byte comes at its end, the quote aside."""
+    body = key[:-1]
+    return len(body) - len(body.rstrip(body[-1:]))
+
+
 @dataclass(slots=True, eq=False)
 class ObjectRule:
     """An object: declared keys in order, then others.
@@ -59,6 +65,8 @@ class ObjectRule:
     most_counted: int = field(init=False)
     longest_key: int = field(init=False)
     """In bytes."""
+    longest_run: int = field(init=False)
+    """Of one byte, at the end of a key."""
     _needs: list[dict[int, tuple[int, int]]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -67,6 +75,7 @@ class ObjectRule:
         self.next_allowed = _next(tuple(bool(choices) for choices in self.choices))
         self.is_plain = not (self.min_properties or self.max_properties is not None or self.num_witnesses)
         self.longest_key = max(map(len, self.keys), default=0)
+        self.longest_run = max(map(last_run, self.keys), default=0)
         self.most_counted = max(self.min_properties, self.max_properties or 0)
 
     @property

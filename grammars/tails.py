@@ -26,6 +26,8 @@ class Tails:
         self._of_text: BoundedCache[tuple[TextAutomaton, int, int, int], bytes] = BoundedCache(8192)
         self._code_points: BoundedCache[tuple[TextAutomaton, int], tuple[tuple[bytes, int], ...]] = BoundedCache(8192)
         self._to_body = self._find_tails_to_body()
+        self.longest_to_body = max(map(len, self._to_body))
+        """The most bytes that it takes to complete a code point of a plain string."""
 
     def to_body(self, state: int) -> bytes:
         """The bytes that complete a code point of a plain string."""
