@@ -187,13 +187,14 @@ class Automaton:
 
     def step(self, position: Position, stack: Stack | None, byte: int) -> Config | None:
         """One byte, without resolving a completed value; the mask walk takes structure by it."""
+        if self.layout is None and type(position) in _STRUCTURE_BYTES:
+            return self._step_structure(position, stack, byte)
         step = self._feed_some(position, stack, bytes((byte,)), 0)
         return None if step is None else (step[0], step[1])
 
     def first_item(self, position: ArrayStart, stack: Stack | None) -> Config | None:
         """Before the first item, taking no byte; None where the array must be empty."""
-        waiting = self._wait_for_item(position.frame, stack, 0)
-        return None if waiting is None else (waiting[0], waiting[1])
+        return self._wait_for_item(position.frame, stack)
 
     def structure_bytes(self, position: Position) -> bytes:
         """The bytes other than those of a scalar that `step` may accept."""
@@ -213,27 +214,9 @@ class Automaton:
         return not (self.layout is None or isinstance(self.layout, Flexible) or _is_compact(position, stack))
 
     def _bare_structure_bytes(self, position: Position) -> bytes:
-        match position:
-            case Value():
-                rules = self.value_rules.of(position.goals, None)
-                return (
-                    (b'"' if rules.has_strings else b"")
-                    + (b"[" if rules.arrays else b"")
-                    + (b"{" if rules.objects else b"")
-                )
-            case AfterKey():
-                return b":"
-            case ObjectStart():
-                return b'"}'
-            case ObjectNext():
-                return b'"'
-            case ObjectEnd():
-                return b",}"
-            case ArrayStart():
-                return b"]"
-            case ArrayEnd():
-                return b",]"
-        return b""
+        if isinstance(position, Value):
+            return self.value_rules.of(position.goals, None).opening_bytes
+        return _STRUCTURE_BYTES.get(type(position), b"")
 
     def _feed_some(self, position: Position, stack: Stack | None, data: bytes, begin: int) -> Step | None:
         """Take at least one byte, or complete the position: (position, stack, bytes taken so far)."""
@@ -250,7 +233,8 @@ class Automaton:
             return (Indent(position.after, pending) if pending else position.after), stack, begin + 1
         if isinstance(position, Closing):
             is_closer = byte == (ord("}") if isinstance(position.frame, ObjectFrame) else ord("]"))
-            return _close(position.frame, stack, begin) if is_closer else None
+            closed = _close(position.frame, stack) if is_closer else None
+            return None if closed is None else (*closed, begin + 1)
         if isinstance(layout, Flexible):
             bare, num_spaces = (position.after, position.num_spaces) if isinstance(position, Gap) else (position, 0)
             if byte not in WHITESPACE:
@@ -266,8 +250,8 @@ class Automaton:
                 case ObjectEnd() | ArrayEnd() if position.frame.closed():
                     return layout.line(position.frame, depth), stack, begin + 1
                 case ArrayStart():
-                    waiting = self._wait_for_item(position.frame, stack, begin + 1)
-                    return None if waiting is None else self._on_line(layout, waiting)
+                    waiting = self._wait_for_item(position.frame, stack)
+                    return None if waiting is None else (*self._on_line(layout, waiting), begin + 1)
             return None
         if byte != ord("}") and byte != ord("]"):
             if isinstance(position, (ObjectStart, ArrayStart)):
@@ -285,11 +269,11 @@ class Automaton:
         return after
 
     @staticmethod
-    def _on_line(layout: Pretty, waiting: Step) -> Step:
-        value, stack, end = waiting
+    def _on_line(layout: Pretty, waiting: Config) -> Config:
+        value, stack = waiting
         assert isinstance(value, Value), "an item is waited for"
         assert stack is not None, "in the array's frame"
-        return layout.member(value, stack.depth, is_on_line=True), stack, end
+        return layout.member(value, stack.depth, is_on_line=True), stack
 
     def _feed_bare(self, position: Position, stack: Stack | None, data: bytes, begin: int) -> Step | None:
         match position:
@@ -301,49 +285,52 @@ class Automaton:
                 return self._scalars.feed_literal(position, stack, data, begin)
             case Value():
                 return self._feed_value(position, stack, data, begin)
-            case ArrayStart():
-                if data[begin] == ord("]"):
-                    return _close(position.frame, stack, begin)
+            case ArrayStart() if data[begin] != ord("]"):
                 return self._feed_item(position.frame, stack, data, begin)
             case Raw():
                 return self._feed_raw(position, data, begin)
-            case Done():
-                return None
-        byte = data[begin]
-        if isinstance(position, AfterKey) and byte == ord(":"):
-            frame = position.frame
-            return Value(frame.children()), self._stacks.push(frame, stack), begin + 1
-        if isinstance(position, ArrayEnd):
-            if byte == ord("]"):
-                return _close(position.frame, stack, begin)
-            return self._wait_for_item(position.frame, stack, begin + 1) if byte == ord(",") else None
-        if isinstance(position, (ObjectStart, ObjectEnd)) and byte == ord("}"):
-            return _close(position.frame, stack, begin)
-        if isinstance(position, (ObjectStart, ObjectNext)) and byte == ord('"'):
-            continued = position.frame.continued()
-            if continued is None:
-                return None
-            classes = self.keys.classes(continued)
-            return Key(continued, BODY if classes is None else classes.automaton.start, b""), stack, begin + 1
-        if isinstance(position, ObjectEnd) and byte == ord(","):
-            continued = position.frame.continued()
-            return None if continued is None else (ObjectNext(continued), stack, begin + 1)
+        after = self._step_structure(position, stack, data[begin])
+        return None if after is None else (*after, begin + 1)
+
+    def _step_structure(self, position: Position, stack: Stack | None, byte: int) -> Config | None:
+        """One byte, at a position whose bytes are of structure alone."""
+        match position:
+            case ObjectEnd():
+                if byte == ord("}"):
+                    return _close(position.frame, stack)
+                continued = position.frame.continued() if byte == ord(",") else None
+                return None if continued is None else (ObjectNext(continued), stack)
+            case ObjectNext() | ObjectStart():
+                if byte == ord('"'):
+                    return self._begin_key(position.frame, stack)
+                is_closed = byte == ord("}") and isinstance(position, ObjectStart)
+                return _close(position.frame, stack) if is_closed else None
+            case AfterKey() if byte == ord(":"):
+                return Value(position.frame.children()), self._stacks.push(position.frame, stack)
+            case ArrayEnd() if byte == ord(","):
+                return self._wait_for_item(position.frame, stack)
+            case ArrayEnd() | ArrayStart() if byte == ord("]"):
+                return _close(position.frame, stack)
         return None
+
+    def _begin_key(self, frame: ObjectFrame, stack: Stack | None) -> Config | None:
+        continued = frame.continued()
+        if continued is None:
+            return None
+        classes = self.keys.classes(continued)
+        return Key(continued, BODY if classes is None else classes.automaton.start, b""), stack
 
     def _feed_raw(self, position: Raw, data: bytes, begin: int) -> Step | None:
         state, end = self.raw_text.scan(position.state, data, begin)
         return None if state == DEAD else (*self.enter_raw(state), end)
 
-    def _wait_for_item(self, frame: ArrayFrame, stack: Stack | None, begin: int) -> Step | None:
+    def _wait_for_item(self, frame: ArrayFrame, stack: Stack | None) -> Config | None:
         continued = frame.continued()
-        return None if continued is None else (Value(continued.children()), self._stacks.push(continued, stack), begin)
+        return None if continued is None else (Value(continued.children()), self._stacks.push(continued, stack))
 
     def _feed_item(self, frame: ArrayFrame, stack: Stack | None, data: bytes, begin: int) -> Step | None:
-        waiting = self._wait_for_item(frame, stack, begin)
-        if waiting is None:
-            return None
-        value, pushed, _ = waiting
-        return self._feed_some(value, pushed, data, begin)
+        waiting = self._wait_for_item(frame, stack)
+        return None if waiting is None else self._feed_some(*waiting, data, begin)
 
     def _feed_value(self, position: Value, stack: Stack | None, data: bytes, begin: int) -> Step | None:
         rules = self.value_rules.of(position.goals, stack)
@@ -383,6 +370,10 @@ def _has_classed_keys(rule: Rule) -> bool:
     return any(free.language is not None for shape in rule.objects for free in shape.free)
 
 
+_STRUCTURE_BYTES: dict[type, bytes] = {
+    AfterKey: b":", ObjectStart: b'"}', ObjectNext: b'"', ObjectEnd: b",}", ArrayStart: b"]", ArrayEnd: b",]",
+}  # fmt: skip
+"""Those that may come at a position whose bytes are of structure alone, or before the first item."""
 _LAID_OUT = (Indent, Gap, Closing, Value, AfterKey, ObjectStart, ObjectNext, ObjectEnd, ArrayStart, ArrayEnd)
 """Positions between tokens of JSON."""
 
@@ -394,6 +385,6 @@ def _is_compact(position: Position, stack: Stack | None) -> bool:
     return isinstance(position, Value) if stack is None else stack.is_remembered
 
 
-def _close(frame: ObjectFrame | ArrayFrame, stack: Stack | None, begin: int) -> Step | None:
+def _close(frame: ObjectFrame | ArrayFrame, stack: Stack | None) -> Config | None:
     met = frame.closed()
-    return (Completed(met), stack, begin + 1) if met else None
+    return (Completed(met), stack) if met else None

@@ -8,6 +8,7 @@ from specdec.grammars.any_order import KeyRule
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import KeyClass, ObjectFrame
 from specdec.grammars.lexicon import Lexicon
+from specdec.grammars.rules import ObjectRule
 from specdec.grammars.texts import TextSet
 from specdec.grammars.value_rules import KeyClasses
 
@@ -27,6 +28,7 @@ class FrameKeys:
         self._of_rules: BoundedCache[tuple[tuple[KeyRule, ...], frozenset[KeyClass]], KeyClasses] = BoundedCache(256)
         self._classes: BoundedCache[ObjectFrame, tuple[KeyClasses | None]] = BoundedCache(1024)
         self._candidates: BoundedCache[ObjectFrame, TextSet] = BoundedCache(256)
+        self._fresh: BoundedCache[ObjectFrame, ObjectFrame] = BoundedCache(1024)
         self._dead: BoundedCache[ObjectFrame, list[bytes]] = BoundedCache(256)
 
     def special(self, frame: ObjectFrame) -> TextSet:
@@ -51,6 +53,23 @@ class FrameKeys:
             keys = TextSet((key, 0) for run in frame.runs for key in run.rule.candidates(*run.progress))
             self._candidates.put(frame, keys)
         return keys
+
+    def fresh(self, frame: ObjectFrame) -> ObjectFrame:
+        """The frame of which all that differ from it by what no key that is in no way special tells share a mask.
+
+        Where keys come in order, such a key ends the declared ones, whichever have come.
+        """
+        fresh = self._fresh.get(frame)
+        if fresh is None:
+            runs = [
+                run._replace(declared=len(run.rule.keys))
+                if isinstance(run.rule, ObjectRule) and run.rule.takes_free_keys(*run.progress)
+                else run
+                for run in frame.runs
+            ]
+            fresh = ObjectFrame(tuple(dict.fromkeys(runs)), has_one_free_key=frame.has_one_free_key)
+            self._fresh.put(frame, fresh)
+        return fresh
 
     def classes(self, frame: ObjectFrame) -> KeyClasses | None:
         """The classes that a free key of the frame may have; None where all free keys are alike."""

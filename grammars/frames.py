@@ -23,6 +23,7 @@ Goals = tuple[int, ...]
 """Numbers of rules, ascending: the goals of one value position, at least one of which its value must meet."""
 
 NO_CHILD = -1
+_NO_KEYS: frozenset[bytes] = frozenset()
 
 KeyClass = tuple[int, int]
 """A free key's class: (index of the rule among the frame's distinct ones, index in its `free`)."""
@@ -59,7 +60,7 @@ class ObjectFrame(msgspec.Struct, frozen=True, cache_hash=True):
     """An open object."""
 
     runs: tuple[ObjectRun, ...]
-    seen: frozenset[bytes] = frozenset()
+    seen: frozenset[bytes] = _NO_KEYS
     """Keys that have occurred and that some run would otherwise take again as a free key."""
     has_one_free_key: bool = False
     """Inside an array of unique items, where the order of free keys would give one value several texts."""
@@ -70,10 +71,11 @@ class ObjectFrame(msgspec.Struct, frozen=True, cache_hash=True):
 
     def continued(self) -> ObjectFrame | None:
         """The frame if another key comes."""
-        runs = tuple(run for run in self.runs if run.rule.may_continue(*run.progress))
+        runs = tuple([run for run in self.runs if run.rule.may_continue(*run.progress)])
         if not runs or (self._is_full and not any(run.rule.candidates(*run.progress) for run in runs)):
             return None
-        return self._with(runs, self.seen)
+        # Every frame has passed through `_with`.
+        return self if len(runs) == len(self.runs) else self._with(runs, self.seen)
 
     @property
     def _is_full(self) -> bool:
@@ -82,11 +84,16 @@ class ObjectFrame(msgspec.Struct, frozen=True, cache_hash=True):
     def _with(self, runs: Iterable[ObjectRun], seen: frozenset[bytes]) -> ObjectFrame:
         """Forget seen keys once no run takes free keys: states that behave alike are one."""
         distinct = tuple(dict.fromkeys(runs))
-        kept = seen if any(run.rule.free for run in distinct) else frozenset[bytes]()
+        kept = seen if seen and any(run.rule.free for run in distinct) else _NO_KEYS
         return ObjectFrame(distinct, kept, self.has_one_free_key)
 
     def takes_free_keys(self) -> bool:
-        return not self._is_full and any(run.rule.takes_free_keys(*run.progress) for run in self.runs)
+        if self._is_full:
+            return False
+        for run in self.runs:  # noqa: SIM110, a generator takes as long as all the rest
+            if run.rule.takes_free_keys(*run.progress):
+                return True
+        return False
 
     def rules(self) -> tuple[KeyRule, ...]:
         """The distinct rules of the runs."""
@@ -140,7 +147,12 @@ class ObjectFrame(msgspec.Struct, frozen=True, cache_hash=True):
 
     def after_value(self, met: frozenset[int]) -> ObjectFrame:
         """The frame once the pending value has met these goals."""
-        return self._with((run._replace(child=NO_CHILD) for run in self.runs if run.child in met), self.seen)
+        runs = [
+            ObjectRun(run.goal, run.rule, run.declared, NO_CHILD, run.num_keys, run.pending)
+            for run in self.runs
+            if run.child in met
+        ]
+        return self._with(runs, self.seen)
 
     def children(self) -> Goals:
         return tuple(sorted({run.child for run in self.runs}))

@@ -49,11 +49,10 @@ class MaskTable:
 
     def intern(self, words: NDArray[np.uint32]) -> int:
         """The row with this content: an equal one, a new one, or the oldest one overwritten."""
-        content = words.tobytes()
         key = self._hash_words(words, self._weights)
         row = self._row_of_hash.get(key)
         # Another content with the same hash: the next key is free or has one of the two.
-        while row is not None and self.rows[row].tobytes() != content:
+        while row is not None and self.rows[row].tobytes() != words.tobytes():
             key += 1
             row = self._row_of_hash.get(key)
         if row is not None:

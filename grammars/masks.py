@@ -43,7 +43,6 @@ from specdec.grammars.positions import (
     Value,
 )
 from specdec.grammars.reach import Arrival, Reach
-from specdec.grammars.rules import ObjectRule
 from specdec.grammars.scalar_steps import literal_start
 from specdec.grammars.stacks import Config, Stack
 from specdec.grammars.string_bodies import StringBodies
@@ -107,7 +106,7 @@ class MaskWalker:
                 if not len(group):
                     continue
             inner = self._enter(position, stack, group)
-            if len(inner):
+            if len(inner.nodes):
                 self._go_on(position, stack, inner)
 
         self._decide_repetitions()
@@ -490,7 +489,7 @@ def shared_position(position: Position, automaton: Automaton) -> Position:
     if isinstance(position, Key) and position.frame.takes_free_keys():
         special = automaton.keys.special(position.frame)
         if not special.begins(position.text):
-            return _fresh_key(position)
+            return Key(automaton.keys.fresh(position.frame), position.state, FRESH)
     return position
 
 
@@ -498,7 +497,9 @@ def position_alike(position: Position, automaton: Automaton) -> Key | None:
     """Of a key that may become special, the one that is not, from which its mask is had with less work."""
     if not isinstance(position, Key) or position.text == FRESH or not position.frame.takes_free_keys():
         return None
-    return _fresh_key(position) if automaton.keys.classes(position.frame) is None else None
+    if automaton.keys.classes(position.frame) is not None:
+        return None
+    return Key(automaton.keys.fresh(position.frame), position.state, FRESH)
 
 
 def fresh_item(position: Completed, stack: Stack) -> tuple[ArrayEnd, Stack | None]:
@@ -508,19 +509,6 @@ def fresh_item(position: Completed, stack: Stack) -> tuple[ArrayEnd, Stack | Non
     after = msgspec.structs.replace(frame, text=_FRESH_ITEM).after_value(position.goals)
     assert after is not None, "it is in no array"
     return ArrayEnd(after), stack.below
-
-
-def _fresh_key(position: Key) -> Key:
-    """Where keys come in order, a key that is not declared ends the declared ones, whichever have come."""
-    frame = position.frame
-    runs = [
-        run._replace(declared=len(run.rule.keys))
-        if isinstance(run.rule, ObjectRule) and run.rule.takes_free_keys(*run.progress)
-        else run
-        for run in frame.runs
-    ]
-    fresh = msgspec.structs.replace(frame, runs=tuple(dict.fromkeys(runs)), seen=frozenset())
-    return Key(fresh, position.state, FRESH)
 
 
 def _depth(stack: Stack | None) -> int:

@@ -13,14 +13,15 @@ import numpy as np
 from specdec.grammars.node_steps import Nodes, Words
 from specdec.grammars.vocabulary import Vocabulary
 
-_FEW = 2
+_FEW = 3
 """Bits that Python sets in less time than it takes to call compiled code."""
+_NONE: Nodes = np.empty(0, np.int32)
 
 
 class NodeGroup:
     """Never empty, but where it says so. One that is kept finds everything once."""
 
-    __slots__ = ("_child_bytes", "_children", "_inner", "_is_kept", "_token_ids", "_vocabulary", "nodes")
+    __slots__ = ("_bits", "_child_bytes", "_children", "_inner", "_is_kept", "_token_ids", "_vocabulary", "nodes")
 
     def __init__(self, vocabulary: Vocabulary, nodes: Nodes | Sequence[int], *, is_kept: bool = False) -> None:
         """`nodes` is int32 [num_nodes], ascending."""
@@ -30,7 +31,9 @@ class NodeGroup:
         self._children: dict[int, NodeGroup | None] = {}
         self._child_bytes: frozenset[int] | None = None
         self._inner: NodeGroup | None = None
-        self._token_ids: Nodes | None = None
+        self._token_ids: Nodes = _NONE
+        self._bits: list[tuple[int, np.uint32]] | None = None
+        """Of a few tokens, the words and what to set in them."""
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -47,14 +50,14 @@ class NodeGroup:
         if self._inner is None:
             inner, self._token_ids = v.kernels.ends_of_nodes(self.nodes, v.trie_skips, v.trie_starts, v.token_ids)
             self._inner = self if len(inner) == len(self.nodes) else NodeGroup(v, inner, is_kept=True)
-        token_ids = self._token_ids
-        assert token_ids is not None, "both are found at once"
-        if len(token_ids) > _FEW:
-            v.kernels.set_bits(token_ids, words)
-        else:
-            for token_id in token_ids.tolist():
-                words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
-        return self._inner, len(token_ids) > 0
+            if len(self._token_ids) <= _FEW:
+                self._bits = [(token_id >> 5, np.uint32(1 << (token_id & 31))) for token_id in self._token_ids.tolist()]
+        if self._bits is None:
+            v.kernels.set_bits(self._token_ids, words)
+            return self._inner, True
+        for index, bit in self._bits:
+            words[index] |= bit
+        return self._inner, bool(self._bits)
 
     def can_follow(self, bytes_: frozenset[int]) -> bool:
         """False only where no child is one of the bytes."""

@@ -60,6 +60,8 @@ class ValueRules:
             ArrayRun(goal, shape, NO_CHILD, shape.none_counted) for goal, rule in members for shape in rule.arrays
         )
         self.has_strings = bool(self.strings or self.terms)
+        self.opening_bytes = b"".join((b'"' * self.has_strings, b"[" * bool(self.arrays), b"{" * bool(self.objects)))
+        """Those that a string, an array or an object may begin with."""
 
     def _find_numbers(self, members: list[tuple[int, Rule]], lexicon: Lexicon) -> None:
         sets = list(dict.fromkeys(rule.numbers for _, rule in members if rule.numbers is not None))
