@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,8 +82,7 @@ class TextSet:
     def trie(self, kernels: Kernels) -> tuple[NDArray[np.uint8], Nodes, Nodes]:
         """(bytes, skips, starts), as walk.py defines them."""
         if self._built is None:
-            offsets = np.zeros(len(self.texts) + 1, np.int64)
-            np.cumsum([len(text) for text in self.texts], out=offsets[1:])
+            offsets = np.array([0, *accumulate(map(len, self.texts))], np.int64)
             data = np.frombuffer(bytearray().join(self.texts), np.uint8)
             self._built = kernels.build_trie(data, offsets)
         return self._built
