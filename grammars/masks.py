@@ -179,10 +179,11 @@ class MaskWalker:
             below = below.below
         for stack, group in self._items_begun.items():
             assert isinstance(stack.frame, ArrayFrame), "only arrays have items"
+            # Nothing of the item is written yet, and it may be that all there is has occurred.
+            self._decide_ends(group)
             self._decide_repetitions_of(stack.frame, group)
 
     def _decide_repetitions_of(self, frame: ArrayFrame, begin: NodeGroup) -> None:
-        v = self._vocabulary
         self.decided_singly = True
         # Items that begin alike are followed together.
         after: dict[bytes, NodeGroup | None] = {}
@@ -194,8 +195,8 @@ class MaskWalker:
                 if begun not in after:
                     assert group is not None, "the loop ends where none is left"
                     group = after[begun] = group.step(rest[end - 1])
-                    for node in [] if group is None else group.nodes.tolist():
-                        self._decide(range(v.trie_starts[node], v.trie_starts[node + 1]))
+                    if group is not None:
+                        self._decide_ends(group)
                 group = after[begun]
                 if group is None:
                     break
@@ -457,6 +458,12 @@ class MaskWalker:
         for node in group.nodes.tolist():
             self.decided_singly = True
             self._decide(range(v.trie_starts[node], v.trie_starts[v.trie_skips[node]]))
+
+    def _decide_ends(self, group: NodeGroup) -> None:
+        """Decide the tokens that end at the nodes by the automaton, from where the walk began."""
+        v = self._vocabulary
+        for node in group.nodes.tolist():
+            self._decide(range(v.trie_starts[node], v.trie_starts[node + 1]))
 
     def _decide(self, indices: range) -> None:
         """Decide the tokens of these places in the trie's order, by the automaton, from where the walk began."""
