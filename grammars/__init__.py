@@ -24,6 +24,7 @@ from specdec.grammars.constraints import (
     ToolCallFormat,
     ToolCalls,
 )
+from specdec.grammars.draft_rows import DraftWalk, draft_rows
 from specdec.grammars.errors import (
     BudgetError,
     GrammarError,
@@ -51,6 +52,7 @@ __all__ = [
     "CompileBusyError",
     "CompilePoolError",
     "Constraint",
+    "DraftWalk",
     "EnforcementReport",
     "Function",
     "Grammar",
@@ -74,4 +76,5 @@ __all__ = [
     "UnsatisfiableSchemaError",
     "UnsupportedSchemaError",
     "Vocabulary",
+    "draft_rows",
 ]

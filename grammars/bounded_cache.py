@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -17,10 +18,16 @@ class BoundedCache(Generic[K, V]):
     entries at a time: freeing ten thousand at once takes milliseconds, which one call would wait for.
     """
 
-    __slots__ = ("_dropped", "_old", "_third", "_young")
+    __slots__ = ("_dropped", "_num_bytes_of", "_old", "_third", "_third_of_bytes", "_young", "_young_bytes")
 
-    def __init__(self, max_entries: int) -> None:
+    def __init__(
+        self, max_entries: int, *, max_bytes: int | None = None, num_bytes_of: Callable[[V], int] | None = None
+    ) -> None:
+        """With `max_bytes`, values of no more bytes than that and, in each generation, one value more."""
         self._third = max(1, max_entries // 3)
+        self._third_of_bytes = max_bytes // 3 if max_bytes is not None else 0
+        self._num_bytes_of = num_bytes_of
+        self._young_bytes = 0
         self._dropped: dict[K, V] = {}
         self._young: dict[K, V] = {}
         self._old: dict[K, V] = {}
@@ -38,8 +45,13 @@ class BoundedCache(Generic[K, V]):
             # Another thread may have freed the last of them.
             with contextlib.suppress(KeyError):
                 self._dropped.popitem()
-        if len(self._young) >= self._third:
-            self._dropped, self._old, self._young = self._old, self._young, {}
+        if len(self._young) >= self._third or (
+            self._num_bytes_of is not None and self._young_bytes >= self._third_of_bytes
+        ):
+            self._dropped, self._old, self._young, self._young_bytes = self._old, self._young, {}, 0
+        if self._num_bytes_of is not None:
+            replaced = self._young.get(key)
+            self._young_bytes += self._num_bytes_of(value) - (0 if replaced is None else self._num_bytes_of(replaced))
         self._young[key] = value
 
     @property

@@ -22,6 +22,8 @@ from specdec.grammars.text_automaton import LONGEST_CODE_POINT, TextAutomaton, b
 _Part = TypeVar("_Part")
 _MAX_FAILED = 3
 """Alternatives that are found not to fit beside others before no more are tried: each try takes up to a second."""
+_MAX_BYTES = 64 * 2**20
+"""Of the automata of one kind that are kept for whoever needs them next; grammars keep those that they use."""
 _Built = TypeVar("_Built")
 _Key = TypeVar("_Key")
 
@@ -45,10 +47,18 @@ class Lexicon:
         self.used: ScalarAutomata | None = None
         """The automata that one grammar uses; None for the lexicon that all share."""
         self._is_recording = False
-        self._numerals: BoundedCache[tuple[NumberSet, bool], NumeralAutomaton] = BoundedCache(1024)
-        self._combined: BoundedCache[tuple[tuple[NumberSet, ...], bool], CombinedNumerals] = BoundedCache(256)
-        self._texts: BoundedCache[tuple[StringTerm, ...], TextAutomaton] = BoundedCache(64)
-        self._largest: BoundedCache[tuple[StringTerm, ...], LargestTexts] = BoundedCache(64)
+        self._numerals: BoundedCache[tuple[NumberSet, bool], NumeralAutomaton] = BoundedCache(
+            1024, max_bytes=_MAX_BYTES, num_bytes_of=lambda automaton: automaton.num_bytes
+        )
+        self._combined: BoundedCache[tuple[tuple[NumberSet, ...], bool], CombinedNumerals] = BoundedCache(
+            256, max_bytes=_MAX_BYTES, num_bytes_of=lambda combined: combined[1].num_bytes
+        )
+        self._texts: BoundedCache[tuple[StringTerm, ...], TextAutomaton] = BoundedCache(
+            1024, max_bytes=_MAX_BYTES, num_bytes_of=lambda automaton: automaton.num_bytes
+        )
+        self._largest: BoundedCache[tuple[StringTerm, ...], LargestTexts] = BoundedCache(
+            1024, max_bytes=_MAX_BYTES, num_bytes_of=lambda largest: largest[1].num_bytes
+        )
 
     def recorded(self) -> Lexicon:
         """The same lexicon; what it is asked for goes into its `used`."""

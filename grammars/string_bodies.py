@@ -18,6 +18,10 @@ from specdec.grammars.vocabulary import Vocabulary
 BodyEnd = tuple[int, int, int]
 """The node after a closing quote, the automaton's state before the quote, the code points of the body."""
 
+_MAX_BYTES = 32 * 2**20
+_BYTES_OF_END = 150
+"""Of a tuple of numbers, roughly."""
+
 
 class StringBodies:
     """Walks of free string bodies, shared by all grammars of a vocabulary."""
@@ -28,9 +32,11 @@ class StringBodies:
         """Where every walk begins; told by identity."""
         self._vocabulary = vocabulary
         self._of_node: BoundedCache[int, NodeGroup] = BoundedCache(2048)
-        self._from_root: BoundedCache[tuple[int, int, int], tuple[Words, NodeGroup]] = BoundedCache(1024)
+        self._from_root: BoundedCache[tuple[int, int, int], tuple[Words, NodeGroup]] = BoundedCache(
+            1024, max_bytes=_MAX_BYTES, num_bytes_of=lambda kept: kept[0].nbytes + kept[1].nodes.nbytes
+        )
         self._terms_from_root: BoundedCache[tuple[TextAutomaton, int, int], tuple[Words, list[BodyEnd]]] = BoundedCache(
-            512
+            512, max_bytes=_MAX_BYTES, num_bytes_of=lambda kept: kept[0].nbytes + _BYTES_OF_END * len(kept[1])
         )
         self._lengths = BodyLengths(vocabulary, self.table)
         self._ends: tuple[NDArray[np.uint8], NDArray[np.int64], Nodes] | None = None

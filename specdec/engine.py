@@ -17,7 +17,15 @@ from specdec.block_pool import BlockPool
 from specdec.build import EngineDescription, build_runtime, max_batched_tokens
 from specdec.config import EngineConfig
 from specdec.errors import EngineError, GenerationError, RequestError
-from specdec.grammars import GrammarCompiler, Interest, Limits, SchemaOptions, Vocabulary
+from specdec.grammars import (
+    DraftWalk,
+    GrammarCompiler,
+    Interest,
+    Limits,
+    SchemaOptions,
+    Vocabulary,
+    draft_rows,
+)
 from specdec.models.progress import ModelProgress, ProgressCallback
 from specdec.output_check import OutputChecker
 from specdec.output_types import constraint_of
@@ -296,18 +304,24 @@ class Engine:
             raise EngineError("requests are unfinished, yet none could be scheduled; this is a bug")
         return [] if self._checker is None else self._with_ids_freed(self._checker.wait(_CHECK_WAIT_SECONDS))
 
-    def _mask_rows(self, batch: Batch, proposals: list[Proposal]) -> list[list[int | None]]:
+    def _mask_rows(self, batch: Batch, proposals: list[Proposal]) -> list[AbstractSequence[int | None]]:
         """For each sequence the mask row of each of its logits rows: one a draft token and one more."""
         start = time.perf_counter()
-        mask_rows: list[list[int | None]] = []
+        walks = []
         for scheduled, proposal in zip(batch.scheduled, proposals, strict=True):
             sequence = scheduled.sequence
+            if scheduled.reaches_end and sequence.grammar is not None:
+                assert sequence.grammar_state is not None, "a constrained sequence has a state"
+                walks.append(DraftWalk(sequence.grammar, sequence.grammar_state, proposal.token_ids))
+        walked = iter(draft_rows(walks))
+        mask_rows: list[AbstractSequence[int | None]] = []
+        for scheduled, proposal in zip(batch.scheduled, proposals, strict=True):
             if not scheduled.reaches_end:
                 mask_rows.append([])
-            elif sequence.grammar is None:
+            elif scheduled.sequence.grammar is None:
                 mask_rows.append([None] * (len(proposal.token_ids) + 1))
             else:
-                mask_rows.append(_walk(sequence, proposal))
+                mask_rows.append(next(walked))
         self._mask_seconds += time.perf_counter() - start
         return mask_rows
 
@@ -347,23 +361,6 @@ def _spans(batch: Batch, proposals: list[Proposal]) -> list[Span]:
             )
         )
     return spans
-
-
-def _walk(sequence: Sequence, proposal: Proposal) -> list[int | None]:
-    """Mask rows along a draft. Past the end of the answer the last row stands: nothing there is ever emitted."""
-    grammar, state = sequence.grammar, sequence.grammar_state
-    assert grammar is not None, "only constrained sequences are walked"
-    assert state is not None, "a constrained sequence has a state"
-    rows: list[int | None] = [grammar.mask_row(state)]
-    for token_id in proposal.token_ids:
-        following = None if grammar.is_terminated(state) else grammar.advance(state, token_id)
-        if following is None:
-            # Drafted without the grammar's mask: what comes after a token that it forbids is never emitted either.
-            rows += [rows[-1]] * (len(proposal.token_ids) + 1 - len(rows))
-            break
-        state = following
-        rows.append(rows[-1] if grammar.is_terminated(state) else grammar.mask_row(state))
-    return rows
 
 
 def _is_one_prompt(prompts: object) -> bool:

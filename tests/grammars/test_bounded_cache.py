@@ -25,3 +25,13 @@ def test_a_cache_never_holds_more_than_it_may_nor_frees_much_at_once(max_entries
         assert cache.get(number) is kept
         del kept
         assert before - 2 < len(alive) <= max_entries
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 40)), max_size=200))
+def test_values_of_many_bytes_are_forgotten_sooner(puts: list[tuple[int, int]]) -> None:
+    cache: BoundedCache[int, int] = BoundedCache(1000, max_bytes=90, num_bytes_of=lambda value: value)
+    for key, value in puts:
+        cache.put(key, value)
+        assert cache.get(key) == value
+        kept = [*cache._young.values(), *cache._old.values(), *cache._dropped.values()]
+        assert sum(kept) <= 90 + 3 * 40
