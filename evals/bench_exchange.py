@@ -117,6 +117,7 @@ class Exchange:
 
     @property
     def text(self) -> str:
+        """Of a constrained answer; others are not kept."""
         return "".join(self.texts)
 
     @property
@@ -157,6 +158,9 @@ async def exchange(client: httpx.AsyncClient, planned: Planned, path: str, *, is
     except (httpx.HTTPError, httpx.StreamError, ValueError, OSError) as error:
         record.error = f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARS]
     record.ended_at = time.perf_counter()
+    # A load may go on for hours: what no figure is made of is not kept.
+    record.planned = msgspec.structs.replace(planned, body={})
+    record.texts = [record.text] if planned.is_constrained else []
     return record
 
 

@@ -47,28 +47,21 @@ class SpeculationCounts(msgspec.Struct, frozen=True, kw_only=True):
 class ServerMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """One scrape: every sample by its name without prefix, labels added up."""
 
-    values: dict[str, float]
     prefix: str
-    """That of the engine's own metrics, as `vllm` or `specdec`."""
+    """As `vllm` or `specdec`."""
+    values: dict[str, float]
 
     @classmethod
     def parse(cls, text: str) -> ServerMetrics | None:
         """None for an exposition without vLLM's gauge of running requests. Raises ValueError for none at all."""
-        values: dict[str, float] = defaultdict(float)
-        prefix = None
+        values: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                owner, colon, name = sample.name.partition(":")
-                if not colon:
-                    continue
-                if name == "num_requests_running":
-                    prefix = owner
-                values[name] += sample.value
-        return None if prefix is None else cls(values=dict(values), prefix=prefix)
-
-    @property
-    def is_specdec(self) -> bool:
-        return self.prefix == "specdec"
+                prefix, _, name = sample.name.rpartition(":")
+                values[prefix][name] += sample.value
+        # A server may say the same under two names; its own comes first.
+        found = [prefix for prefix, named in values.items() if "num_requests_running" in named]
+        return cls(prefix=found[0], values=dict(values[found[0]])) if found else None
 
     def speculation(self) -> SpeculationCounts | None:
         """None where the server counts no drafts."""

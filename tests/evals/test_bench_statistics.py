@@ -162,7 +162,7 @@ python_info 1.0
 @pytest.mark.parametrize("prefix", ["vllm", "specdec"])
 def test_counts_are_found_under_any_prefix_with_their_labels_added_up(prefix):
     metrics = ServerMetrics.parse(EXPOSITION.format(prefix))
-    assert metrics.is_specdec == (prefix == "specdec")
+    assert metrics.prefix == prefix
     assert metrics.held() == {"num_requests_running": 2.0}
     counts = metrics.speculation()
     assert counts == SpeculationCounts(num_drafts=10, num_draft_tokens=50, num_accepted_tokens=15)
@@ -170,6 +170,13 @@ def test_counts_are_found_under_any_prefix_with_their_labels_added_up(prefix):
     assert counts.mean_acceptance_length == 2.5
     more = counts.plus(SpeculationCounts(num_drafts=2, num_draft_tokens=5, num_discarded_tokens=5))
     assert more.plus(counts, sign=-1) == SpeculationCounts(num_drafts=2, num_draft_tokens=5, num_discarded_tokens=5)
+
+
+def test_counts_that_a_server_gives_under_two_prefixes_count_once():
+    metrics = ServerMetrics.parse(
+        EXPOSITION.format("specdec").replace("python_info 1.0\n", "") + EXPOSITION.format("vllm")
+    )
+    assert metrics == ServerMetrics.parse(EXPOSITION.format("specdec"))
 
 
 def test_other_expositions_are_none_of_ours():

@@ -79,15 +79,15 @@ def test_a_client_that_leaves_ends_its_sequence_within_a_step(
 
 
 @pytest.mark.slow
-def test_ten_thousand_tokens_of_one_choice_arrive_in_constant_memory(tmp_path: Path) -> None:
+def test_ten_thousand_chunks_of_one_choice_arrive_in_constant_memory(tmp_path: Path) -> None:
     from tiny_model import write_tiny_model
 
     folder = write_tiny_model(tmp_path / "long", seed=1, max_position_embeddings=16384)
-    num_tokens = 10_000
+    num_tokens = 13_000
     memory = psutil.Process(os.getpid())
     with serving(Engine(EngineConfig(model=str(folder), num_kv_blocks=1200))) as server:
         body = chat_body(
-            stream=True, ignore_eos=True, max_tokens=num_tokens, seed=3,
+            stream=True, ignore_eos=True, max_tokens=num_tokens, seed=3, logprobs=True,
             stream_options={"include_usage": True, "continuous_usage_stats": True},
         )  # fmt: skip
         counts, text, sizes = [], [], []
@@ -99,7 +99,7 @@ def test_ten_thousand_tokens_of_one_choice_arrive_in_constant_memory(tmp_path: P
                     sizes.append(memory.memory_info().rss)
         assert counts == sorted(counts)
         assert counts[-1] == num_tokens
-        assert sum(after > before for before, after in itertools.pairwise(counts)) > 0.9 * num_tokens
+        assert sum(after > before for before, after in itertools.pairwise(counts)) >= 10_000
         assert len("".join(text)) > num_tokens / 2
         assert sizes[-1] - sizes[2] < 64e6
         wait_until(lambda: server.num_blocks_in_use() == 0, "every block to be freed")
