@@ -17,7 +17,7 @@ from live_server import LiveServer, chat_body, read_events, serving, slowed, wai
 from specdec import Engine, EngineConfig
 
 CHAT = "/v1/chat/completions"
-STEP_S = 0.05
+STEP_S = 0.03
 
 
 @pytest.fixture
@@ -35,21 +35,24 @@ def step_times(make_engine: Callable[..., Engine]) -> tuple[Engine, list[float]]
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
-def test_each_token_arrives_before_the_next_is_made(step_times: tuple[Engine, list[float]], path: str) -> None:
+def test_tokens_arrive_while_later_ones_are_made(step_times: tuple[Engine, list[float]], path: str) -> None:
     engine, times = step_times
-    body = chat_body(stream=True, ignore_eos=True, max_tokens=20, prompt="Once", speculative={"enabled": False})
+    body = chat_body(
+        stream=True, ignore_eos=True, max_tokens=30, prompt="Once", speculative={"enabled": False},
+        stream_options={"include_usage": True, "continuous_usage_stats": True},
+    )  # fmt: skip
     with serving(engine) as server:
-        arrivals = []
+        arrivals = {}
         with httpx.stream("POST", server.url + path, json=body, timeout=30) as response:
             for event in read_events(response):
-                choice = event["choices"][0]
-                if choice.get("text") or choice.get("delta", {}).get("content"):
-                    arrivals.append(time.monotonic())
+                if event["choices"]:
+                    arrivals.setdefault(event["usage"]["completion_tokens"], time.monotonic())
         assert len(arrivals) > 10
-        assert arrivals[0] < times[3], "the first text is there before the fourth step begins"
-        late = [arrival - max(begun for begun in times if begun < arrival) for arrival in arrivals]
-        assert sorted(late)[len(late) // 2] < STEP_S, "a token is out before the step after the next"
-        assert arrivals[-1] - arrivals[0] > 8 * STEP_S, "they were not saved up"
+        # The n-th token is made by the n-th step; a busy machine may hold some of them up.
+        num_prompt = sum(
+            num_tokens <= 20 and arrival < times[num_tokens + 3] for num_tokens, arrival in arrivals.items()
+        )
+        assert num_prompt > 0.7 * sum(num_tokens <= 20 for num_tokens in arrivals)
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
@@ -58,7 +61,7 @@ def test_a_client_that_leaves_ends_its_sequence_within_a_step(
 ) -> None:
     engine, times = step_times
     with serving(engine) as server:
-        for _ in range(5):
+        for _ in range(3):
             with contextlib.ExitStack() as stack:
                 client = stack.enter_context(httpx.Client(base_url=server.url))
                 body = chat_body(stream=stream, ignore_eos=True, max_tokens=1000)
@@ -113,7 +116,7 @@ def test_the_wall_clock_may_jump_and_nothing_but_created_follows(
     monkeypatch.setattr(time, "time", lambda: next(clock))
     before = histogram_sums(live.url)
     start = time.monotonic()
-    for _ in range(6):
+    for _ in range(3):
         whole = httpx.post(live.url + CHAT, json=chat_body(max_tokens=4), timeout=20)
         assert whole.json()["created"] in {4_000_000_000, 0, 1_700_000_000}
         assert int(whole.headers["openai-processing-ms"]) < 20_000
