@@ -15,7 +15,7 @@ import psutil
 INTERVAL_S: Final = 1.0
 SETTLING_S: Final = 60.0
 """Pools fill and caches warm for so long; the slope is of what comes after."""
-_MIN_SAMPLES: Final = 10
+_MIN_SAMPLES: Final = 30
 
 
 class MemoryUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +26,7 @@ class MemoryUse(msgspec.Struct, frozen=True, kw_only=True):
     last_mb: float
     peak_mb: float
     mb_per_minute: float | None
-    """By least squares after the first minute; None for a run too short to say."""
+    """By least squares after the first minute; None for a run of less than a minute and a half."""
     num_samples: int
 
 
@@ -85,7 +85,7 @@ class MemoryWatch:
 
 
 def slope_per_minute(seconds: Sequence[float], values: Sequence[float], settling_s: float = SETTLING_S) -> float | None:
-    """The slope of the least-squares line through what was seen after `settling_s`; None for fewer than ten values."""
+    """The slope of the least-squares line through what was seen after `settling_s`; None for fewer than thirty values."""
     at = np.asarray(seconds, dtype=np.float64)
     is_settled = at - at[:1] >= settling_s
     if is_settled.sum() < _MIN_SAMPLES:

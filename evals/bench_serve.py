@@ -173,7 +173,7 @@ def _failures(run: BenchRun, points: Sequence[PointResult], memory: MemoryUse | 
             yield f"{point.label}: nothing runs any more, and {held}"
     if run.max_mb_per_minute is not None and memory is not None:
         if memory.mb_per_minute is None:
-            yield "the run was too short to say how the server's memory grows; it takes more than a minute"
+            yield "the run was too short to say how the server's memory grows; it takes a minute and a half"
         elif memory.mb_per_minute > run.max_mb_per_minute:
             yield (
                 f"the server's memory grew by {memory.mb_per_minute:.2f} MB a minute; {run.max_mb_per_minute:g} is the "
@@ -199,7 +199,7 @@ def _warnings(run: BenchRun, target: Target, points: Sequence[PointResult], memo
     if target.is_specdec and not target.has_metrics:
         yield "/metrics cannot be read: whether the server leaks is not known"
     if memory is not None and memory.mb_per_minute is None and run.max_mb_per_minute is None:
-        yield "the run was too short for a slope of the server's memory, which is that after the first minute"
+        yield "the run was too short for a slope of the server's memory, which takes a minute and a half"
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
