@@ -85,7 +85,7 @@ class MemoryWatch:
 
 
 def slope_per_minute(seconds: Sequence[float], values: Sequence[float], settling_s: float = SETTLING_S) -> float | None:
-    """The slope of the least-squares line through what was seen after `settling_s`; None for fewer than thirty values."""
+    """Of the least-squares line through what was seen after `settling_s`; None for fewer than thirty values."""
     at = np.asarray(seconds, dtype=np.float64)
     is_settled = at - at[:1] >= settling_s
     if is_settled.sum() < _MIN_SAMPLES:

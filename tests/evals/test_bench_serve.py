@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import json
 import os
+import subprocess
+import sys
 import threading
 
 import httpx
@@ -295,6 +297,18 @@ def test_a_run_too_short_to_say_how_memory_grows_does_not_pass_for_one_that_says
 
 
 # Mistakes
+
+
+def test_help_needs_no_torch_and_has_its_flags_in_groups():
+    program = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom specdec.cli import app\n"
+        "print(CliRunner().invoke(app, ['bench', 'serve', '--help'], env={'COLUMNS': '160'}).output)\n"
+        "print('torch' in sys.modules)"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    *shown, has_torch = finished.stdout.split()
+    assert has_torch == "False"
+    assert {"Server", "Workload", "Load", "Faults", "Speculation", "Output"} <= set(shown)
 
 
 def test_no_server_is_an_error_that_says_so():
