@@ -7,16 +7,16 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 # Tests run beside other work: threads that wait should sleep.
-test test-model test-slow test-peers check: export OMP_WAIT_POLICY ?= passive
+test test-model test-slow test-peers test-clients check: export OMP_WAIT_POLICY ?= passive
 
 # Keeps the checkout's folders `kernels`, `server` and `evals` from being importable under those bare names.
 SAFE := PYTHONSAFEPATH=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve model test test-peers test-model test-slow check fmt clean
+.PHONY: help install serve model test test-peers test-clients test-model test-slow check fmt clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  Flags pass through ARGS: make serve ARGS="--spec ngram --port 9000"'
 
@@ -45,7 +45,7 @@ serve: $(STAMP) ## pull the default model and serve it on 127.0.0.1:8000
 	@$(BIN)/specdec serve $(ARGS)
 
 test: $(STAMP) ## the tests that need no model, no GPU and little time
-	$(SAFE) $(BIN)/pytest -m "not slow and not gpu and not model and not peers" $(ARGS)
+	$(SAFE) $(BIN)/pytest -m "not slow and not gpu and not model and not peers and not clients" $(ARGS)
 
 test-model: $(STAMP) ## the tests on the default model, which they pull
 	@$(BIN)/specdec pull
@@ -54,6 +54,10 @@ test-model: $(STAMP) ## the tests on the default model, which they pull
 test-peers: $(STAMP) ## our verdicts beside those of llguidance, xgrammar and outlines-core, which it installs
 	$(BIN)/python -m pip install --quiet -e '.[dev,peers]'
 	$(SAFE) $(BIN)/pytest -m peers $(ARGS)
+
+test-clients: $(STAMP) ## the server under schemathesis, which it installs in an environment of its own
+	@test -x .venv-clients/bin/schemathesis || { $(BIN)/python -m venv --without-pip .venv-clients && $(BIN)/python -m pip --python .venv-clients/bin/python install --quiet 'schemathesis>=4.32,<5'; }
+	$(SAFE) $(BIN)/pytest -m clients $(ARGS)
 
 test-slow: $(STAMP) ## the tests that take more than ten seconds each
 	@$(BIN)/specdec pull
@@ -71,4 +75,4 @@ fmt: $(STAMP) ## format the tree and apply the safe lint fixes
 	$(BIN)/ruff format .
 
 clean: ## remove .venv, caches and build output
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-clients build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -16,6 +16,8 @@ from specdec.server.completions import completions
 from specdec.server.config import ServerConfig
 from specdec.server.errors import handle_exception
 from specdec.server.gate import Gate
+from specdec.server.openapi import openapi_json
+from specdec.server.reference import reference
 from specdec.server.service import Service
 from specdec.server.status import health, metrics, model, models, ready, version
 
@@ -52,10 +54,11 @@ def create_app(engine: AsyncEngine, config: ServerConfig | None = None) -> Appli
 
     app = Application(
         route_handlers=[
-            chat_completions, completions, health, metrics, model, models, ready, version,
+            chat_completions, completions, health, metrics, model, models, openapi_json, ready, reference, version,
         ],
         exception_handlers={HTTPException: handle_exception, Exception: handle_exception},
         lifespan=[running_engine],
+        # Litestar's own document knows nothing of bodies that handlers decode, and its pages fetch scripts.
         openapi_config=None,
         request_max_body_size=config.limits.max_body_bytes,
         logging_config=None,

@@ -18,7 +18,8 @@ class TextFormat(msgspec.Struct, frozen=True, tag_field="type", tag="text", forb
 class JsonObjectFormat(msgspec.Struct, frozen=True, tag_field="type", tag="json_object", forbid_unknown_fields=True):
     """Any JSON object; or, as llama.cpp has it, one that `schema` describes."""
 
-    schema: msgspec.Raw = ABSENT
+    # By a factory: a Raw default is none that msgspec could write into the schema of this struct.
+    schema: msgspec.Raw = msgspec.field(default_factory=lambda: ABSENT)
     options: Options | None = None
     report: bool | None = None
 

@@ -18,6 +18,7 @@ import uvicorn
 from specdec import AsyncEngine, ConfigError, Engine, EngineConfig, EngineDescription
 from specdec.server.app import create_app
 from specdec.server.config import ServerConfig
+from specdec.server.http_protocol import HttpProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 create_app(engine, config),
                 loop="auto",
-                http="httptools",
+                http=HttpProtocol,
                 ws="none",
                 lifespan="on",
                 log_config=None,

@@ -15,7 +15,7 @@ FIELD = "structured_outputs"
 class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Exactly one of the first four. `json` is a schema, as JSON or as JSON text."""
 
-    json: msgspec.Raw = ABSENT
+    json: msgspec.Raw = msgspec.field(default_factory=lambda: ABSENT)
     json_object: bool | None = None
     regex: str | None = None
     choice: list[str] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -209,17 +209,27 @@ def check_schema(
     raise typer.Exit(check(file, options, vocabulary=vocabulary, as_json=as_json))
 
 
-@app.command(
-    "eval",
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-)
+_PASSED_ON: Final = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command("eval", add_help_option=False, context_settings=_PASSED_ON)
 def evaluate(context: typer.Context) -> None:
     """Measure what the engine promises: equivalence, acceptance, constrained, throughput."""
-    # By name: the evals are a layer of their own, and import the engine.
-    evals = importlib.import_module("specdec.evals.cli")
-    arguments = context.args or ["--help"]
-    code = evals.app(args=arguments, prog_name="specdec eval", standalone_mode=False)
+    _pass_on(context, "specdec.evals.cli")
+
+
+@app.command("bench", add_help_option=False, context_settings=_PASSED_ON)
+def bench(context: typer.Context) -> None:
+    """Measure how fast it is: a server under load."""
+    _pass_on(context, "specdec.evals.bench_cli")
+
+
+def _pass_on(context: typer.Context, module: str) -> None:
+    """Run another layer's commands, by name: the evals import the engine."""
+    commands = importlib.import_module(module)
+    code = commands.app(
+        args=context.args or ["--help"], prog_name=f"specdec {context.info_name}", standalone_mode=False
+    )
     raise typer.Exit(code if isinstance(code, int) else 0)
 
 

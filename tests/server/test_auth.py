@@ -56,8 +56,8 @@ def test_any_of_the_keys_opens_in_either_header(guarded: LiveServer, key: str, h
     assert answer.status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready"])
-def test_probes_need_no_key(guarded: LiveServer, path: str) -> None:
+@pytest.mark.parametrize("path", ["/health", "/ready", "/docs", "/openapi.json"])
+def test_probes_and_the_reference_need_no_key(guarded: LiveServer, path: str) -> None:
     assert httpx.get(guarded.url + path).status_code == 200
 
 

@@ -14,6 +14,7 @@ import uvicorn
 
 from specdec import AsyncEngine, Engine
 from specdec.server import ServerConfig, create_app
+from specdec.server.http_protocol import HttpProtocol
 
 TIMEOUT_S = 30.0
 
@@ -26,8 +27,8 @@ class LiveServer:
         self.async_engine = AsyncEngine(engine)
         self._server = uvicorn.Server(
             uvicorn.Config(
-                create_app(self.async_engine, config), port=0, ws="none", log_config=None, access_log=False,
-                server_header=False, timeout_graceful_shutdown=5,
+                create_app(self.async_engine, config), port=0, http=HttpProtocol, ws="none", log_config=None,
+                access_log=False, server_header=False, timeout_graceful_shutdown=5,
             )
         )  # fmt: skip
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve()), daemon=True)
