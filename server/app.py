@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from litestar import Litestar
 from litestar.exceptions import HTTPException
 
-from specdec import AsyncEngine
+from specdec import EngineHandle
 from specdec.server.auth import ApiKeys
 from specdec.server.chat import chat_completions
 from specdec.server.completions import completions
@@ -37,7 +37,7 @@ class Application(Litestar):
         await super().__call__(scope, receive, send)
 
 
-def create_app(engine: AsyncEngine, config: ServerConfig | None = None) -> Application:
+def create_app(engine: EngineHandle, config: ServerConfig | None = None) -> Application:
     """The ASGI application; it starts the engine with its own lifespan, and closes it at the end of that."""
     config = config or ServerConfig()
     service = Service.of(engine, config)

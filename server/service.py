@@ -9,7 +9,7 @@ from typing import Any
 
 from litestar import Request as HttpRequest
 
-from specdec import AsyncEngine, __version__
+from specdec import EngineHandle, __version__
 from specdec.server.config import ServerConfig
 from specdec.server.errors import ApiError, ErrorObject
 from specdec.server.metrics import ServerMetrics
@@ -21,7 +21,7 @@ _STATE_NAME = "service"
 class Service:
     """One server's parts; built once by create_app."""
 
-    engine: AsyncEngine
+    engine: EngineHandle
     config: ServerConfig
     model_names: tuple[str, ...]
     metrics: ServerMetrics
@@ -29,7 +29,7 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def of(cls, engine: AsyncEngine, config: ServerConfig) -> Service:
+    def of(cls, engine: EngineHandle, config: ServerConfig) -> Service:
         """The service of this engine, under the configured names or its own."""
         names = config.served_model_names or (engine.model_name,)
         digest = hashlib.sha256(f"{__version__}\0{engine.config!r}".encode()).hexdigest()

@@ -33,6 +33,8 @@ _HOME_OF = {
     "EngineDeadError": "specdec.errors",
     "EngineDescription": "specdec.description",
     "EngineError": "specdec.errors",
+    "EngineHandle": "specdec.engine_handle",
+    "EngineProcess": "specdec.engine_process",
     "EngineStats": "specdec.stats",
     "FinishReason": "specdec.request",
     "Function": "specdec.grammars.constraints",
@@ -74,6 +76,8 @@ if TYPE_CHECKING:
     from specdec.delta_stream import DeltaStream as DeltaStream
     from specdec.description import EngineDescription as EngineDescription
     from specdec.engine import Engine as Engine
+    from specdec.engine_handle import EngineHandle as EngineHandle
+    from specdec.engine_process import EngineProcess as EngineProcess
     from specdec.errors import BudgetTooSmallError as BudgetTooSmallError
     from specdec.errors import ConfigError as ConfigError
     from specdec.errors import ContextLengthError as ContextLengthError

@@ -74,6 +74,11 @@ class DeltaStream:
         """Whether it was closed, by whoever submitted."""
         return self._is_closed
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether every choice has ended, read or not."""
+        return not self._num_open_choices
+
     def close(self) -> None:
         """Abort what still runs and drop what was not read; idempotent, safe at any time."""
         if not self._is_closed:

@@ -69,6 +69,14 @@ def serve(
             rich_help_panel="Server",
         ),
     ] = None,
+    engine_in_process: Annotated[
+        bool,
+        typer.Option(
+            "--engine-in-process",
+            help="Run the engine on a thread of the server instead of in a process of its own.",
+            rich_help_panel="Server",
+        ),
+    ] = False,
 ) -> None:
     """Serve a model over the OpenAI API.
 
@@ -85,6 +93,7 @@ def serve(
             api_keys=api_key or [],
             served_model_names=served_model_name or [],
             notes=engine.notes(),
+            in_process=engine_in_process,
         )
     )
 

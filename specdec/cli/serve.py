@@ -29,6 +29,7 @@ def serve_until_stopped(
     api_keys: Sequence[str],
     served_model_names: Sequence[str],
     notes: Mapping[str, str],
+    in_process: bool,
 ) -> int:
     """Serve until Ctrl-C or SIGTERM; the exit code. `notes` are printed for the device that was chosen."""
     server_config = ServerConfig(
@@ -46,7 +47,7 @@ def serve_until_stopped(
             if note := notes.get(info.engine.device.partition(":")[0]):
                 say(f"note: {note}", style="yellow")
 
-        return serve(engine_config, server_config, on_ready=ready, progress=progress)
+        return serve(engine_config, server_config, on_ready=ready, progress=progress, in_process=in_process)
 
 
 def request_limits(engine_config: EngineConfig) -> RequestLimits:
