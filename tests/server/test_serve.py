@@ -19,36 +19,45 @@ from live_server import chat_body, read_events
 from specdec import ConfigError, EngineConfig
 from specdec.server import ServerConfig, serve
 
+FAULTY_CHILD = Path(__file__).parents[1] / "support" / "faulty_engine_child.py"
+STEP_SECONDS = 0.005
 PROGRAM = """
 import sys, time
 import msgspec
-import specdec.engine
+import specdec.engine_process
 from specdec import EngineConfig
 from specdec.server import ServerConfig, serve
 
-die_at, config = int(sys.argv[2]), msgspec.json.decode(sys.argv[3], type=ServerConfig)
-step = specdec.engine.Engine.step
+folder, die_at, step_seconds, child, config = sys.argv[1:]
+in_process = child == ""
+if in_process:
+    import specdec.engine
+    step = specdec.engine.Engine.step
 
-def slow_step(engine):
-    time.sleep(0.005)
-    if engine.stats().num_steps == die_at:
-        raise RuntimeError("injected")
-    return step(engine)
+    def faulty_step(engine):
+        time.sleep(float(step_seconds))
+        if engine.stats().num_steps == int(die_at):
+            raise RuntimeError("injected")
+        return step(engine)
 
-specdec.engine.Engine.step = slow_step
-engine_config = EngineConfig(model=sys.argv[1], num_kv_blocks=600)
+    specdec.engine.Engine.step = faulty_step
+else:
+    specdec.engine_process.PROGRAM = (child, step_seconds, die_at)
+engine_config = EngineConfig(model=folder, num_kv_blocks=600)
 print_info = lambda info: print(msgspec.json.encode(info).decode(), flush=True)
-sys.exit(serve(engine_config, config, on_ready=print_info))
+config = msgspec.json.decode(config, type=ServerConfig)
+sys.exit(serve(engine_config, config, on_ready=print_info, in_process=in_process))
 """
 
 
 class Served:
     """A process that serves."""
 
-    def __init__(self, folder: Path, *, die_at: int = -1, **config: object) -> None:
+    def __init__(self, folder: Path, *, in_process: bool = False, die_at: int = -1, **config: object) -> None:
         fields = {"port": 0, "served_model_names": ["tiny"], **config}
+        child = "" if in_process else str(FAULTY_CHILD)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(folder), str(die_at), json.dumps(fields)],
+            [sys.executable, "-c", PROGRAM, str(folder), str(die_at), str(STEP_SECONDS), child, json.dumps(fields)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.process.stdout is not None
@@ -118,8 +127,11 @@ def test_sigterm_lets_running_requests_finish_within_the_grace(served: Callable[
         httpx.get(server.url + "/health")
 
 
-def test_sigterm_ends_what_outlasts_the_grace_with_an_error_frame(served: Callable[..., Served]) -> None:
-    server = served(shutdown_grace_s=0.5)
+@pytest.mark.parametrize("in_process", [False, True])
+def test_sigterm_ends_what_outlasts_the_grace_with_an_error_frame(
+    served: Callable[..., Served], in_process: bool
+) -> None:
+    server = served(in_process=in_process, shutdown_grace_s=0.5)
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         streams = [pool.submit(last_event, server.url, ignore_eos=True) for _ in range(2)]
         whole = pool.submit(
@@ -164,8 +176,9 @@ def test_a_client_that_never_reads_does_not_hold_the_end_up_for_ever(served: Cal
     assert seconds < 12
 
 
-def test_when_the_engine_dies_the_process_soon_ends_with_1(served: Callable[..., Served]) -> None:
-    server = served(die_at=50)
+@pytest.mark.parametrize("in_process", [False, True])
+def test_when_the_engine_dies_the_process_soon_ends_with_1(served: Callable[..., Served], in_process: bool) -> None:
+    server = served(in_process=in_process, die_at=50)
     assert last_event(server.url, ignore_eos=True)["error"]["code"] == "engine_dead"
     start = time.monotonic()
     _, log = server.process.communicate(timeout=20)
