@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
@@ -37,7 +38,7 @@ from specdec.engine_messages import (
 )
 from specdec.errors import EngineError, SpecdecError
 from specdec.frames import FrameProtocol
-from specdec.models.progress import ModelProgress
+from specdec.models.progress import ModelProgress, ProgressCallback
 from specdec.request import TokenDelta
 from specdec.stats import EngineStats
 
@@ -70,7 +71,7 @@ def main(fd: int, parent_pid: int | None) -> NoReturn:
 
 
 async def _serve(connection: socket.socket) -> int:
-    return await _Child(connection).run()
+    return await EngineChild(connection, _build, functools.partial(os._exit, 1)).run()
 
 
 @dataclass(slots=True)
@@ -79,12 +80,21 @@ class _Submission:
     beginning: asyncio.Task[None] | None = None
 
 
-class _Child:
-    def __init__(self, connection: socket.socket) -> None:
+class EngineChild:
+    """One end of a connection and the engine behind it."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        build: Callable[[Load, ProgressCallback], Engine],
+        on_orphaned: Callable[[], None],
+    ) -> None:
+        """`build` makes the engine, on a thread of its own; `on_orphaned` is called once the other end is gone."""
         self._connection = connection
+        self._build = build
         self._load: asyncio.Future[Load] = asyncio.get_running_loop().create_future()
         self._stopped = asyncio.Event()
-        self._protocol = FrameProtocol(self._obey, functools.partial(os._exit, 1), self._flush)
+        self._protocol = FrameProtocol(self._obey, on_orphaned, self._flush)
         self._outbox = _Outbox()
         self._engine: AsyncEngine | None = None
         self._submissions: dict[int, _Submission] = {}
@@ -93,12 +103,12 @@ class _Child:
         self._was_busy = False
 
     async def run(self) -> int:
+        """Until the engine or the connection ends; the exit status."""
         loop = asyncio.get_running_loop()
         await loop.connect_accepted_socket(lambda: self._protocol, self._connection)
         load = await self._load
-        logging.basicConfig(level=load.log_level, stream=sys.stderr, format=load.log_format)
         try:
-            engine = await asyncio.to_thread(_build, load, functools.partial(self._report, loop))
+            engine = await asyncio.to_thread(self._build, load, functools.partial(self._report, loop))
         except BaseException as error:
             if not isinstance(error, SpecdecError):
                 logger.exception("the engine could not be built")
@@ -265,8 +275,9 @@ class _Outbox:
             return encode(Dispatch(accepted, tuple(sound), tuple(failures), stats, busy_seconds, is_dead))
 
 
-def _build(load: Load, progress: functools.partial[None]) -> Engine:
-    from specdec.engine import Engine  # noqa: PLC0415, torch is loaded on the thread that reports progress
+def _build(load: Load, progress: ProgressCallback) -> Engine:
+    logging.basicConfig(level=load.log_level, stream=sys.stderr, format=load.log_format)
+    from specdec.engine import Engine  # noqa: PLC0415, torch is loaded while the connection is looked after
 
     return Engine(load.config(), progress=progress)
 

@@ -1,7 +1,7 @@
 """EngineHandle: what an event loop does with an engine, wherever that runs.
 
-    AsyncEngine      on a thread of this process        (async_engine.py)
-    EngineProcess    in a process of its own            (engine_process.py)
+AsyncEngine      on a thread of this process        (async_engine.py)
+EngineProcess    in a process of its own            (engine_process.py)
 """
 
 from __future__ import annotations
