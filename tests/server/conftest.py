@@ -11,11 +11,12 @@ import pytest
 
 if TYPE_CHECKING:
     from live_server import LiveServer
+    from served_process import Served
 
     from specdec import Engine
 
 OVER_BOTH_TRANSPORTS = {
-    "test_chat", "test_completions", "test_openai_client", "test_text_constraints", "test_constraints"
+    "test_chat", "test_completions", "test_openai_client", "test_text_constraints", "test_constraints", "test_metrics"
 }  # fmt: skip
 
 
@@ -63,3 +64,19 @@ def live(request: pytest.FixtureRequest) -> LiveServer:
 def client(live: LiveServer) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=live.url, timeout=30.0) as client:
         yield client
+
+
+@pytest.fixture
+def served(tiny_model_folder: Path) -> Iterator[Callable[..., Served]]:
+    from served_process import Served
+
+    started: list[Served] = []
+
+    def start(**fields: object) -> Served:
+        started.append(Served(tiny_model_folder, **fields))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+        each.process.communicate(timeout=20)

@@ -6,99 +6,16 @@ import concurrent.futures
 import json
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import httpx
 import pytest
-from live_server import chat_body, read_events
+from live_server import chat_body
+from served_process import Served, last_event, wait_for_running
 
 from specdec import ConfigError, EngineConfig
 from specdec.server import ServerConfig, serve
-
-FAULTY_CHILD = Path(__file__).parents[1] / "support" / "faulty_engine_child.py"
-STEP_SECONDS = 0.005
-PROGRAM = """
-import sys, time
-import msgspec
-import specdec.engine_process
-from specdec import EngineConfig
-from specdec.server import ServerConfig, serve
-
-folder, die_at, step_seconds, child, config = sys.argv[1:]
-in_process = child == ""
-if in_process:
-    import specdec.engine
-    step = specdec.engine.Engine.step
-
-    def faulty_step(engine):
-        time.sleep(float(step_seconds))
-        if engine.stats().num_steps == int(die_at):
-            raise RuntimeError("injected")
-        return step(engine)
-
-    specdec.engine.Engine.step = faulty_step
-else:
-    specdec.engine_process.PROGRAM = (child, step_seconds, die_at)
-engine_config = EngineConfig(model=folder, num_kv_blocks=600)
-print_info = lambda info: print(msgspec.json.encode(info).decode(), flush=True)
-config = msgspec.json.decode(config, type=ServerConfig)
-sys.exit(serve(engine_config, config, on_ready=print_info, in_process=in_process))
-"""
-
-
-class Served:
-    """A process that serves."""
-
-    def __init__(self, folder: Path, *, in_process: bool = False, die_at: int = -1, **config: object) -> None:
-        fields = {"port": 0, "served_model_names": ["tiny"], **config}
-        child = "" if in_process else str(FAULTY_CHILD)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(folder), str(die_at), str(STEP_SECONDS), child, json.dumps(fields)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.process.communicate(timeout=20)[1]
-        self.info = json.loads(line)
-        self.url: str = self.info["url"]
-
-    def stop(self, timeout_s: float = 20) -> tuple[int, str, float]:
-        """SIGTERM; the exit code, what was logged, and how long it took."""
-        start = time.monotonic()
-        self.process.send_signal(signal.SIGTERM)
-        _, log = self.process.communicate(timeout=timeout_s)
-        return self.process.returncode, log, time.monotonic() - start
-
-
-@pytest.fixture
-def served(tiny_model_folder: Path) -> Iterator[Callable[..., Served]]:
-    started: list[Served] = []
-
-    def start(**fields: object) -> Served:
-        started.append(Served(tiny_model_folder, **fields))
-        return started[-1]
-
-    yield start
-    for each in started:
-        each.process.kill()
-        each.process.communicate(timeout=20)
-
-
-def last_event(url: str, **fields: object) -> dict:
-    body = chat_body(stream=True, **fields)
-    with httpx.stream("POST", url + "/v1/chat/completions", json=body, timeout=60) as response:
-        return list(read_events(response))[-1]
-
-
-def wait_for_running(url: str, num_requests: int) -> None:
-    deadline = time.monotonic() + 20
-    while f'num_requests_running{{model_name="tiny"}} {num_requests}.0' not in httpx.get(url + "/metrics").text:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_on_ready_tells_what_is_served_and_sigterm_ends_it_with_0(served: Callable[..., Served]) -> None:
