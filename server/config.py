@@ -38,6 +38,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     limits: RequestLimits = RequestLimits()
     per_request_spec_decode_metrics: Literal["off", "summary"] = "off"
     """summary adds `metrics.speculative_decoding`, in vLLM's shape, to every answer with one choice."""
+    max_num_queued_reqs: int | None = 1024
+    """Choices in flight, running or waiting; beyond it a request is a 503. None does not limit."""
+    max_num_queued_tokens: int | None = None
+    """Prompt tokens that wait to be computed; beyond it a request is a 503. None does not limit."""
+    rate_limit: int | None = None
+    """Requests per minute of one API key, or without keys of one address; beyond it a request is a 429."""
+    request_timeout_s: float | None = None
+    """What takes longer from its arrival to its last token ends with an error; a 504 where none was sent."""
     keep_alive_interval_s: float = 15.0
     """A stream that has nothing to say sends a comment this often, so that no proxy takes it for dead."""
     shutdown_grace_s: float = 30.0
@@ -57,9 +65,17 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 )
         if any(not name for name in self.served_model_names):
             raise ConfigError("a served model name is empty", flag="--served-model-name")
-        for name in ("keep_alive_interval_s", "stall_timeout_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name):g}; it must be positive")
+        for name, flag in (
+            ("max_num_queued_reqs", "--max-num-queued-reqs"),
+            ("max_num_queued_tokens", "--max-num-queued-tokens"),
+            ("rate_limit", "--rate-limit"),
+            ("request_timeout_s", "--request-timeout"),
+            ("keep_alive_interval_s", None),
+            ("stall_timeout_s", None),
+        ):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} is {value:g}; it must be positive", flag=flag)
         if self.shutdown_grace_s < 0:
             raise ConfigError(f"shutdown_grace_s is {self.shutdown_grace_s:g}; it must not be negative")
         if self.limits.max_body_bytes < 1024:

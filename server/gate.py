@@ -14,6 +14,7 @@ from specdec.server.auth import PUBLIC_PATHS, ApiKeys, cache_salt, presented_key
 from specdec.server.errors import ApiError, ErrorBody, ErrorObject
 from specdec.server.exchange import Exchange
 from specdec.server.metrics import ServerMetrics
+from specdec.server.rate_limit import RateLimit
 
 if TYPE_CHECKING:
     from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
@@ -28,8 +29,11 @@ UNROUTED = "unrouted"
 class Gate:
     """ASGI, outside of routing, so that an unknown path is guarded like a known one."""
 
-    def __init__(self, app: ASGIApp, api_keys: ApiKeys, metrics: ServerMetrics) -> None:
+    def __init__(
+        self, app: ASGIApp, api_keys: ApiKeys, metrics: ServerMetrics, rate_limit: RateLimit | None = None
+    ) -> None:
         self._app = app
+        self._rate_limit = rate_limit
         self._api_keys = api_keys
         self._metrics = metrics
 
@@ -56,6 +60,9 @@ class Gate:
             with exchange.on_end:
                 if self._api_keys.guards and scope["path"] not in PUBLIC_PATHS and not self._admits(key):
                     await _send_error(_unauthorized(), send_marked)
+                elif (retry_after_s := self._seconds_to_wait(scope, exchange)) is not None:
+                    self._metrics.count_rejection("rate_limit")
+                    await _send_error(_too_many(retry_after_s), send_marked)
                 else:
                     await self._app(scope, receive, send_marked)
         finally:
@@ -63,6 +70,13 @@ class Gate:
 
     def _admits(self, key: bytes | None) -> bool:
         return self._api_keys.admits(key or b"") and key is not None
+
+    def _seconds_to_wait(self, scope: HTTPScope, exchange: Exchange) -> int | None:
+        """None where the rate limit lets a request pass; only what generates is counted, and that is posted."""
+        if self._rate_limit is None or scope["method"] != "POST":
+            return None
+        client = scope.get("client")
+        return self._rate_limit.take(exchange.cache_salt or (client[0] if client else ""))
 
     def _record(self, scope: HTTPScope, exchange: Exchange) -> None:
         route = str(scope.get("path_template") or UNROUTED)
@@ -93,6 +107,18 @@ def _unauthorized() -> ApiError:
             code="invalid_api_key",
         ),
         {"www-authenticate": "Bearer"},
+    )
+
+
+def _too_many(retry_after_s: int) -> ApiError:
+    return ApiError(
+        429,
+        ErrorObject(
+            message=f"too many requests in the last minute; the next one is served in {retry_after_s} s",
+            type="rate_limit_error",
+            code="rate_limit_exceeded",
+        ),
+        {"retry-after": str(retry_after_s)},
     )
 
 

@@ -69,6 +69,41 @@ def serve(
             rich_help_panel="Server",
         ),
     ] = None,
+    max_num_queued_reqs: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Choices in flight, running or waiting, beyond which requests get a 503; 0 for any number.",
+            rich_help_panel="Server",
+        ),
+    ] = 1024,
+    max_num_queued_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Prompt tokens waiting to be computed, beyond which requests get a 503.",
+            show_default="any number",
+            rich_help_panel="Server",
+        ),
+    ] = None,
+    rate_limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="REQUESTS",
+            help="Requests per minute of one API key, or without keys of one address, beyond which they get a 429.",
+            show_default="any number",
+            rich_help_panel="Server",
+        ),
+    ] = None,
+    request_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="From a request's arrival to its last token; what takes longer ends with an error.",
+            show_default="none",
+            rich_help_panel="Server",
+        ),
+    ] = None,
     engine_in_process: Annotated[
         bool,
         typer.Option(
@@ -84,18 +119,19 @@ def serve(
     """
     config = engine.config()
     from specdec.cli.serve import serve_until_stopped
+    from specdec.server import ServerConfig
 
-    raise typer.Exit(
-        serve_until_stopped(
-            config,
-            host=host,
-            port=port,
-            api_keys=api_key or [],
-            served_model_names=served_model_name or [],
-            notes=engine.notes(),
-            in_process=engine_in_process,
-        )
+    server_config = ServerConfig(
+        host=host,
+        port=port,
+        api_keys=tuple(api_key or []),
+        served_model_names=tuple(served_model_name or []),
+        max_num_queued_reqs=max_num_queued_reqs or None,
+        max_num_queued_tokens=max_num_queued_tokens or None,
+        rate_limit=rate_limit,
+        request_timeout_s=request_timeout,
     )
+    raise typer.Exit(serve_until_stopped(config, server_config, notes=engine.notes(), in_process=engine_in_process))
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 
@@ -22,27 +22,14 @@ EXAMPLE_SCHEMA = {
 
 
 def serve_until_stopped(
-    engine_config: EngineConfig,
-    *,
-    host: str,
-    port: int,
-    api_keys: Sequence[str],
-    served_model_names: Sequence[str],
-    notes: Mapping[str, str],
-    in_process: bool,
+    engine_config: EngineConfig, server_config: ServerConfig, *, notes: Mapping[str, str], in_process: bool
 ) -> int:
     """Serve until Ctrl-C or SIGTERM; the exit code. `notes` are printed for the device that was chosen."""
-    server_config = ServerConfig(
-        host=host,
-        port=port,
-        api_keys=tuple(api_keys),
-        served_model_names=tuple(served_model_names),
-        limits=request_limits(engine_config),
-    )
+    server_config = msgspec.structs.replace(server_config, limits=request_limits(engine_config))
     with progress_bars() as progress:
 
         def ready(info: ServerInfo) -> None:
-            for line in banner(info, engine_config.speculative, guarded=bool(api_keys)):
+            for line in banner(info, engine_config.speculative, guarded=bool(server_config.api_keys)):
                 say(line)
             if note := notes.get(info.engine.device.partition(":")[0]):
                 say(f"note: {note}", style="yellow")

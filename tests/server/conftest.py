@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from specdec import Engine
 
 OVER_BOTH_TRANSPORTS = {
-    "test_chat", "test_completions", "test_openai_client", "test_text_constraints", "test_constraints", "test_metrics"
+    "test_chat", "test_completions", "test_openai_client", "test_text_constraints", "test_constraints"
 }  # fmt: skip
 
 
