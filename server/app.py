@@ -10,13 +10,11 @@ from litestar import Litestar
 from litestar.exceptions import HTTPException
 
 from specdec import EngineHandle
-from specdec.server.auth import ApiKeys
 from specdec.server.chat import chat_completions
 from specdec.server.completions import completions
 from specdec.server.config import ServerConfig
 from specdec.server.errors import handle_exception
 from specdec.server.gate import Gate
-from specdec.server.rate_limit import RateLimit
 from specdec.server.service import Service
 from specdec.server.status import health, metrics, model, models, ready, version
 
@@ -62,6 +60,5 @@ def create_app(engine: EngineHandle, config: ServerConfig | None = None) -> Appl
         logging_config=None,
     )  # fmt: skip
     service.put(app.state)
-    rate_limit = None if config.rate_limit is None else RateLimit(config.rate_limit)
-    app.gate = Gate(app.route, ApiKeys(config.api_keys), service.metrics, rate_limit)
+    app.gate = Gate(app.route, config, service.metrics)
     return app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -58,6 +59,35 @@ def serve(
             help="Key that clients must present; repeat it for several.",
             envvar="SPECDEC_API_KEY",
             show_default=False,
+            rich_help_panel="Server",
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keys that clients must present, one a line, as they are or as sha256:HEX.",
+            show_default=False,
+            rich_help_panel="Server",
+        ),
+    ] = None,
+    metrics_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Key that opens /metrics alone.",
+            envvar="SPECDEC_METRICS_KEY",
+            show_default="as the other routes",
+            rich_help_panel="Server",
+        ),
+    ] = None,
+    public_metrics: Annotated[
+        bool, typer.Option("--public-metrics", help="Serve /metrics without a key.", rich_help_panel="Server")
+    ] = False,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Origin whose pages may call the server from a browser; repeat it for several, * for all.",
+            show_default="none",
             rich_help_panel="Server",
         ),
     ] = None,
@@ -120,11 +150,16 @@ def serve(
     config = engine.config()
     from specdec.cli.serve import serve_until_stopped
     from specdec.server import ServerConfig
+    from specdec.server.auth import read_key_file
 
     server_config = ServerConfig(
         host=host,
         port=port,
         api_keys=tuple(api_key or []),
+        api_key_digests=() if api_key_file is None else read_key_file(Path(api_key_file)),
+        metrics_key=metrics_key,
+        has_public_metrics=public_metrics,
+        cors_origins=tuple(cors_origin or []),
         served_model_names=tuple(served_model_name or []),
         max_num_queued_reqs=max_num_queued_reqs or None,
         max_num_queued_tokens=max_num_queued_tokens or None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from collections.abc import Mapping
 
@@ -29,12 +30,26 @@ def serve_until_stopped(
     with progress_bars() as progress:
 
         def ready(info: ServerInfo) -> None:
-            for line in banner(info, engine_config.speculative, guarded=bool(server_config.api_keys)):
+            for line in banner(info, engine_config.speculative, guarded=server_config.is_guarded):
                 say(line)
+            if not server_config.is_guarded and not _is_loopback(server_config.host):
+                say(
+                    f"note: whoever reaches {server_config.host} can use this server; guard it with --api-key-file",
+                    style="yellow",
+                )
             if note := notes.get(info.engine.device.partition(":")[0]):
                 say(f"note: {note}", style="yellow")
 
         return serve(engine_config, server_config, on_ready=ready, progress=progress, in_process=in_process)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name of this machine, which others may know
+        return False
 
 
 def request_limits(engine_config: EngineConfig) -> RequestLimits:
