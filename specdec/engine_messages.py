@@ -79,7 +79,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
 
     @classmethod
     def of(cls, submission: int, requests: Iterable[Request]) -> Submit:
-        """Raises RequestError for text that has no UTF-8 form."""
+        """Raises RequestError for text that has no UTF-8 form, and for documents nested too deeply."""
         try:
             return cls(submission, msgspec.json.encode(list(requests)))
         except UnicodeEncodeError as error:
@@ -87,9 +87,15 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
                 f"the request holds a lone surrogate, at character {error.start} of a text; it must be valid Unicode",
                 param="prompt",
             ) from error
+        except RecursionError as error:
+            raise _too_deep() from error
 
     def decoded(self) -> list[Request]:
-        return _decode_requests(self.requests)
+        """The requests. Raises RequestError for documents nested too deeply."""
+        try:
+            return _decode_requests(self.requests)
+        except RecursionError as error:
+            raise _too_deep() from error
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -222,3 +228,7 @@ def unpack_failure(packed: bytes) -> Exception:
 def _encodable(text: Any) -> Any:
     """The text with lone surrogates, which a schema may hold and no JSON can carry, shown as their escapes."""
     return text.encode(errors="backslashreplace").decode() if isinstance(text, str) else text
+
+
+def _too_deep() -> RequestError:
+    return RequestError("the documents of the options are nested too deeply", param="documents")

@@ -30,6 +30,7 @@ from specdec.engine_handle import EngineHandle
 from specdec.engine_messages import (
     Abort,
     Dispatch,
+    EngineFaultError,
     Load,
     LoadFailed,
     Progress,
@@ -262,7 +263,10 @@ def _wait_ready(connection: socket.socket, progress: ProgressCallback | None) ->
                 if progress is not None:
                     progress(report)
             case LoadFailed(failure):
-                raise unpack_failure(failure)
+                error = unpack_failure(failure)
+                if isinstance(error, EngineFaultError):
+                    raise EngineDeadError("the engine's process failed while it was loading; its log says why")
+                raise error
             case Ready() as ready:
                 return ready
 

@@ -207,6 +207,23 @@ def test_text_without_a_utf8_form_is_refused_in_a_request_and_escaped_in_an_erro
     assert arrived.pointer == "/properties/\\ud800"
 
 
+def test_documents_nested_too_deeply_are_refused_on_either_side() -> None:
+    def nested(depth: int) -> object:
+        value: object = 1
+        for _ in range(depth):
+            value = [value]
+        return value
+
+    deep = JsonSchema(schema="{}", options=SchemaOptions(documents={"x": nested(100_000)}))
+    with pytest.raises(errors.RequestError, match="too deeply"):
+        Submit.of(0, [Request(request_id="a", prompt_token_ids=(1,), constraint=deep)])
+    shallow = JsonSchema(schema="{}", options=SchemaOptions(documents={"x": nested(10)}))
+    submit = Submit.of(0, [Request(request_id="a", prompt_token_ids=(1,), constraint=shallow)])
+    text = submit.requests.replace(b"[" * 9, b"[" * 100_000).replace(b"]" * 9, b"]" * 100_000)
+    with pytest.raises(errors.RequestError, match="too deeply"):
+        Submit(0, text).decoded()
+
+
 def test_a_message_of_another_kind_is_refused() -> None:
     with pytest.raises(msgspec.ValidationError):
         decode_to_engine(encode(Dispatch()))
