@@ -228,6 +228,7 @@ def scheduler_of_one_at_a_time():
     )
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from("abc"), max_size=30))
 def test_those_that_wait_take_turns_by_salt_and_in_order_within_one(salts):
     scheduler = scheduler_of_one_at_a_time()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import openai
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_server import LiveServer, chat_body, read_events, serving, slowed, wait_until
 
@@ -83,6 +83,7 @@ def test_a_caller_that_has_filled_the_queue_leaves_the_others_their_share() -> N
     assert admitted(book, "loud") is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 4), st.integers(0, 50), st.booleans())))
 def test_whatever_comes_and_goes_nothing_is_left_counted(
     moves: list[tuple[str, int, int, bool]],
@@ -103,6 +104,7 @@ def test_whatever_comes_and_goes_nothing_is_left_counted(
     assert (book._all.num_choices, book._all.num_prompt_tokens, book._by_caller) == (0, 0, {})
 
 
+@settings(deadline=None)
 @given(st.integers(1, 600), st.lists(st.floats(0, 30), min_size=1, max_size=200))
 def test_no_minute_has_more_than_twice_the_rate_and_whoever_waits_as_told_is_served(
     rate: int, pauses: list[float]

@@ -44,7 +44,7 @@ def test_sigterm_lets_running_requests_finish_within_the_grace(served: Callable[
         httpx.get(server.url + "/health")
 
 
-@pytest.mark.parametrize("in_process", [False, True])
+@pytest.mark.parametrize("in_process", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_sigterm_ends_what_outlasts_the_grace_with_an_error_frame(
     served: Callable[..., Served], in_process: bool
 ) -> None:
