@@ -112,6 +112,17 @@ def test_the_engine_outlasts_signals_meant_for_the_whole_group_and_the_serving_p
     assert not is_running(engine)
 
 
+def test_an_engine_that_says_nothing_turns_health_503_and_back(served: Callable[..., Served]) -> None:
+    server = served(stall_timeout_s=1.0)
+    engine = engine_of(server)
+    os.kill(engine, signal.SIGSTOP)
+    wait_until(lambda: httpx.get(server.url + "/health").status_code == 503, "the silence to show")
+    assert httpx.get(server.url + "/health").json()["error"]["code"] == "engine_stalled"
+    os.kill(engine, signal.SIGCONT)
+    wait_until(lambda: httpx.get(server.url + "/health").status_code == 200, "the engine to be heard again")
+    assert httpx.post(server.url + CHAT, json=chat_body(max_tokens=2), timeout=30).status_code == 200
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
 def test_a_signal_while_loading_ends_both_processes(tiny_model_folder: Path, how: signal.Signals) -> None:
     command = [sys.executable, str(Path(sys.executable).with_name("specdec")), "serve", str(tiny_model_folder)]
