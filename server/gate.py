@@ -47,9 +47,8 @@ class Gate:
         headers = dict(scope["headers"])
         origin = headers.get(b"origin")
         key = presented_key(scope["headers"]) if self._api_keys.guards or self._metrics_keys.guards else None
-        exchange = Exchange(
-            _request_id(headers.get(b"x-request-id")), cache_salt(key if self._api_keys.guards else None)
-        )
+        salt = cache_salt(key if self._api_keys.guards else None)
+        exchange = Exchange(_request_id(headers.get(b"x-request-id")), salt, caller=salt)
         exchange.enter(scope)
 
         async def send_marked(message: Message) -> None:
@@ -90,7 +89,7 @@ class Gate:
         if self._rate_limit is None or scope["method"] != "POST":
             return None
         client = scope.get("client")
-        return self._rate_limit.take(exchange.cache_salt or (client[0] if client else ""))
+        return self._rate_limit.take(exchange.caller or (client[0] if client else ""))
 
     def _record(self, scope: HTTPScope, exchange: Exchange) -> None:
         route = str(scope.get("path_template") or UNROUTED)

@@ -56,7 +56,7 @@ async def respond(
 
 async def _submit(service: Service, exchange: Exchange, requests: Sequence[Request], answer: Answer) -> DeltaStream:
     """Start the requests; they end with the exchange at the latest."""
-    ticket = service.admission.admit(exchange.cache_salt, requests)
+    ticket = service.admission.admit(exchange.caller, requests)
     exchange.at_end(ticket.close)
     observe_latency = LatencyObserver(service.metrics, requests)
 
@@ -68,7 +68,8 @@ async def _submit(service: Service, exchange: Exchange, requests: Sequence[Reque
     deadline = _deadline(service, exchange)
     try:
         async with asyncio.timeout_at(deadline):
-            deltas = await service.engine.submit(*requests, observer=observe)
+            of_caller = [msgspec.structs.replace(request, caller=exchange.caller) for request in requests]
+            deltas = await service.engine.submit(*of_caller, observer=observe)
     except TimeoutError as error:
         raise _timed_out(service) from error
     exchange.at_end(deltas.close)

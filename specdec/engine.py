@@ -223,6 +223,7 @@ class Engine:
                 # The only special tokens in a constrained answer are those that its constraint asks for.
                 detokenizer=Detokenizer(self.tokenizer, skip_special_tokens=request.constraint is None),
                 cache_salt=request.cache_salt,
+                caller=request.caller,
                 grammar=prepared.grammar,
                 grammar_state=prepared.grammar.initial_state if prepared.grammar else None,
                 plan=prepared.plan,

@@ -65,10 +65,10 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence that the empty pool can hold to its last token.
 
-        Those of different salts, and so of different callers, take turns: one that queues many is not served before
-        all others (start-time fair queueing, Goyal et al. 1996, a turn for each sequence).
+        Those of different callers take turns: one that queues many is not served before all others (start-time fair
+        queueing, Goyal et al. 1996, a turn for each sequence).
         """
-        own_turns = [waiting.turn for waiting in self.waiting if waiting.cache_salt == sequence.cache_salt]
+        own_turns = [waiting.turn for waiting in self.waiting if waiting.caller == sequence.caller]
         sequence.turn = max([self._turn, *(turn + 1 for turn in own_turns)])
         turns = [waiting.turn for waiting in self.waiting]
         index = len(turns)

@@ -114,6 +114,7 @@ class Sequence:
     token_ids: list[int]
     detokenizer: Detokenizer
     cache_salt: str = ""
+    caller: str = ""
     turn: int = 0
     """Its place among those that wait: the scheduler's."""
     grammar: BudgetedGrammar | None = None

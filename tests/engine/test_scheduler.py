@@ -203,7 +203,7 @@ TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 
 
-def waiting_sequence(name, salt):
+def waiting_sequence(name, caller):
     return Sequence(
         request_id=name,
         choice_index=0,
@@ -214,7 +214,7 @@ def waiting_sequence(name, salt):
         num_prompt_tokens=1,
         token_ids=[1],
         detokenizer=Silent(),
-        cache_salt=salt,
+        caller=caller,
     )
 
 
@@ -230,18 +230,18 @@ def scheduler_of_one_at_a_time():
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from("abc"), max_size=30))
-def test_those_that_wait_take_turns_by_salt_and_in_order_within_one(salts):
+def test_those_that_wait_take_turns_by_caller_and_in_order_within_one(callers):
     scheduler = scheduler_of_one_at_a_time()
-    for number, salt in enumerate(salts):
-        scheduler.add(waiting_sequence(str(number), salt))
+    for number, caller in enumerate(callers):
+        scheduler.add(waiting_sequence(str(number), caller))
     rounds = {}
     order = []
     for sequence in scheduler.waiting:
-        rounds[sequence.cache_salt] = rounds.get(sequence.cache_salt, 0) + 1
-        order.append(rounds[sequence.cache_salt])
+        rounds[sequence.caller] = rounds.get(sequence.caller, 0) + 1
+        order.append(rounds[sequence.caller])
     assert order == sorted(order)
-    for salt in "abc":
-        own = [int(sequence.request_id) for sequence in scheduler.waiting if sequence.cache_salt == salt]
+    for caller in "abc":
+        own = [int(sequence.request_id) for sequence in scheduler.waiting if sequence.caller == caller]
         assert own == sorted(own)
 
 
