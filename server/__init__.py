@@ -1,4 +1,4 @@
-"""The OpenAI-compatible HTTP server: Litestar on uvicorn, msgspec wire types, one AsyncEngine behind it."""
+"""The OpenAI-compatible HTTP server: Litestar on uvicorn, msgspec wire types, one engine behind it."""
 
 from specdec.server.app import create_app
 from specdec.server.config import RequestLimits, ServerConfig

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from litestar import Litestar
 from litestar.exceptions import HTTPException
 
-from specdec import AsyncEngine
-from specdec.server.auth import ApiKeys
+from specdec import EngineHandle
 from specdec.server.chat import chat_completions
 from specdec.server.completions import completions
 from specdec.server.config import ServerConfig
@@ -39,7 +38,7 @@ class Application(Litestar):
         await super().__call__(scope, receive, send)
 
 
-def create_app(engine: AsyncEngine, config: ServerConfig | None = None) -> Application:
+def create_app(engine: EngineHandle, config: ServerConfig | None = None) -> Application:
     """The ASGI application; it starts the engine with its own lifespan, and closes it at the end of that."""
     config = config or ServerConfig()
     service = Service.of(engine, config)
@@ -64,5 +63,5 @@ def create_app(engine: AsyncEngine, config: ServerConfig | None = None) -> Appli
         logging_config=None,
     )  # fmt: skip
     service.put(app.state)
-    app.gate = Gate(app.route, ApiKeys(config.api_keys), service.metrics)
+    app.gate = Gate(app.route, config, service.metrics)
     return app

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
 
 from specdec import ConfigError
+from specdec.server.auth import is_header_text
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9.\-\[\]:]+")
 
 
 class RequestLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,12 +36,28 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     port: int = 8000
     """0 takes any free port; ServerInfo.url says which."""
     api_keys: tuple[str, ...] = ()
-    """Any of them opens every route; without one, nothing is guarded."""
+    """Any of them opens every route; without any, nothing is guarded."""
+    api_key_digests: tuple[str, ...] = ()
+    """SHA-256 digests, in hexadecimal, of further keys (auth.read_key_file)."""
+    metrics_key: str | None = None
+    """What opens /metrics, and nothing else; None has it opened by the other keys."""
+    has_public_metrics: bool = False
+    """Whether /metrics needs no key."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins, as https://example.org, whose pages may call the server from a browser; * is all of them."""
     served_model_names: tuple[str, ...] = ()
     """Names that requests may give as `model`, the first one is reported; none takes the engine's own."""
     limits: RequestLimits = RequestLimits()
     per_request_spec_decode_metrics: Literal["off", "summary"] = "off"
     """summary adds `metrics.speculative_decoding`, in vLLM's shape, to every answer with one choice."""
+    max_num_queued_reqs: int | None = 1024
+    """Choices in flight, running or waiting; beyond it a request is a 503. None does not limit."""
+    max_num_queued_tokens: int | None = None
+    """Prompt tokens that wait to be computed; beyond it a request is a 503. None does not limit."""
+    rate_limit: int | None = None
+    """Requests per minute of one API key, or without keys of one address; beyond it a request is a 429."""
+    request_timeout_s: float | None = None
+    """What takes longer from its arrival to its last token ends with an error; a 504 where none was sent."""
     keep_alive_interval_s: float = 15.0
     """A stream that has nothing to say sends a comment this often, so that no proxy takes it for dead."""
     shutdown_grace_s: float = 30.0
@@ -46,20 +66,44 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """One engine step that takes longer turns /health to 503."""
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "warning"
 
+    @property
+    def is_guarded(self) -> bool:
+        """Whether requests need a key."""
+        return bool(self.api_keys or self.api_key_digests)
+
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}; it must be between 0 and 65535", flag="--port")
-        for key in self.api_keys:
-            if not key or not key.isascii() or not key.isprintable() or key != key.strip():
+        for key, flag in (
+            *((key, "--api-key") for key in self.api_keys),
+            *(((self.metrics_key, "--metrics-key"),) if self.metrics_key is not None else ()),
+        ):
+            if not is_header_text(key):
                 raise ConfigError(
                     "an API key is empty or holds characters that no HTTP header can carry; use printable ASCII",
-                    flag="--api-key",
+                    flag=flag,
+                )
+        if self.metrics_key is not None and self.has_public_metrics:
+            raise ConfigError("public metrics need no key; drop one of the two", flag="--public-metrics")
+        for origin in self.cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"{origin!r} is no origin; write it as https://example.org, without a path, or *",
+                    flag="--cors-origin",
                 )
         if any(not name for name in self.served_model_names):
             raise ConfigError("a served model name is empty", flag="--served-model-name")
-        for name in ("keep_alive_interval_s", "stall_timeout_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name):g}; it must be positive")
+        for name, flag in (
+            ("max_num_queued_reqs", "--max-num-queued-reqs"),
+            ("max_num_queued_tokens", "--max-num-queued-tokens"),
+            ("rate_limit", "--rate-limit"),
+            ("request_timeout_s", "--request-timeout"),
+            ("keep_alive_interval_s", None),
+            ("stall_timeout_s", None),
+        ):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} is {value:g}; it must be positive", flag=flag)
         if self.shutdown_grace_s < 0:
             raise ConfigError(f"shutdown_grace_s is {self.shutdown_grace_s:g}; it must not be negative")
         if self.limits.max_body_bytes < 1024:

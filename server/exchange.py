@@ -20,6 +20,8 @@ class Exchange:
     request_id: str
     cache_salt: str = ""
     """Of the caller's API key: callers with different keys share no prefix-cache blocks."""
+    caller: str = ""
+    """The holder of the API key, without showing it; without keys everybody is one."""
     start: float = field(default_factory=time.monotonic)
     status: int = 0
     on_end: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import msgspec
 from litestar.enums import ScopeType
 
-from specdec.server.auth import PUBLIC_PATHS, ApiKeys, cache_salt, presented_key
+from specdec.server.auth import METRICS_PATH, PUBLIC_PATHS, ApiKeys, cache_salt, presented_key
+from specdec.server.config import ServerConfig
+from specdec.server.cors import Cors
 from specdec.server.errors import ApiError, ErrorBody, ErrorObject
 from specdec.server.exchange import Exchange
 from specdec.server.metrics import ServerMetrics
+from specdec.server.rate_limit import RateLimit
 
 if TYPE_CHECKING:
     from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
@@ -28,18 +31,24 @@ UNROUTED = "unrouted"
 class Gate:
     """ASGI, outside of routing, so that an unknown path is guarded like a known one."""
 
-    def __init__(self, app: ASGIApp, api_keys: ApiKeys, metrics: ServerMetrics) -> None:
+    def __init__(self, app: ASGIApp, config: ServerConfig, metrics: ServerMetrics) -> None:
         self._app = app
-        self._api_keys = api_keys
         self._metrics = metrics
+        self._api_keys = ApiKeys(config.api_keys, config.api_key_digests)
+        self._metrics_keys = self._api_keys if config.metrics_key is None else ApiKeys([config.metrics_key])
+        self._public_paths = PUBLIC_PATHS | ({METRICS_PATH} if config.has_public_metrics else set())
+        self._rate_limit = None if config.rate_limit is None else RateLimit(config.rate_limit)
+        self._cors = Cors(config.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        key = presented_key(scope["headers"]) if self._api_keys.guards else None
-        exchange = Exchange(_request_id(headers.get(b"x-request-id")), cache_salt(key))
+        origin = headers.get(b"origin")
+        key = presented_key(scope["headers"]) if self._api_keys.guards or self._metrics_keys.guards else None
+        salt = cache_salt(key if self._api_keys.guards else None)
+        exchange = Exchange(_request_id(headers.get(b"x-request-id")), salt, caller=salt)
         exchange.enter(scope)
 
         async def send_marked(message: Message) -> None:
@@ -49,20 +58,38 @@ class Gate:
                     *message.get("headers", []),
                     (b"x-request-id", exchange.request_id.encode()),
                     (b"openai-processing-ms", b"%d" % (1e3 * exchange.seconds)),
+                    *self._cors.headers(origin),
                 ]
             await send(message)
 
         try:
             with exchange.on_end:
-                if self._api_keys.guards and scope["path"] not in PUBLIC_PATHS and not self._admits(key):
+                asked_method = headers.get(b"access-control-request-method")
+                if scope["method"] == "OPTIONS" and asked_method is not None and self._cors.allows(origin):
+                    asked_headers = headers.get(b"access-control-request-headers", b"")
+                    await self._cors.answer_preflight(asked_headers, send_marked)
+                elif not self._admits(scope["path"], key):
                     await _send_error(_unauthorized(), send_marked)
+                elif (retry_after_s := self._seconds_to_wait(scope, exchange)) is not None:
+                    self._metrics.count_rejection("rate_limit")
+                    await _send_error(_too_many(retry_after_s), send_marked)
                 else:
                     await self._app(scope, receive, send_marked)
         finally:
             self._record(scope, exchange)
 
-    def _admits(self, key: bytes | None) -> bool:
-        return self._api_keys.admits(key or b"") and key is not None
+    def _admits(self, path: str, key: bytes | None) -> bool:
+        if path in self._public_paths:
+            return True
+        keys = self._metrics_keys if path == METRICS_PATH else self._api_keys
+        return not keys.guards or (keys.admits(key or b"") and key is not None)
+
+    def _seconds_to_wait(self, scope: HTTPScope, exchange: Exchange) -> int | None:
+        """None where the rate limit lets a request pass; only what generates is counted, and that is posted."""
+        if self._rate_limit is None or scope["method"] != "POST":
+            return None
+        client = scope.get("client")
+        return self._rate_limit.take(exchange.caller or (client[0] if client else ""))
 
     def _record(self, scope: HTTPScope, exchange: Exchange) -> None:
         route = str(scope.get("path_template") or UNROUTED)
@@ -93,6 +120,18 @@ def _unauthorized() -> ApiError:
             code="invalid_api_key",
         ),
         {"www-authenticate": "Bearer"},
+    )
+
+
+def _too_many(retry_after_s: int) -> ApiError:
+    return ApiError(
+        429,
+        ErrorObject(
+            message=f"too many requests in the last minute; the next one is served in {retry_after_s} s",
+            type="rate_limit_error",
+            code="rate_limit_exceeded",
+        ),
+        {"retry-after": str(retry_after_s)},
     )
 
 

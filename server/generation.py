@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from specdec import DeltaStream, Request, RequestError, TokenDelta
 from specdec.server.answer import Answer
 from specdec.server.body import IGNORED_HEADER
 from specdec.server.connection import while_connected
+from specdec.server.errors import ApiError, ErrorObject
 from specdec.server.event_stream import Chunks, event_frames, event_stream, gather_answer
 from specdec.server.exchange import Exchange, exchange_of
 from specdec.server.metrics import LatencyObserver
@@ -54,12 +56,42 @@ async def respond(
 
 async def _submit(service: Service, exchange: Exchange, requests: Sequence[Request], answer: Answer) -> DeltaStream:
     """Start the requests; they end with the exchange at the latest."""
+    ticket = service.admission.admit(exchange.caller, requests)
+    exchange.at_end(ticket.close)
     observe_latency = LatencyObserver(service.metrics, requests)
 
     def observe(delta: TokenDelta) -> None:
+        ticket.observe(delta)
         answer.trace(delta)
         observe_latency(delta)
 
-    deltas = await service.engine.submit(*requests, observer=observe)
+    deadline = _deadline(service, exchange)
+    try:
+        async with asyncio.timeout_at(deadline):
+            of_caller = [msgspec.structs.replace(request, caller=exchange.caller) for request in requests]
+            deltas = await service.engine.submit(*of_caller, observer=observe)
+    except TimeoutError as error:
+        raise _timed_out(service) from error
     exchange.at_end(deltas.close)
+    if deadline is not None:
+        timer = asyncio.get_running_loop().call_at(deadline, lambda: deltas.fail(_timed_out(service)))
+        exchange.at_end(timer.cancel)
     return deltas
+
+
+def _deadline(service: Service, exchange: Exchange) -> float | None:
+    """On the event loop's clock."""
+    timeout_s = service.config.request_timeout_s
+    return None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s - exchange.seconds
+
+
+def _timed_out(service: Service) -> ApiError:
+    return ApiError(
+        504,
+        ErrorObject(
+            message=f"the request took longer than the {service.config.request_timeout_s:g} s that this server allows",
+            type="server_error",
+            code="request_timeout",
+        ),
+        {"x-should-retry": "false"},
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -52,6 +53,12 @@ class ServerMetrics:
         self.num_choices = self._histogram(
             "request_params_n", "Choices asked for by finished requests.", CHOICE_BUCKETS
         )
+        self._rejections = Counter(
+            PREFIX + "admission_rejections",
+            "Requests turned away before they queued, by reason.",
+            ("model_name", "reason"),
+            registry=self._registry,
+        )
         self._http_requests = Counter(
             PREFIX + "http_requests",
             "HTTP requests by route template and status.",
@@ -65,6 +72,10 @@ class ServerMetrics:
             buckets=LATENCY_BUCKETS_S,
             registry=self._registry,
         )
+
+    def count_rejection(self, reason: Literal["queued_reqs", "queued_tokens", "rate_limit"]) -> None:
+        """Count a request that was turned away."""
+        self._rejections.labels(self._model_name, reason).inc()
 
     def observe_http(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one HTTP exchange; status 0 is a client that left before a response began."""

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 import msgspec
 import uvicorn
 
-from specdec import AsyncEngine, ConfigError, Engine, EngineConfig, EngineDescription
+from specdec import AsyncEngine, ConfigError, EngineConfig, EngineDescription, EngineHandle, EngineProcess
+from specdec.engine_messages import LOG_FORMAT
 from specdec.server.app import create_app
 from specdec.server.config import ServerConfig
 from specdec.server.http_protocol import HttpProtocol
@@ -46,36 +47,51 @@ def serve(
     *,
     on_ready: Callable[[ServerInfo], None] | None = None,
     progress: Callable[..., None] | None = None,
+    in_process: bool = False,
 ) -> int:
     """Load the model and serve it until SIGTERM or SIGINT; the exit code, non-zero if the engine died.
 
-    `on_ready` is called once connections are accepted, `progress` while the model loads. A second signal cuts
-    the grace period short. Raises ConfigError if the address cannot be had, before anything is loaded, and
-    what Engine raises.
+    The engine gets a process of its own (docs/design/007), or with `in_process` a thread of this one. `on_ready` is
+    called once connections are accepted, `progress` while the model loads. A second signal cuts the grace period
+    short. Raises ConfigError if the address cannot be had, before anything is loaded, and what Engine raises.
     """
     config = server_config or ServerConfig()
     _configure_logging(config)
     with _bind(config) as listener:
         start = time.monotonic()
-        engine = Engine(engine_config, progress=progress)
-        info = ServerInfo(
-            url=_url(config.host, listener.getsockname()[1]),
-            model_names=config.served_model_names or (engine.model_name,),
-            engine=engine.describe(),
-            load_seconds=time.monotonic() - start,
-        )
-        server = _Server(AsyncEngine(engine), config, lambda: on_ready(info) if on_ready else None)
-        # What is loaded stays. Looking it through for cycles again and again would hold up a step, for 30 ms and more.
-        gc.collect()
-        gc.freeze()
-        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-            return runner.run(server.run_until_stopped(listener))
+        with _loaded_engine(engine_config, progress, in_process=in_process) as engine:
+            info = ServerInfo(
+                url=_url(config.host, listener.getsockname()[1]),
+                model_names=config.served_model_names or (engine.model_name,),
+                engine=engine.describe(),
+                load_seconds=time.monotonic() - start,
+            )
+            server = _Server(engine, config, lambda: on_ready(info) if on_ready else None)
+            # What is loaded stays. Looking it through for cycles again and again would hold up a stream.
+            gc.collect()
+            gc.freeze()
+            with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+                return runner.run(server.run_until_stopped(listener))
+
+
+@contextlib.contextmanager
+def _loaded_engine(
+    config: EngineConfig, progress: Callable[..., None] | None, *, in_process: bool
+) -> Iterator[EngineHandle]:
+    if in_process:
+        yield AsyncEngine.from_config(config, progress=progress)
+        return
+    engine = EngineProcess.launch(config, progress=progress)
+    try:
+        yield engine
+    finally:
+        engine.kill()
 
 
 class _Server(uvicorn.Server):
     """uvicorn with signals that drain the engine, and an exit code."""
 
-    def __init__(self, engine: AsyncEngine, config: ServerConfig, on_ready: Callable[[], None]) -> None:
+    def __init__(self, engine: EngineHandle, config: ServerConfig, on_ready: Callable[[], None]) -> None:
         super().__init__(
             uvicorn.Config(
                 create_app(engine, config),
@@ -165,5 +181,5 @@ def _configure_logging(config: ServerConfig) -> None:
     logging.basicConfig(
         level=config.log_level.upper(),
         stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format=LOG_FORMAT,
     )

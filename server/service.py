@@ -9,7 +9,8 @@ from typing import Any
 
 from litestar import Request as HttpRequest
 
-from specdec import AsyncEngine, __version__
+from specdec import EngineHandle, __version__
+from specdec.server.admission import Admission
 from specdec.server.config import ServerConfig
 from specdec.server.errors import ApiError, ErrorObject
 from specdec.server.metrics import ServerMetrics
@@ -21,23 +22,30 @@ _STATE_NAME = "service"
 class Service:
     """One server's parts; built once by create_app."""
 
-    engine: AsyncEngine
+    engine: EngineHandle
     config: ServerConfig
     model_names: tuple[str, ...]
     metrics: ServerMetrics
+    admission: Admission
     fingerprint: str
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def of(cls, engine: AsyncEngine, config: ServerConfig) -> Service:
+    def of(cls, engine: EngineHandle, config: ServerConfig) -> Service:
         """The service of this engine, under the configured names or its own."""
         names = config.served_model_names or (engine.model_name,)
+        metrics = ServerMetrics(names[0], engine.stats)
         digest = hashlib.sha256(f"{__version__}\0{engine.config!r}".encode()).hexdigest()
         return cls(
             engine=engine,
             config=config,
             model_names=names,
-            metrics=ServerMetrics(names[0], engine.stats),
+            metrics=metrics,
+            admission=Admission(
+                metrics,
+                max_num_choices=config.max_num_queued_reqs,
+                max_num_prompt_tokens=config.max_num_queued_tokens,
+            ),
             fingerprint=f"fp_{digest[:12]}",
         )
 

@@ -31,8 +31,10 @@ _HOME_OF = {
     "EngineClosedError": "specdec.errors",
     "EngineConfig": "specdec.config",
     "EngineDeadError": "specdec.errors",
-    "EngineDescription": "specdec.build",
+    "EngineDescription": "specdec.description",
     "EngineError": "specdec.errors",
+    "EngineHandle": "specdec.engine_handle",
+    "EngineProcess": "specdec.engine_process",
     "EngineStats": "specdec.stats",
     "FinishReason": "specdec.request",
     "Function": "specdec.grammars.constraints",
@@ -69,11 +71,13 @@ __all__ = [*_HOME_OF, "__version__"]  # noqa: PLE0604, a list of str built from 
 
 if TYPE_CHECKING:
     from specdec.async_engine import AsyncEngine as AsyncEngine
-    from specdec.build import EngineDescription as EngineDescription
     from specdec.config import DEFAULT_MODEL as DEFAULT_MODEL
     from specdec.config import EngineConfig as EngineConfig
     from specdec.delta_stream import DeltaStream as DeltaStream
+    from specdec.description import EngineDescription as EngineDescription
     from specdec.engine import Engine as Engine
+    from specdec.engine_handle import EngineHandle as EngineHandle
+    from specdec.engine_process import EngineProcess as EngineProcess
     from specdec.errors import BudgetTooSmallError as BudgetTooSmallError
     from specdec.errors import ConfigError as ConfigError
     from specdec.errors import ContextLengthError as ContextLengthError

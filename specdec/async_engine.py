@@ -19,21 +19,24 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from specdec.delta_stream import DeltaObserver, DeltaStream
-from specdec.errors import EngineClosedError, EngineDeadError, EngineError, RequestError, SpecdecError
+from specdec.engine_handle import EngineHandle
+from specdec.errors import SpecdecError
 from specdec.request import Request, TokenDelta
 from specdec.stats import EngineStats
 
 if TYPE_CHECKING:
     from specdec.admission import PreparedRequest
     from specdec.config import EngineConfig
+    from specdec.description import EngineDescription
     from specdec.engine import Engine
     from specdec.grammars import Interest
+    from specdec.models.progress import ProgressCallback
     from specdec.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -47,43 +50,33 @@ JOIN_TIMEOUT_S = 30.0
 """How long close() waits for the step in progress before it leaves the thread behind."""
 
 
-class AsyncEngine:
-    """An Engine on a thread of its own. Every method belongs to the event loop that called start()."""
+class AsyncEngine(EngineHandle):
+    """An Engine on a thread of its own."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, on_stats: Callable[[EngineStats], None] | None = None) -> None:
+        """`on_stats` is given every snapshot, on the event loop."""
+        super().__init__()
         self._engine = engine
-        self._streams: dict[str, DeltaStream] = {}
-        self._drained = asyncio.Event()
-        self._dead = asyncio.Event()
+        self._on_stats = on_stats
         self._thread: _EngineThread | None = None
-        self._end: EngineError | None = None
-        """Why nothing is accepted any more."""
         # Apart, so that a slow schema holds up nobody who brought none.
         self._prepare_pool = ThreadPoolExecutor(NUM_PREPARE_THREADS, thread_name_prefix="specdec-prepare")
         self._compile_pool = ThreadPoolExecutor(NUM_COMPILE_THREADS, thread_name_prefix="specdec-compile")
 
     @classmethod
-    def from_config(cls, config: EngineConfig) -> Self:
+    def from_config(cls, config: EngineConfig, *, progress: ProgressCallback | None = None) -> Self:
         """Load the model (slow: not on an event loop that has anything else to do)."""
         from specdec.engine import Engine  # noqa: PLC0415, torch is loaded only where a model is
 
-        return cls(Engine(config))
+        return cls(Engine(config, progress=progress))
 
     async def start(self) -> None:
-        """Start the engine thread; idempotent."""
         if self._thread is None and self._end is None:
-            self._thread = _EngineThread(self._engine, asyncio.get_running_loop(), self._die)
+            self._thread = _EngineThread(self._engine, asyncio.get_running_loop(), self._die, self._on_stats)
             self._thread.start()
 
     async def close(self, grace_s: float = 0.0) -> None:
-        """Accept nothing more, give what runs `grace_s` to finish, end the rest with EngineClosedError."""
-        if self._end is None:
-            self._end = EngineClosedError("the engine is shutting down and accepts no new requests")
-        self._drained.clear()
-        if self._streams and self.is_alive:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._drained.wait(), grace_s)
-        self._fail_all(EngineClosedError("the engine was shut down before the request was finished"))
+        await self._refuse_and_drain(grace_s)
         self._prepare_pool.shutdown(wait=False)
         self._compile_pool.shutdown(wait=False)
         if self._thread is not None:
@@ -92,88 +85,58 @@ class AsyncEngine:
         await asyncio.to_thread(self._engine.close)
 
     async def submit(self, *requests: Request, observer: DeltaObserver | None = None) -> DeltaStream:
-        """Prepare the requests off the event loop and start them; all of them, or none.
+        stream = self.open(*requests, observer=observer)
+        await self.begin(stream)
+        return stream
 
-        Raises RequestError for a request that cannot be served, EngineClosedError and EngineDeadError. The
-        caller closes the stream, which aborts what still runs.
-        """
-        self._check_open()
-        for index, request in enumerate(requests):
-            if request.request_id in self._streams or any(
-                request.request_id == other.request_id for other in requests[:index]
-            ):
-                raise RequestError(
-                    f"request id {request.request_id!r} is in use by a request in flight; choose another",
-                    param="request_id",
-                )
-        stream = DeltaStream(requests, self._release, observer)
-        self._streams.update((request.request_id, stream) for request in requests)
+    def open(self, *requests: Request, observer: DeltaObserver | None = None, is_read: bool = True) -> DeltaStream:
+        """The first half of `submit`, which refuses an id in flight: a stream of requests that have not begun."""
+        self._check_open(has_started=self._thread is not None)
+        return self._streams.open(*requests, observer=observer, is_read=is_read)
+
+    async def begin(self, stream: DeltaStream) -> None:
+        """The second half: prepare and start its requests, or close it and raise."""
         try:
-            prepared = await self._prepare(requests, stream)
+            prepared = await self._prepare(stream.requests, stream)
         except BaseException:
             stream.close()
             raise
+        if stream.is_closed:
+            return
         thread = self._thread
         assert thread is not None
-        for request, ready in zip(requests, prepared, strict=True):
+        for request, ready in zip(stream.requests, prepared, strict=True):
             thread.add(ready, request, stream)
-        return stream
-
-    async def generate(self, request: Request) -> AsyncIterator[TokenDelta]:
-        """The deltas of one request; closing or cancelling the iterator aborts it."""
-        stream = await self.submit(request)
-        try:
-            async for delta in stream:
-                yield delta
-        finally:
-            stream.close()
 
     @property
     def config(self) -> EngineConfig:
-        """What the engine was built from."""
         return self._engine.config
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer; safe on any thread."""
         return self._engine.tokenizer
 
     @property
     def model_name(self) -> str:
-        """The model's name."""
         return self._engine.model_name
 
     @property
     def max_model_len(self) -> int:
-        """Prompt and output tokens of one sequence."""
         return self._engine.max_model_len
 
     @property
     def is_alive(self) -> bool:
-        """Whether the engine thread runs: started, not dead, not closed."""
         return self._thread is not None and not self._dead.is_set() and self._thread.is_alive()
 
-    @property
-    def is_healthy(self) -> bool:
-        """Whether the engine serves requests: alive and not shutting down."""
-        return self.is_alive and self._end is None
-
-    @property
-    def num_in_flight(self) -> int:
-        """Requests submitted and neither finished nor closed."""
-        return len(self._streams)
+    def describe(self) -> EngineDescription:
+        return self._engine.describe()
 
     def busy_seconds(self) -> float:
-        """Seconds that the engine thread has been at its present step; 0 when idle."""
         return 0.0 if self._thread is None else self._thread.busy_seconds()
 
     def stats(self) -> EngineStats:
         """The latest snapshot, at most STATS_INTERVAL_S and one step old; callable from any thread."""
         return EngineStats() if self._thread is None else self._thread.stats
-
-    async def wait_dead(self) -> None:
-        """Return once the engine has died."""
-        await self._dead.wait()
 
     async def _prepare(self, requests: Sequence[Request], stream: DeltaStream) -> list[PreparedRequest]:
         constrained = any(request.constraint is not None for request in requests)
@@ -193,30 +156,10 @@ class AsyncEngine:
         finally:
             interest.leave()
 
-    def _check_open(self) -> None:
-        if self._end is not None:
-            raise _again(self._end)
-        if self._thread is None:
-            raise EngineClosedError("the engine has not been started")
-
-    def _release(self, stream: DeltaStream, *, abort: bool) -> None:
-        """Called by a stream when it finished, failed or was closed."""
-        for request in stream.requests:
-            if self._streams.get(request.request_id) is stream:
-                del self._streams[request.request_id]
-                if abort and self._thread is not None:
-                    self._thread.abort(request.request_id)
-        if not self._streams:
-            self._drained.set()
-
-    def _fail_all(self, error: EngineError) -> None:
-        for stream in set(self._streams.values()):
-            stream.fail(_again(error))
-
-    def _die(self) -> None:
-        self._end = EngineDeadError("the engine has died of an internal error; the server must be restarted")
-        self._dead.set()
-        self._fail_all(self._end)
+    def _abort(self, stream: DeltaStream) -> None:
+        if self._thread is not None:
+            for request in stream.requests:
+                self._thread.abort(request.request_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,12 +188,19 @@ class _InFlight:
 class _EngineThread(threading.Thread):
     """Runs the engine; owns it, and what is in flight in it, from start to stop."""
 
-    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, on_death: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        loop: asyncio.AbstractEventLoop,
+        on_death: Callable[[], None],
+        on_stats: Callable[[EngineStats], None] | None,
+    ) -> None:
         super().__init__(name="specdec-engine", daemon=True)
         self.stats = engine.stats()
         self._engine = engine
         self._loop = loop
         self._on_death = on_death
+        self._on_stats = on_stats
         self._commands: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
         self._in_flight: dict[str, _InFlight] = {}
         self._outbox: list[tuple[DeltaStream, TokenDelta | SpecdecError]] = []
@@ -356,12 +306,9 @@ class _EngineThread(threading.Thread):
         if at_once or now - self._stats_time >= STATS_INTERVAL_S:
             self.stats = self._engine.stats()
             self._stats_time = now
+            if self._on_stats is not None:
+                self._loop.call_soon_threadsafe(self._on_stats, self.stats)
 
 
 def _prepare_all(engine: Engine, requests: Sequence[Request], interest: Interest) -> list[PreparedRequest]:
     return [engine.prepare(request, interest) for request in requests]
-
-
-def _again(error: EngineError) -> EngineError:
-    """The same error as a new object: one that is raised twice drags the first traceback along."""
-    return type(error)(*error.args)

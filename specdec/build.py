@@ -13,6 +13,7 @@ import torch
 
 from specdec.attention import AttentionBackend, RowInvariantAttention, TorchAttention
 from specdec.config import EngineConfig
+from specdec.description import EngineDescription
 from specdec.errors import ConfigError
 from specdec.invariance import check_row_invariance
 from specdec.kv_cache import KVShape, allocate_arena, bytes_per_block
@@ -31,27 +32,6 @@ _DEFAULT_MAX_BATCHED_TOKENS = 512
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """What was built, for a banner or a log."""
-
-    model: str
-    dtype: str
-    device: str
-    num_threads: int
-    num_kv_blocks: int
-    block_size: int
-    kv_cache_bytes: int
-    max_model_len: int
-    max_concurrency: float
-    """Sequences of max_model_len tokens that the pool holds at once."""
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    proposer: str
-    num_speculative_tokens: int
-    """The longest draft."""
-    exact: bool
-
-
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """The parts that an engine drives."""
@@ -61,6 +41,8 @@ class Runtime:
     tokenizer: Tokenizer
     model_config: ModelConfig
     description: EngineDescription
+    folder: Path
+    """Of the target."""
 
 
 def build_runtime(config: EngineConfig, *, progress: ProgressCallback | None = None) -> Runtime:
@@ -118,6 +100,7 @@ def build_runtime(config: EngineConfig, *, progress: ProgressCallback | None = N
             num_speculative_tokens=plan.max_tokens,
             exact=config.exact,
         ),
+        folder=folder,
     )
 
 

@@ -9,7 +9,6 @@ from typing import Protocol, Self
 
 import msgspec
 
-from specdec.errors import SpecdecError
 from specdec.request import Request, TokenDelta, TokenLogprob
 
 logger = logging.getLogger(__name__)
@@ -22,7 +21,7 @@ DeltaObserver = Callable[[TokenDelta], None]
 
 
 class Release(Protocol):
-    """How a stream leaves the AsyncEngine's register."""
+    """How a stream leaves the register of what is in flight (open_streams.py)."""
 
     def __call__(self, stream: DeltaStream, *, abort: bool) -> None: ...
 
@@ -40,9 +39,13 @@ class DeltaStream:
         requests: Sequence[Request],
         release: Release,
         observer: DeltaObserver | None = None,
+        *,
+        is_read: bool = True,
     ) -> None:
+        """With `is_read` False nobody iterates: the deltas are for the observer alone."""
         self.requests = tuple(requests)
-        self.failure: asyncio.Future[SpecdecError] = asyncio.get_running_loop().create_future()
+        self.failure: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        self._is_read = is_read
         self._release = release
         self._observer = observer
         self._num_open_choices = sum(request.sampling_params.n for request in requests)
@@ -66,6 +69,16 @@ class DeltaStream:
             self._arrived.clear()
             await self._arrived.wait()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed, by whoever submitted."""
+        return self._is_closed
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every choice has ended, read or not."""
+        return not self._num_open_choices
+
     def close(self) -> None:
         """Abort what still runs and drop what was not read; idempotent, safe at any time."""
         if not self._is_closed:
@@ -78,11 +91,9 @@ class DeltaStream:
         """Take what a step added to one choice."""
         if self._is_closed or self.failure.done():
             return
-        waiting = self._pending.setdefault((delta.request_id, delta.choice_index), [])
-        waiting.append(delta)
-        if len(waiting) == MAX_WAITING_DELTAS:
-            waiting[:] = [join_deltas(waiting)]
-        self._arrived.set()
+        if self._is_read:
+            append_joined(self._pending.setdefault((delta.request_id, delta.choice_index), []), delta)
+            self._arrived.set()
         if delta.finish_reason is not None:
             self._num_open_choices -= 1
         if not self._num_open_choices:
@@ -93,12 +104,19 @@ class DeltaStream:
             except Exception:  # an observer's fault must not cost the batch's other streams their deltas
                 logger.exception("the observer of %s failed", delta.request_id)
 
-    def fail(self, error: SpecdecError) -> None:
+    def fail(self, error: Exception) -> None:
         """End the iteration with an error, after what has already arrived."""
         if not self._is_closed and not self.failure.done() and self._num_open_choices:
             self.failure.set_result(error)
             self._arrived.set()
             self._release(self, abort=True)
+
+
+def append_joined(waiting: list[TokenDelta], delta: TokenDelta) -> None:
+    """Add a delta to those of one choice that wait, few at any time: many are joined into one."""
+    waiting.append(delta)
+    if len(waiting) == MAX_WAITING_DELTAS:
+        waiting[:] = [join_deltas(waiting)]
 
 
 def join_deltas(deltas: Sequence[TokenDelta]) -> TokenDelta:

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence as AbstractSequence
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -14,8 +15,9 @@ from specdec.admission import PreparedRequest, admit
 from specdec.attention import Span
 from specdec.batch import Batch
 from specdec.block_pool import BlockPool
-from specdec.build import EngineDescription, build_runtime, max_batched_tokens
+from specdec.build import build_runtime, max_batched_tokens
 from specdec.config import EngineConfig
+from specdec.description import EngineDescription
 from specdec.errors import EngineError, GenerationError, RequestError
 from specdec.grammars import (
     DraftWalk,
@@ -67,6 +69,7 @@ class Engine:
         self.tokenizer: Tokenizer = self._runtime.tokenizer
         self.max_model_len: int = self._runtime.description.max_model_len
         self.model_name: str = config.model
+        self.model_folder: Path = self._runtime.folder
         tokenizer = self.tokenizer
         report = progress or (lambda _: None)
         report(ModelProgress(stage="preparing", description=_PREPARING, total=1))
@@ -228,6 +231,7 @@ class Engine:
                 # The only special tokens in a constrained answer are those that its constraint asks for.
                 detokenizer=Detokenizer(self.tokenizer, skip_special_tokens=request.constraint is None),
                 cache_salt=request.cache_salt,
+                caller=request.caller,
                 grammar=prepared.grammar,
                 grammar_state=prepared.grammar.initial_state if prepared.grammar else None,
                 plan=prepared.plan,

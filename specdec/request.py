@@ -105,6 +105,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     constraint: Constraint | None = None
     cache_salt: str = ""
     """Requests with different salts share no prefix-cache blocks."""
+    caller: str = ""
+    """Who asks: while requests wait, those of different callers take turns."""
     speculative: SpeculativeParams | None = None
     """How this request is speculated on; None is as the engine's configuration says."""
     prediction: str = ""

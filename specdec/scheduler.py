@@ -48,6 +48,8 @@ class Scheduler:
         self.running: list[Sequence] = []
         """In order of admission: the oldest first."""
         self.waiting: deque[Sequence] = deque()
+        self._turn = 0
+        """The highest of those admitted."""
         self.num_preemptions = 0
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
@@ -61,8 +63,18 @@ class Scheduler:
         return bool(self.running or self.waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence that the empty pool can hold to its last token."""
-        self.waiting.append(sequence)
+        """Queue a sequence that the empty pool can hold to its last token.
+
+        Those of different callers take turns: one that queues many is not served before all others (start-time fair
+        queueing, Goyal et al. 1996, a turn for each sequence).
+        """
+        own_turns = [waiting.turn for waiting in self.waiting if waiting.caller == sequence.caller]
+        sequence.turn = max([self._turn, *(turn + 1 for turn in own_turns)])
+        turns = [waiting.turn for waiting in self.waiting]
+        index = len(turns)
+        while index and turns[index - 1] > sequence.turn:
+            index -= 1
+        self.waiting.insert(index, sequence)
 
     def abort(self, request_id: str) -> list[Sequence]:
         """End every choice of a request and free its blocks at once; returns those that were unfinished."""
@@ -211,6 +223,7 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> None:
         self.waiting.remove(sequence)
+        self._turn = max(self._turn, sequence.turn)
         sequence.status = SequenceStatus.RUNNING
         self.running.append(sequence)
         if sequence.num_output_tokens == 0:

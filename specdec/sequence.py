@@ -114,6 +114,9 @@ class Sequence:
     token_ids: list[int]
     detokenizer: Detokenizer
     cache_salt: str = ""
+    caller: str = ""
+    turn: int = 0
+    """Its place among those that wait: the scheduler's."""
     grammar: BudgetedGrammar | None = None
     grammar_state: BudgetedState | None = None
     plan: SpeculationPlan = PLAIN

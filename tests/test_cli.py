@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from specdec.cli import app
 from specdec.cli.engine_flags import EngineFlags, parse_size, takes_engine_flags
-from specdec.cli.serve import request_limits
+from specdec.cli.serve import _is_loopback, request_limits
 from specdec.config import EngineConfig
 from specdec.errors import ConfigError, ModelError
 from specdec.grammars import Limits
@@ -643,6 +643,31 @@ def test_serve_guards_with_the_key_of_the_environment_and_serves_the_name_it_was
         assert send_curl(curl).status_code == 401
         assert send_curl(curl.replace("YOUR_KEY", "sesame")).status_code == 200
     assert re.search(r"drafts +grammar, up to 32 tokens, as many as pay; --spec chain drafts from everything\n", banner)
+
+
+def test_serve_takes_a_file_of_keys_and_runs_the_engine_on_a_thread_where_told_to(tiny_model_folder, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("sesame\n")
+    arguments = ["--api-key-file", str(keys), "--engine-in-process", "--rate-limit", "2", "--public-metrics"]
+    with served(str(tiny_model_folder), "--num-kv-blocks", "50", *arguments) as (process, banner):
+        url = re.search(r"ready +(\S+)/v1 in", banner)[1]
+        children = subprocess.run(
+            ["pgrep", "-P", str(process.pid), "-f", "engine_child"], capture_output=True, check=False
+        )
+        assert not children.stdout
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        assert httpx.get(f"{url}/metrics").status_code == 200
+        post = {"url": f"{url}/v1/completions", "json": {}, "headers": {"x-api-key": "sesame"}}
+        assert [httpx.post(**post).status_code for _ in range(3)] == [400, 400, 429]
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False),
+     ("192.168.1.5", False), ("my-machine", False)],
+)  # fmt: skip
+def test_only_addresses_of_this_machine_are_taken_for_loopback(host, is_loopback):
+    assert _is_loopback(host) == is_loopback
 
 
 def test_progress_of_a_pull_and_of_loading_is_drawn_and_full_bars_are_let_go(capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import typer
@@ -61,6 +62,35 @@ def serve(
             rich_help_panel="Server",
         ),
     ] = None,
+    api_key_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keys that clients must present, one a line, as they are or as sha256:HEX.",
+            show_default=False,
+            rich_help_panel="Server",
+        ),
+    ] = None,
+    metrics_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Key that opens /metrics alone.",
+            envvar="SPECDEC_METRICS_KEY",
+            show_default="as the other routes",
+            rich_help_panel="Server",
+        ),
+    ] = None,
+    public_metrics: Annotated[
+        bool, typer.Option("--public-metrics", help="Serve /metrics without a key.", rich_help_panel="Server")
+    ] = False,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Origin whose pages may call the server from a browser; repeat it for several, * for all.",
+            show_default="none",
+            rich_help_panel="Server",
+        ),
+    ] = None,
     served_model_name: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,6 +99,49 @@ def serve(
             rich_help_panel="Server",
         ),
     ] = None,
+    max_num_queued_reqs: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Choices in flight, running or waiting, beyond which requests get a 503; 0 for any number.",
+            rich_help_panel="Server",
+        ),
+    ] = 1024,
+    max_num_queued_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Prompt tokens waiting to be computed, beyond which requests get a 503.",
+            show_default="any number",
+            rich_help_panel="Server",
+        ),
+    ] = None,
+    rate_limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="REQUESTS",
+            help="Requests per minute of one API key, or without keys of one address, beyond which they get a 429.",
+            show_default="any number",
+            rich_help_panel="Server",
+        ),
+    ] = None,
+    request_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="From a request's arrival to its last token; what takes longer ends with an error.",
+            show_default="none",
+            rich_help_panel="Server",
+        ),
+    ] = None,
+    engine_in_process: Annotated[
+        bool,
+        typer.Option(
+            "--engine-in-process",
+            help="Run the engine on a thread of the server instead of in a process of its own.",
+            rich_help_panel="Server",
+        ),
+    ] = False,
 ) -> None:
     """Serve a model over the OpenAI API.
 
@@ -76,17 +149,24 @@ def serve(
     """
     config = engine.config()
     from specdec.cli.serve import serve_until_stopped
+    from specdec.server import ServerConfig
+    from specdec.server.auth import read_key_file
 
-    raise typer.Exit(
-        serve_until_stopped(
-            config,
-            host=host,
-            port=port,
-            api_keys=api_key or [],
-            served_model_names=served_model_name or [],
-            notes=engine.notes(),
-        )
+    server_config = ServerConfig(
+        host=host,
+        port=port,
+        api_keys=tuple(api_key or []),
+        api_key_digests=() if api_key_file is None else read_key_file(Path(api_key_file)),
+        metrics_key=metrics_key,
+        has_public_metrics=public_metrics,
+        cors_origins=tuple(cors_origin or []),
+        served_model_names=tuple(served_model_name or []),
+        max_num_queued_reqs=max_num_queued_reqs or None,
+        max_num_queued_tokens=max_num_queued_tokens or None,
+        rate_limit=rate_limit,
+        request_timeout_s=request_timeout,
     )
+    raise typer.Exit(serve_until_stopped(config, server_config, notes=engine.notes(), in_process=engine_in_process))
 
 
 @app.command()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 
@@ -22,31 +23,33 @@ EXAMPLE_SCHEMA = {
 
 
 def serve_until_stopped(
-    engine_config: EngineConfig,
-    *,
-    host: str,
-    port: int,
-    api_keys: Sequence[str],
-    served_model_names: Sequence[str],
-    notes: Mapping[str, str],
+    engine_config: EngineConfig, server_config: ServerConfig, *, notes: Mapping[str, str], in_process: bool
 ) -> int:
     """Serve until Ctrl-C or SIGTERM; the exit code. `notes` are printed for the device that was chosen."""
-    server_config = ServerConfig(
-        host=host,
-        port=port,
-        api_keys=tuple(api_keys),
-        served_model_names=tuple(served_model_names),
-        limits=request_limits(engine_config),
-    )
+    server_config = msgspec.structs.replace(server_config, limits=request_limits(engine_config))
     with progress_bars() as progress:
 
         def ready(info: ServerInfo) -> None:
-            for line in banner(info, engine_config.speculative, guarded=bool(api_keys)):
+            for line in banner(info, engine_config.speculative, guarded=server_config.is_guarded):
                 say(line)
+            if not server_config.is_guarded and not _is_loopback(server_config.host):
+                say(
+                    f"note: whoever reaches {server_config.host} can use this server; guard it with --api-key-file",
+                    style="yellow",
+                )
             if note := notes.get(info.engine.device.partition(":")[0]):
                 say(f"note: {note}", style="yellow")
 
-        return serve(engine_config, server_config, on_ready=ready, progress=progress)
+        return serve(engine_config, server_config, on_ready=ready, progress=progress, in_process=in_process)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name of this machine, which others may know
+        return False
 
 
 def request_limits(engine_config: EngineConfig) -> RequestLimits:

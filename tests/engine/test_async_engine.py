@@ -1,4 +1,4 @@
-"""AsyncEngine over a scripted engine: streams, aborts, readers that lag, faults and the end."""
+"""An engine's two handles over a scripted engine: streams, aborts, readers that lag, faults and the end."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
+from engine_in_thread import engine_behind_socket
 from scripted_engine import ScriptedEngine
 
 from specdec.async_engine import AsyncEngine
 from specdec.delta_stream import MAX_WAITING_DELTAS, DeltaStream
+from specdec.engine_handle import EngineHandle
+from specdec.engine_messages import EngineFaultError
 from specdec.errors import EngineClosedError, EngineDeadError, RequestError
 from specdec.grammars import JsonSchema
 from specdec.request import Request, SamplingParams, TokenDelta, TokenLogprob
@@ -39,14 +43,22 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
-@pytest.fixture
-async def scripted() -> ScriptedEngine:
-    return ScriptedEngine()
+Handle = Callable[[ScriptedEngine], EngineHandle]
+
+
+@pytest.fixture(params=[AsyncEngine, engine_behind_socket], ids=["thread", "process"])
+def handle(request: pytest.FixtureRequest) -> Handle:
+    return request.param
 
 
 @pytest.fixture
-async def engine(scripted: ScriptedEngine) -> AsyncIterator[AsyncEngine]:
-    engine = AsyncEngine(scripted)
+async def scripted(tiny_model_folder: Path) -> ScriptedEngine:
+    return ScriptedEngine(model_folder=tiny_model_folder)
+
+
+@pytest.fixture
+async def engine(handle: Handle, scripted: ScriptedEngine) -> AsyncIterator[EngineHandle]:
+    engine = handle(scripted)
     await engine.start()
     yield engine
     scripted.is_open.set()
@@ -58,12 +70,12 @@ def expected(num_tokens: int) -> str:
     return "".join(f"{token} " for token in range(num_tokens))
 
 
-async def test_a_stream_carries_every_choice_to_its_end(engine: AsyncEngine) -> None:
+async def test_a_stream_carries_every_choice_to_its_end(engine: EngineHandle) -> None:
     assert await texts(engine.generate(request("a", max_tokens=50, n=3))) == dict.fromkeys(range(3), expected(50))
     assert engine.num_in_flight == 0
 
 
-async def test_requests_submitted_together_share_a_stream(engine: AsyncEngine) -> None:
+async def test_requests_submitted_together_share_a_stream(engine: EngineHandle) -> None:
     stream = await engine.submit(request("a", 3), request("b", 4))
     seen: dict[str, str] = {}
     async for delta in stream:
@@ -71,18 +83,18 @@ async def test_requests_submitted_together_share_a_stream(engine: AsyncEngine) -
     assert seen == {"a": expected(3), "b": expected(4)}
 
 
-async def test_many_requests_at_once_each_get_their_own_text(engine: AsyncEngine) -> None:
+async def test_many_requests_at_once_each_get_their_own_text(engine: EngineHandle) -> None:
     answers = await asyncio.gather(*(texts(engine.generate(request(f"r{i}", 1 + i % 17))) for i in range(200)))
     assert answers == [{0: expected(1 + i % 17)} for i in range(200)]
 
 
-async def test_the_engine_is_only_ever_touched_from_one_thread(engine: AsyncEngine, scripted: ScriptedEngine) -> None:
+async def test_the_engine_is_only_ever_touched_from_one_thread(engine: EngineHandle, scripted: ScriptedEngine) -> None:
     await asyncio.gather(*(texts(engine.generate(request(f"r{i}"))) for i in range(20)))
     assert len(scripted.thread_ids) == 1
     assert threading.get_ident() not in scripted.thread_ids
 
 
-async def test_an_idle_engine_takes_no_steps_and_is_not_busy(engine: AsyncEngine, scripted: ScriptedEngine) -> None:
+async def test_an_idle_engine_takes_no_steps_and_is_not_busy(engine: EngineHandle, scripted: ScriptedEngine) -> None:
     await texts(engine.generate(request("a")))
     num_steps = scripted.num_steps
     await asyncio.sleep(0.05)
@@ -90,7 +102,7 @@ async def test_an_idle_engine_takes_no_steps_and_is_not_busy(engine: AsyncEngine
     assert engine.busy_seconds() == 0.0
 
 
-async def test_a_long_step_shows_as_busy_seconds(engine: AsyncEngine, scripted: ScriptedEngine) -> None:
+async def test_a_long_step_shows_as_busy_seconds(engine: EngineHandle, scripted: ScriptedEngine) -> None:
     scripted.is_open.clear()
     stream = await engine.submit(request("a"))
     await until(lambda: engine.busy_seconds() > 0.05)
@@ -100,7 +112,7 @@ async def test_a_long_step_shows_as_busy_seconds(engine: AsyncEngine, scripted: 
 
 
 @pytest.mark.parametrize("how", ["close", "cancel", "break"])
-async def test_leaving_a_stream_early_frees_its_blocks(engine: AsyncEngine, how: str) -> None:
+async def test_leaving_a_stream_early_frees_its_blocks(engine: EngineHandle, how: str) -> None:
     if how == "close":
         stream = await engine.submit(request("a", None))
         await anext(stream)
@@ -120,7 +132,7 @@ async def test_leaving_a_stream_early_frees_its_blocks(engine: AsyncEngine, how:
 
 
 async def test_a_stream_closed_before_its_first_step_is_never_computed(
-    engine: AsyncEngine, scripted: ScriptedEngine
+    engine: EngineHandle, scripted: ScriptedEngine
 ) -> None:
     scripted.is_open.clear()
     blocker = await engine.submit(request("blocker", 1))
@@ -134,7 +146,7 @@ async def test_a_stream_closed_before_its_first_step_is_never_computed(
 
 
 async def test_an_id_can_be_used_again_at_once_and_old_deltas_do_not_reach_the_new_stream(
-    engine: AsyncEngine,
+    engine: EngineHandle,
 ) -> None:
     for _ in range(50):
         stream = await engine.submit(request("same", None))
@@ -143,7 +155,7 @@ async def test_an_id_can_be_used_again_at_once_and_old_deltas_do_not_reach_the_n
     assert await texts(engine.generate(request("same", 4))) == {0: expected(4)}
 
 
-async def test_an_id_in_flight_is_refused_and_the_first_request_unharmed(engine: AsyncEngine) -> None:
+async def test_an_id_in_flight_is_refused_and_the_first_request_unharmed(engine: EngineHandle) -> None:
     first = await engine.submit(request("same", 2000))
     with pytest.raises(RequestError) as refused:
         await engine.submit(request("same"))
@@ -153,7 +165,7 @@ async def test_an_id_in_flight_is_refused_and_the_first_request_unharmed(engine:
     assert await texts(first) == {0: expected(2000)}
 
 
-async def test_what_prepare_refuses_is_raised_before_the_first_delta(engine: AsyncEngine) -> None:
+async def test_what_prepare_refuses_is_raised_before_the_first_delta(engine: EngineHandle) -> None:
     bad = Request(request_id="a", prompt_token_ids=())
     with pytest.raises(RequestError):
         await engine.submit(bad)
@@ -163,19 +175,19 @@ async def test_what_prepare_refuses_is_raised_before_the_first_delta(engine: Asy
     assert await texts(engine.generate(request("a"))) == {0: expected(5)}
 
 
-async def test_a_bug_in_prepare_costs_only_its_own_request(engine: AsyncEngine, scripted: ScriptedEngine) -> None:
+async def test_a_bug_in_prepare_costs_only_its_own_request(engine: EngineHandle, scripted: ScriptedEngine) -> None:
     def fail(_: Request) -> None:
         raise ZeroDivisionError
 
     scripted.on_prepare = fail
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises((ZeroDivisionError, EngineFaultError)):
         await engine.submit(request("a"))
     scripted.on_prepare = lambda _: None
     assert engine.is_healthy
     assert await texts(engine.generate(request("a"))) == {0: expected(5)}
 
 
-async def test_slow_schemas_hold_up_no_request_without_one(engine: AsyncEngine, scripted: ScriptedEngine) -> None:
+async def test_slow_schemas_hold_up_no_request_without_one(engine: EngineHandle, scripted: ScriptedEngine) -> None:
     released = threading.Event()
     scripted.on_prepare = lambda request: request.constraint is not None and released.wait(TIMEOUT_S)
     constraint = JsonSchema(schema="{}")
@@ -187,7 +199,7 @@ async def test_slow_schemas_hold_up_no_request_without_one(engine: AsyncEngine, 
     await asyncio.gather(*slow)
 
 
-async def test_cancelling_during_prepare_leaves_nothing_behind(engine: AsyncEngine, scripted: ScriptedEngine) -> None:
+async def test_cancelling_during_prepare_leaves_nothing_behind(engine: EngineHandle, scripted: ScriptedEngine) -> None:
     released = threading.Event()
     scripted.on_prepare = lambda _: released.wait(TIMEOUT_S)
     submitting = asyncio.create_task(engine.submit(request("a")))
@@ -197,13 +209,13 @@ async def test_cancelling_during_prepare_leaves_nothing_behind(engine: AsyncEngi
     with pytest.raises(asyncio.CancelledError):
         await submitting
     assert engine.num_in_flight == 0
-    assert scripted.interests[0].has_left
+    await until(lambda: scripted.interests[0].has_left)
     released.set()
     assert await texts(engine.generate(request("a"))) == {0: expected(5)}
     assert scripted.num_added == 1
 
 
-async def test_a_reader_that_stands_still_stalls_nobody_and_loses_nothing(engine: AsyncEngine) -> None:
+async def test_a_reader_that_stands_still_stalls_nobody_and_loses_nothing(engine: EngineHandle) -> None:
     stream = await engine.submit(request("slow", 3000))
     await anext(stream)
     assert await texts(engine.generate(request("fast", 3000))) == {0: expected(3000)}
@@ -226,7 +238,7 @@ async def test_joined_deltas_keep_logprobs_aligned_with_tokens() -> None:
     assert delta.text == "x" * 3 * MAX_WAITING_DELTAS
 
 
-async def test_an_observer_that_fails_costs_no_stream_its_deltas(engine: AsyncEngine) -> None:
+async def test_an_observer_that_fails_costs_no_stream_its_deltas(engine: EngineHandle) -> None:
     def fail(_: TokenDelta) -> None:
         raise ZeroDivisionError
 
@@ -237,13 +249,15 @@ async def test_an_observer_that_fails_costs_no_stream_its_deltas(engine: AsyncEn
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("boom"), MemoryError(), SystemExit(3)])
-async def test_a_dying_engine_fails_every_request_in_flight_and_every_later_one(fault: BaseException) -> None:
+async def test_a_dying_engine_fails_every_request_in_flight_and_every_later_one(
+    handle: Handle, scripted: ScriptedEngine, fault: BaseException
+) -> None:
     def die(step: int) -> None:
         if step == 3:
             raise fault
 
-    scripted = ScriptedEngine(before_step=die)
-    engine = AsyncEngine(scripted)
+    scripted.before_step = die
+    engine = handle(scripted)
     await engine.start()
     assert engine.is_healthy
     scripted.is_open.clear()
@@ -261,12 +275,13 @@ async def test_a_dying_engine_fails_every_request_in_flight_and_every_later_one(
         await engine.close(grace_s=5.0)
 
 
-async def test_tokens_made_before_the_engine_died_still_arrive() -> None:
+async def test_tokens_made_before_the_engine_died_still_arrive(handle: Handle, scripted: ScriptedEngine) -> None:
     def die(step: int) -> None:
         if step == 3:
             raise RuntimeError("boom")
 
-    engine = AsyncEngine(ScriptedEngine(before_step=die))
+    scripted.before_step = die
+    engine = handle(scripted)
     await engine.start()
     stream = await engine.submit(request("a", None))
     await asyncio.wait_for(engine.wait_dead(), TIMEOUT_S)
@@ -276,9 +291,9 @@ async def test_tokens_made_before_the_engine_died_still_arrive() -> None:
     await engine.close()
 
 
-async def test_close_lets_running_requests_finish_within_the_grace(scripted: ScriptedEngine) -> None:
+async def test_close_lets_running_requests_finish_within_the_grace(handle: Handle, scripted: ScriptedEngine) -> None:
     scripted.step_seconds = 0.002
-    engine = AsyncEngine(scripted)
+    engine = handle(scripted)
     await engine.start()
     stream = await engine.submit(request("a", 20))
     closing = asyncio.create_task(engine.close(grace_s=TIMEOUT_S))
@@ -291,8 +306,10 @@ async def test_close_lets_running_requests_finish_within_the_grace(scripted: Scr
     await asyncio.wait_for(closing, TIMEOUT_S)
 
 
-async def test_close_ends_what_outlasts_the_grace_and_frees_its_blocks(scripted: ScriptedEngine) -> None:
-    engine = AsyncEngine(scripted)
+async def test_close_ends_what_outlasts_the_grace_and_frees_its_blocks(
+    handle: Handle, scripted: ScriptedEngine
+) -> None:
+    engine = handle(scripted)
     await engine.start()
     streams = [await engine.submit(request(f"r{i}", None)) for i in range(3)]
     start = time.monotonic()
@@ -305,8 +322,8 @@ async def test_close_ends_what_outlasts_the_grace_and_frees_its_blocks(scripted:
     assert not engine.is_alive
 
 
-async def test_a_second_close_cuts_the_grace_of_the_first_short(scripted: ScriptedEngine) -> None:
-    engine = AsyncEngine(scripted)
+async def test_a_second_close_cuts_the_grace_of_the_first_short(handle: Handle, scripted: ScriptedEngine) -> None:
+    engine = handle(scripted)
     await engine.start()
     stream = await engine.submit(request("a", None))
     patient = asyncio.create_task(engine.close(grace_s=60.0))
@@ -318,10 +335,10 @@ async def test_a_second_close_cuts_the_grace_of_the_first_short(scripted: Script
         await texts(stream)
 
 
-async def test_closing_during_prepare_ends_the_submission_at_once(scripted: ScriptedEngine) -> None:
+async def test_closing_during_prepare_ends_the_submission_at_once(handle: Handle, scripted: ScriptedEngine) -> None:
     released = threading.Event()
     scripted.on_prepare = lambda _: released.wait(TIMEOUT_S)
-    engine = AsyncEngine(scripted)
+    engine = handle(scripted)
     await engine.start()
     submitting = asyncio.create_task(engine.submit(request("a")))
     await until(lambda: engine.num_in_flight == 1)
@@ -332,15 +349,15 @@ async def test_closing_during_prepare_ends_the_submission_at_once(scripted: Scri
     released.set()
 
 
-async def test_an_engine_that_was_never_started_refuses_and_closes() -> None:
-    engine = AsyncEngine(ScriptedEngine())
+async def test_an_engine_that_was_never_started_refuses_and_closes(handle: Handle, scripted: ScriptedEngine) -> None:
+    engine = handle(scripted)
     with pytest.raises(EngineClosedError):
         await engine.submit(request("a"))
     await engine.close()
     assert not engine.is_alive
 
 
-async def test_a_request_the_engine_itself_refuses_fails_alone(engine: AsyncEngine, scripted: ScriptedEngine) -> None:
+async def test_a_request_the_engine_itself_refuses_fails_alone(engine: EngineHandle, scripted: ScriptedEngine) -> None:
     def refuse(_: Request) -> None:
         raise RequestError("no room", param="prompt")
 

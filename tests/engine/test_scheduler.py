@@ -2,7 +2,7 @@
 
 import math
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -201,3 +201,57 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+def waiting_sequence(name, caller):
+    return Sequence(
+        request_id=name,
+        choice_index=0,
+        params=SamplingParams(),
+        seed=0,
+        max_tokens=2,
+        eos_token_ids=frozenset({EOS}),
+        num_prompt_tokens=1,
+        token_ids=[1],
+        detokenizer=Silent(),
+        caller=caller,
+    )
+
+
+def scheduler_of_one_at_a_time():
+    return Scheduler(
+        BlockPool(NUM_BLOCKS, enable_prefix_caching=False),
+        block_size=4,
+        max_num_seqs=1,
+        max_num_batched_tokens=8,
+        stop_checker=StopChecker(),
+    )
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from("abc"), max_size=30))
+def test_those_that_wait_take_turns_by_caller_and_in_order_within_one(callers):
+    scheduler = scheduler_of_one_at_a_time()
+    for number, caller in enumerate(callers):
+        scheduler.add(waiting_sequence(str(number), caller))
+    rounds = {}
+    order = []
+    for sequence in scheduler.waiting:
+        rounds[sequence.caller] = rounds.get(sequence.caller, 0) + 1
+        order.append(rounds[sequence.caller])
+    assert order == sorted(order)
+    for caller in "abc":
+        own = [int(sequence.request_id) for sequence in scheduler.waiting if sequence.caller == caller]
+        assert own == sorted(own)
+
+
+def test_a_newcomer_is_next_however_many_another_has_queued_and_however_long_it_was_served_alone():
+    scheduler = scheduler_of_one_at_a_time()
+    for number in range(20):
+        scheduler.add(waiting_sequence(f"many-{number}", "many"))
+    for _ in range(5):
+        scheduler.schedule()
+        scheduler.abort(scheduler.running[0].request_id)
+    scheduler.add(waiting_sequence("newcomer", "one"))
+    next_up = [sequence.request_id for sequence in scheduler.waiting][:3]
+    assert next_up == ["newcomer", "many-5", "many-6"]

@@ -1,4 +1,4 @@
-"""One server on the tiny model for all tests that only talk to it; those that break one start their own."""
+"""A server of each kind on the tiny model for all tests that only talk to it; those that break one start their own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ import pytest
 
 if TYPE_CHECKING:
     from live_server import LiveServer
+    from served_process import Served
 
     from specdec import Engine
+
+OVER_BOTH_TRANSPORTS = {
+    "test_chat", "test_completions", "test_openai_client", "test_text_constraints", "test_constraints"
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -26,14 +31,52 @@ def make_engine(tiny_model_folder: Path) -> Callable[..., Engine]:
 
 
 @pytest.fixture(scope="session")
-def live(make_engine: Callable[..., Engine]) -> Iterator[LiveServer]:
+def thread_live(make_engine: Callable[..., Engine]) -> Iterator[LiveServer]:
     from live_server import serving
 
     with serving(make_engine()) as server:
         yield server
 
 
+@pytest.fixture(scope="session")
+def process_live(tiny_model_folder: Path) -> Iterator[LiveServer]:
+    from live_server import serving
+
+    from specdec import EngineConfig, EngineProcess
+
+    config = EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600, check_outputs=True)
+    with serving(EngineProcess.launch(config)) as server:
+        yield server
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What only talks to a server talks to both kinds, in the modules that stand for the rest."""
+    if "live" in metafunc.fixturenames and metafunc.module.__name__.rpartition(".")[2] in OVER_BOTH_TRANSPORTS:
+        metafunc.parametrize("live", ["thread_live", "process_live"], indirect=True, ids=["thread", "process"])
+
+
+@pytest.fixture
+def live(request: pytest.FixtureRequest) -> LiveServer:
+    return request.getfixturevalue(getattr(request, "param", "thread_live"))
+
+
 @pytest.fixture
 def client(live: LiveServer) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=live.url, timeout=30.0) as client:
         yield client
+
+
+@pytest.fixture
+def served(tiny_model_folder: Path) -> Iterator[Callable[..., Served]]:
+    from served_process import Served
+
+    started: list[Served] = []
+
+    def start(**fields: object) -> Served:
+        started.append(Served(tiny_model_folder, **fields))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+        each.process.communicate(timeout=20)

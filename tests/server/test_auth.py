@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,7 +13,7 @@ from live_server import LiveServer, chat_body, serving
 
 from specdec import ConfigError, Engine
 from specdec.server import ServerConfig
-from specdec.server.auth import ApiKeys, cache_salt, presented_key
+from specdec.server.auth import ApiKeys, cache_salt, digest_of, presented_key, read_key_file
 
 KEYS = ("first-key", "second-key")
 GUARDED = [
@@ -96,3 +97,98 @@ def test_a_key_that_no_header_can_carry_is_refused_at_start(key: str) -> None:
     with pytest.raises(ConfigError) as refused:
         ServerConfig(api_keys=("good", key))
     assert refused.value.flag == "--api-key"
+
+
+def test_a_key_file_holds_keys_and_digests_and_only_digests_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text(f"# comment\n\nfirst-key\n  sha256:{digest_of('second-key').upper()}  \n")
+    digests = read_key_file(path)
+    assert digests == (digest_of("first-key"), digest_of("second-key"))
+    keys = ApiKeys(["third-key"], digests)
+    assert [keys.admits(key) for key in (b"first-key", b"second-key", b"third-key", b"sha256:", b"# comment", b"")] == [
+        True, True, True, False, False, False,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n", "ok\nä\n", "sha256:abc\n", "sha256:" + "g" * 64, "two\x00"])
+def test_a_key_file_with_a_line_that_is_no_key_or_without_any_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        read_key_file(path)
+    assert refused.value.flag == "--api-key-file"
+    assert "g" * 64 not in str(refused.value), "a key is no part of a message"
+
+
+def test_a_key_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        read_key_file(tmp_path / "absent")
+
+
+def statuses(config: ServerConfig, make_engine: Callable[..., Engine]) -> dict[tuple[str, str], int]:
+    with serving(make_engine(), config) as server:
+        return {
+            (path, key): httpx.get(server.url + path, headers={"x-api-key": key} if key else {}).status_code
+            for path in ("/metrics", "/v1/models")
+            for key in ("", "user", "watcher")
+        }
+
+
+def test_the_metrics_key_opens_the_metrics_alone(make_engine: Callable[..., Engine]) -> None:
+    config = ServerConfig(api_key_digests=(digest_of("user"),), metrics_key="watcher")
+    assert statuses(config, make_engine) == {
+        ("/metrics", ""): 401, ("/metrics", "user"): 401, ("/metrics", "watcher"): 200,
+        ("/v1/models", ""): 401, ("/v1/models", "user"): 200, ("/v1/models", "watcher"): 401,
+    }  # fmt: skip
+
+
+def test_a_metrics_key_guards_the_metrics_of_an_open_server(make_engine: Callable[..., Engine]) -> None:
+    assert statuses(ServerConfig(metrics_key="watcher"), make_engine) == {
+        ("/metrics", ""): 401, ("/metrics", "user"): 401, ("/metrics", "watcher"): 200,
+        ("/v1/models", ""): 200, ("/v1/models", "user"): 200, ("/v1/models", "watcher"): 200,
+    }  # fmt: skip
+
+
+def test_public_metrics_need_no_key(make_engine: Callable[..., Engine]) -> None:
+    opened = statuses(ServerConfig(api_keys=("user",), has_public_metrics=True), make_engine)
+    assert opened["/metrics", ""] == 200
+    assert opened["/v1/models", ""] == 401
+    with pytest.raises(ConfigError):
+        ServerConfig(metrics_key="watcher", has_public_metrics=True)
+
+
+PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+
+
+def test_pages_of_other_origins_are_let_in_only_where_their_origin_is_named(make_engine: Callable[..., Engine]) -> None:
+    friend, stranger = {"origin": "https://friend.example"}, {"origin": "https://stranger.example"}
+    config = ServerConfig(served_model_names=("tiny",), api_keys=KEYS, cors_origins=("https://friend.example",))
+    with serving(make_engine(), config) as server:
+        url = server.url + "/v1/chat/completions"
+        leave = httpx.options(url, headers={**friend, **PREFLIGHT})
+        assert leave.status_code == 204
+        assert leave.headers["access-control-allow-origin"] == "https://friend.example"
+        assert leave.headers["access-control-allow-headers"] == "authorization,content-type"
+        refused = httpx.options(url, headers={**stranger, **PREFLIGHT})
+        assert refused.status_code == 401
+        assert "access-control-allow-origin" not in refused.headers
+        key = {"authorization": f"Bearer {KEYS[0]}"}
+        answer = httpx.post(url, headers={**friend, **key}, json=chat_body(max_tokens=1), timeout=30)
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == "https://friend.example"
+        assert answer.headers["vary"] == "origin"
+        assert httpx.post(url, headers=friend, json=chat_body()).status_code == 401, "leave is no key"
+        of_stranger = httpx.post(url, headers={**stranger, **key}, json=chat_body(max_tokens=1), timeout=30)
+        assert "access-control-allow-origin" not in of_stranger.headers
+
+
+def test_without_origins_there_is_no_cors(guarded: LiveServer) -> None:
+    headers = {"origin": "https://friend.example", "x-api-key": KEYS[0]}
+    assert not [name for name in httpx.get(guarded.url + "/v1/models", headers=headers).headers if "access" in name]
+
+
+@pytest.mark.parametrize("origin", ["friend.example", "https://friend.example/", "https://a b", "", "null"])
+def test_what_is_no_origin_is_refused_at_start(origin: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        ServerConfig(cors_origins=(origin,))
+    assert refused.value.flag == "--cors-origin"

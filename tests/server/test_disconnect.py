@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 from live_server import LiveServer, chat_body, read_events, serving, slowed, wait_until
+from served_process import FAULTY_CHILD
 
-from specdec import Engine
+from specdec import Engine, EngineConfig, EngineProcess
 from specdec.async_engine import STATS_INTERVAL_S
 from specdec.grammars import Limits
 from specdec.server.config import RequestLimits, ServerConfig
@@ -22,10 +24,21 @@ from specdec.server.config import RequestLimits, ServerConfig
 CHAT = "/v1/chat/completions"
 
 
-@pytest.fixture(scope="module")
-def slow_live(make_engine: Callable[..., Engine]) -> Iterator[LiveServer]:
+STEP_SECONDS = 0.01
+
+
+@pytest.fixture(scope="module", params=["thread", "process"])
+def slow_live(
+    request: pytest.FixtureRequest, make_engine: Callable[..., Engine], tiny_model_folder: Path
+) -> Iterator[LiveServer]:
     """Slow enough that an abandoned request is caught in the act."""
-    with serving(slowed(make_engine(), 0.01)) as server:
+    if request.param == "thread":
+        engine = slowed(make_engine(), STEP_SECONDS)
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("specdec.engine_process.PROGRAM", (str(FAULTY_CHILD), str(STEP_SECONDS), "-1"))
+            engine = EngineProcess.launch(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600))
+    with serving(engine) as server:
         yield server
 
 

@@ -6,90 +6,16 @@ import concurrent.futures
 import json
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import httpx
 import pytest
-from live_server import chat_body, read_events
+from live_server import chat_body
+from served_process import Served, last_event, wait_for_running
 
 from specdec import ConfigError, EngineConfig
 from specdec.server import ServerConfig, serve
-
-PROGRAM = """
-import sys, time
-import msgspec
-import specdec.engine
-from specdec import EngineConfig
-from specdec.server import ServerConfig, serve
-
-die_at, config = int(sys.argv[2]), msgspec.json.decode(sys.argv[3], type=ServerConfig)
-step = specdec.engine.Engine.step
-
-def slow_step(engine):
-    time.sleep(0.005)
-    if engine.stats().num_steps == die_at:
-        raise RuntimeError("injected")
-    return step(engine)
-
-specdec.engine.Engine.step = slow_step
-engine_config = EngineConfig(model=sys.argv[1], num_kv_blocks=600)
-print_info = lambda info: print(msgspec.json.encode(info).decode(), flush=True)
-sys.exit(serve(engine_config, config, on_ready=print_info))
-"""
-
-
-class Served:
-    """A process that serves."""
-
-    def __init__(self, folder: Path, *, die_at: int = -1, **config: object) -> None:
-        fields = {"port": 0, "served_model_names": ["tiny"], **config}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(folder), str(die_at), json.dumps(fields)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.process.communicate(timeout=20)[1]
-        self.info = json.loads(line)
-        self.url: str = self.info["url"]
-
-    def stop(self, timeout_s: float = 20) -> tuple[int, str, float]:
-        """SIGTERM; the exit code, what was logged, and how long it took."""
-        start = time.monotonic()
-        self.process.send_signal(signal.SIGTERM)
-        _, log = self.process.communicate(timeout=timeout_s)
-        return self.process.returncode, log, time.monotonic() - start
-
-
-@pytest.fixture
-def served(tiny_model_folder: Path) -> Iterator[Callable[..., Served]]:
-    started: list[Served] = []
-
-    def start(**fields: object) -> Served:
-        started.append(Served(tiny_model_folder, **fields))
-        return started[-1]
-
-    yield start
-    for each in started:
-        each.process.kill()
-        each.process.communicate(timeout=20)
-
-
-def last_event(url: str, **fields: object) -> dict:
-    body = chat_body(stream=True, **fields)
-    with httpx.stream("POST", url + "/v1/chat/completions", json=body, timeout=60) as response:
-        return list(read_events(response))[-1]
-
-
-def wait_for_running(url: str, num_requests: int) -> None:
-    deadline = time.monotonic() + 20
-    while f'num_requests_running{{model_name="tiny"}} {num_requests}.0' not in httpx.get(url + "/metrics").text:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_on_ready_tells_what_is_served_and_sigterm_ends_it_with_0(served: Callable[..., Served]) -> None:
@@ -118,8 +44,11 @@ def test_sigterm_lets_running_requests_finish_within_the_grace(served: Callable[
         httpx.get(server.url + "/health")
 
 
-def test_sigterm_ends_what_outlasts_the_grace_with_an_error_frame(served: Callable[..., Served]) -> None:
-    server = served(shutdown_grace_s=0.5)
+@pytest.mark.parametrize("in_process", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_sigterm_ends_what_outlasts_the_grace_with_an_error_frame(
+    served: Callable[..., Served], in_process: bool
+) -> None:
+    server = served(in_process=in_process, shutdown_grace_s=0.5)
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         streams = [pool.submit(last_event, server.url, ignore_eos=True) for _ in range(2)]
         whole = pool.submit(
@@ -164,8 +93,9 @@ def test_a_client_that_never_reads_does_not_hold_the_end_up_for_ever(served: Cal
     assert seconds < 12
 
 
-def test_when_the_engine_dies_the_process_soon_ends_with_1(served: Callable[..., Served]) -> None:
-    server = served(die_at=50)
+@pytest.mark.parametrize("in_process", [False, True])
+def test_when_the_engine_dies_the_process_soon_ends_with_1(served: Callable[..., Served], in_process: bool) -> None:
+    server = served(in_process=in_process, die_at=50)
     assert last_event(server.url, ignore_eos=True)["error"]["code"] == "engine_dead"
     start = time.monotonic()
     _, log = server.process.communicate(timeout=20)

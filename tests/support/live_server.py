@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import httpx
 import uvicorn
 
-from specdec import AsyncEngine, Engine
+from specdec import AsyncEngine, Engine, EngineHandle
 from specdec.server import ServerConfig, create_app
 from specdec.server.http_protocol import HttpProtocol
 
@@ -20,11 +20,11 @@ TIMEOUT_S = 30.0
 
 
 class LiveServer:
-    """Serves `engine` until stopped; `url` is where."""
+    """Serves an engine, on a thread unless it comes with its process, until stopped; `url` is where."""
 
-    def __init__(self, engine: Engine, config: ServerConfig) -> None:
+    def __init__(self, engine: Engine | EngineHandle, config: ServerConfig) -> None:
         self.engine = engine
-        self.async_engine = AsyncEngine(engine)
+        self.async_engine = engine if isinstance(engine, EngineHandle) else AsyncEngine(engine)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 create_app(self.async_engine, config), port=0, http=HttpProtocol, ws="none", log_config=None,
@@ -47,7 +47,7 @@ class LiveServer:
 
 
 @contextmanager
-def serving(engine: Engine, config: ServerConfig | None = None) -> Iterator[LiveServer]:
+def serving(engine: Engine | EngineHandle, config: ServerConfig | None = None) -> Iterator[LiveServer]:
     server = LiveServer(engine, config or ServerConfig(served_model_names=("tiny",)))
     try:
         yield server

@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from specdec.config import EngineConfig
+from specdec.description import EngineDescription
 from specdec.errors import RequestError
 from specdec.grammars import Interest
 from specdec.request import FinishReason, Request, TokenDelta
@@ -24,6 +26,7 @@ class ScriptedEngine:
     config: EngineConfig = field(default_factory=EngineConfig)
     model_name: str = "scripted"
     max_model_len: int = 10**6
+    model_folder: Path = Path()
     num_steps: int = 0
     num_added: int = 0
     interests: list[Interest] = field(default_factory=list)
@@ -52,6 +55,13 @@ class ScriptedEngine:
 
     def close(self) -> None:
         pass
+
+    def describe(self) -> EngineDescription:
+        return EngineDescription(
+            model=self.model_name, dtype="none", device="none", num_threads=1, num_kv_blocks=100, block_size=1,
+            kv_cache_bytes=0, max_model_len=self.max_model_len, max_concurrency=1.0, max_num_seqs=1,
+            max_num_batched_tokens=1, proposer="none", num_speculative_tokens=0, exact=False,
+        )  # fmt: skip
 
     def abort_request(self, request_id: str) -> None:
         self._note_thread()

@@ -1,0 +1,26 @@
+"""EngineDescription: what an engine turned out to be, once it is built."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """What was built, for a banner or a log."""
+
+    model: str
+    dtype: str
+    device: str
+    num_threads: int
+    num_kv_blocks: int
+    block_size: int
+    kv_cache_bytes: int
+    max_model_len: int
+    max_concurrency: float
+    """Sequences of max_model_len tokens that the pool holds at once."""
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    proposer: str
+    num_speculative_tokens: int
+    """The longest draft."""
+    exact: bool
