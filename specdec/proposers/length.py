@@ -59,7 +59,7 @@ class DraftLengths:
 
     def cut(self, batch: Batch, drafts: AbstractSequence[Draft]) -> list[Proposal]:
         """The drafts, each as far as it pays."""
-        num_tokens = [_num_kept(draft) for draft in drafts]
+        num_tokens = [self.num_kept(draft) for draft in drafts]
         offers: list[tuple[float, int]] = []
         for index, draft in enumerate(drafts):
             offers += [(chance, index) for chance in self._chances(draft)[num_tokens[index] :]]
@@ -79,6 +79,16 @@ class DraftLengths:
                 pause.length = min(pause.length + 1, _MAX_PAUSE)
                 pause.num_left = pause.length
         return [draft.cut(count) for draft, count in zip(drafts, num_tokens, strict=True)]
+
+    @staticmethod
+    def num_kept(draft: Draft) -> int:
+        """Tokens that are verified whether they pay or not.
+
+        What a token drawn from a distribution led to may say whether it pays; to drop it for that would bend the law.
+        """
+        if _is_fixed(draft):
+            return len(draft.token_ids)
+        return max((i for i, drawn_from in enumerate(draft.distributions, 1) if drawn_from is not None), default=0)
 
     def worth_drafting(self, batch: Batch, drafts: AbstractSequence[Draft]) -> list[Draft]:
         """Those of the drafts that one more pass of the draft model is for; none where it would not pay."""
@@ -153,16 +163,6 @@ class DraftLengths:
 
 def _is_fixed(draft: Draft) -> bool:
     return draft.sequence.plan.num_tokens is not None
-
-
-def _num_kept(draft: Draft) -> int:
-    """Tokens that are verified whether they pay or not.
-
-    What a token drawn from a distribution led to may say whether it pays; to drop it for that would bend the law.
-    """
-    if _is_fixed(draft):
-        return len(draft.token_ids)
-    return max((i for i, drawn_from in enumerate(draft.distributions, 1) if drawn_from is not None), default=0)
 
 
 def _num_base_tokens(batch: Batch) -> int:
