@@ -69,7 +69,7 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
                 cache_salt=exchange_of(request).cache_salt,
                 speculative=speculation.params,
                 prediction=speculation.prediction,
-                trace=speculation.trace,
+                trace=speculation.trace or service.config.per_request_spec_decode_metrics == "detailed",
             )
         ],
         ignored=ignored,
@@ -81,6 +81,7 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
         },
         has_report=requested.has_report,
         has_prediction=speculation.has_prediction,
+        has_trace=speculation.trace,
         chunks=spelling.chunks if chat.stream else None,
         whole=spelling.whole,
     )
@@ -159,7 +160,7 @@ class _Spelling:
         self.fingerprint = service.fingerprint
         self.stream_options = chat.stream_options
         self.has_logprobs = params.logprobs is not None
-        self.has_metrics = service.config.per_request_spec_decode_metrics != "off"
+        self.has_metrics = service.config.per_request_spec_decode_metrics != "none"
         self.max_draft_tokens = speculation.max_draft_tokens
 
     def whole(self, answer: Answer) -> ChatCompletion:

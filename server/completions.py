@@ -67,7 +67,7 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
             cache_salt=exchange_of(request).cache_salt,
             speculative=speculation.params,
             prediction=speculation.prediction,
-            trace=speculation.trace,
+            trace=speculation.trace or service.config.per_request_spec_decode_metrics == "detailed",
         )
         for index, prompt in enumerate(prompts)
     ]
@@ -78,6 +78,7 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
         params=requested.params,
         has_report=requested.has_report,
         has_prediction=speculation.has_prediction,
+        has_trace=speculation.trace,
         chunks=spelling.chunks if completion.stream else None,
         whole=spelling.whole,
     )
@@ -172,7 +173,7 @@ class _Spelling:
         self.stream_options = completion.stream_options
         self.has_top_logprobs = bool(params.logprobs)
         self.has_logprobs = params.logprobs is not None
-        self.has_metrics = service.config.per_request_spec_decode_metrics != "off"
+        self.has_metrics = service.config.per_request_spec_decode_metrics != "none"
         self.max_draft_tokens = speculation.max_draft_tokens
         self.choices_per_prompt = params.n
         self.echoes: list[str] = []

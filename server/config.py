@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from specdec import ConfigError
+
+SpecDecodeMetrics: TypeAlias = Literal["none", "summary", "detailed"]
 
 
 class RequestLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,8 +38,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     served_model_names: tuple[str, ...] = ()
     """Names that requests may give as `model`, the first one is reported; none takes the engine's own."""
     limits: RequestLimits = RequestLimits()
-    per_request_spec_decode_metrics: Literal["off", "summary"] = "off"
-    """summary adds `metrics.speculative_decoding`, in vLLM's shape, to every answer with one choice."""
+    per_request_spec_decode_metrics: SpecDecodeMetrics = "none"
+    """summary adds `metrics.speculative_decoding`, in vLLM's shape, to every answer with one choice; detailed adds to
+    that what each pass of the target drafted and accepted."""
     keep_alive_interval_s: float = 15.0
     """A stream that has nothing to say sends a comment this often, so that no proxy takes it for dead."""
     shutdown_grace_s: float = 30.0

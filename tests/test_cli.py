@@ -632,6 +632,7 @@ def test_serve_greets_with_what_a_user_needs_and_ends_cleanly_on_ctrl_c(tiny_mod
 
 def test_serve_guards_with_the_key_of_the_environment_and_serves_the_name_it_was_given(tiny_model_folder):
     arguments = [str(tiny_model_folder), "--served-model-name", "tiny", "--gpu-memory-utilization", "0.5"]
+    arguments += ["--per-request-spec-decode-metrics", "detailed"]
     with served(*arguments, SPECDEC_API_KEY="sesame") as (_process, banner):
         assert f"{tiny_model_folder} as tiny" in banner
         assert "sesame" not in banner
@@ -641,7 +642,10 @@ def test_serve_guards_with_the_key_of_the_environment_and_serves_the_name_it_was
         assert [model["id"] for model in models["data"]] == ["tiny"]
         curl = banner.splitlines()[-1]
         assert send_curl(curl).status_code == 401
-        assert send_curl(curl.replace("YOUR_KEY", "sesame")).status_code == 200
+        answer = send_curl(curl.replace("YOUR_KEY", "sesame"))
+        assert answer.status_code == 200
+        speculation = answer.json()["metrics"]["speculative_decoding"]
+        assert sum(speculation["per_step_drafted"]) == speculation["num_draft_tokens"] > 0
     assert re.search(r"drafts +grammar, up to 32 tokens, as many as pay; --spec chain drafts from everything\n", banner)
 
 

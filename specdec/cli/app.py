@@ -69,6 +69,13 @@ def serve(
             rich_help_panel="Server",
         ),
     ] = None,
+    per_request_spec_decode_metrics: Annotated[
+        Literal["none", "summary", "detailed"],
+        typer.Option(
+            help="Say in each answer's `metrics` what was drafted and accepted for it, in all or pass by pass.",
+            rich_help_panel="Server",
+        ),
+    ] = "none",
 ) -> None:
     """Serve a model over the OpenAI API.
 
@@ -84,6 +91,7 @@ def serve(
             port=port,
             api_keys=api_key or [],
             served_model_names=served_model_name or [],
+            per_request_spec_decode_metrics=per_request_spec_decode_metrics,
             notes=engine.notes(),
         )
     )

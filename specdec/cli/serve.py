@@ -10,7 +10,7 @@ import msgspec
 from specdec.cli.console import say
 from specdec.config import EngineConfig
 from specdec.models.progress import progress_bars
-from specdec.server import RequestLimits, ServerConfig, ServerInfo, serve
+from specdec.server import RequestLimits, ServerConfig, ServerInfo, SpecDecodeMetrics, serve
 from specdec.speculative import SpeculativeConfig, Verification
 
 EXAMPLE_SCHEMA = {
@@ -28,6 +28,7 @@ def serve_until_stopped(
     port: int,
     api_keys: Sequence[str],
     served_model_names: Sequence[str],
+    per_request_spec_decode_metrics: SpecDecodeMetrics,
     notes: Mapping[str, str],
 ) -> int:
     """Serve until Ctrl-C or SIGTERM; the exit code. `notes` are printed for the device that was chosen."""
@@ -37,6 +38,7 @@ def serve_until_stopped(
         api_keys=tuple(api_keys),
         served_model_names=tuple(served_model_names),
         limits=request_limits(engine_config),
+        per_request_spec_decode_metrics=per_request_spec_decode_metrics,
     )
     with progress_bars() as progress:
 
