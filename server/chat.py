@@ -53,7 +53,6 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
         chat.speculative,
         chat.specdec_trace,
         config=service.engine.config.speculative,
-        max_prediction_bytes=service.config.limits.max_prediction_bytes,
     )
     messages = _template_messages(chat.messages, service.config.limits.max_messages)
     prompt = await asyncio.to_thread(service.engine.tokenizer.encode_chat, messages)

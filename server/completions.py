@@ -48,7 +48,6 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
         completion.speculative,
         completion.specdec_trace,
         config=service.engine.config.speculative,
-        max_prediction_bytes=service.config.limits.max_prediction_bytes,
     )
     prompts = await asyncio.to_thread(
         _encode_prompts, _prompts(completion, service.config.limits), service.engine.tokenizer
