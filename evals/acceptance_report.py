@@ -13,14 +13,13 @@ from specdec.evals.acceptance_group import ArmResult, Drafting, GroupResult, dra
 from specdec.evals.regions import REGIONS
 from specdec.evals.result import EvalResult
 from specdec.evals.spread import Spread
+from specdec.proposer_colours import COLOURS
 from specdec.speculative import PROPOSERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS: Final = dict(zip(PROPOSERS, ("#2a9d57", "#2f6fd0", "#e08a1e", "#b23fa0", "#d1483f", "#777777"), strict=True))
-"""Of tokens by who drafted them; what the target drew by itself has none."""
 _MAX_POSITIONS: Final = 12
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }

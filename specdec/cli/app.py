@@ -123,6 +123,14 @@ def run(
             help="Longest answer, in tokens.", show_default="what the context leaves", rich_help_panel="Generation"
         ),
     ] = None,
+    show_drafts: Annotated[
+        bool,
+        typer.Option(
+            "--show-drafts",
+            help="Colour each token by the proposer that drafted it, in a terminal.",
+            rich_help_panel="Generation",
+        ),
+    ] = False,
 ) -> None:
     """Chat with a model in the terminal, or answer one prompt."""
     config = engine.config()
@@ -136,6 +144,7 @@ def run(
             system=system,
             sampling={"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens},
             notes=engine.notes(),
+            shows_drafts=show_drafts,
         )
     )
 
