@@ -114,8 +114,13 @@ class DraftLengths:
         num_drafted = sum(len(proposal.token_ids) for proposal in proposals)
         if num_drafted:
             self._drafting_time.observe(_num_base_tokens(batch) + num_drafted, seconds)
+            # No step without drafts takes longer than one with. Were it expected to take what it once did, on a machine
+            # that has become faster any draft would seem to pay.
+            self._plain_time.limit(self._drafting_time)
         else:
-            self._plain_time.observe(_num_base_tokens(batch), seconds)
+            num_tokens = _num_base_tokens(batch)
+            # What is unexpected here is the machine's, and the same for steps with drafts.
+            self._drafting_time.correct(num_tokens, self._plain_time.observe(num_tokens, seconds))
             self._drafting_time.approach(self._plain_time, _FORGETTING)
 
     def observe_draft_pass(self, num_tokens: int, seconds: float) -> None:
