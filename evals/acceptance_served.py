@@ -6,6 +6,7 @@ server there is one arm, as it was started, and what it drafted is known as far 
 
 from __future__ import annotations
 
+import secrets
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -38,8 +39,8 @@ from specdec.speculative import SpeculativeParams
 
 AS_SERVED: Final = "as served"
 _REMEMBERS: Final = (
-    "the server may remember what earlier rounds asked and answered: prompts in its prefix cache, for all arms alike, "
-    "and answers that `suffix` drafts from, which favours later rounds"
+    "the server may remember what earlier rounds asked and answered; with a prefix cache, prompts that come again are "
+    "not computed again"
 )
 
 
@@ -100,7 +101,7 @@ def run_acceptance_on_server(
                 failures += [f"{name}, concurrency {concurrency}, {fault}" for fault in faults]
                 results += [] if result is None else [result]
     show_groups(results, terminal)
-    warnings = [load_warning(environment), _REMEMBERS if server.takes_speculative else None]
+    warnings = [load_warning(environment), None if server.takes_speculative else _REMEMBERS]
     return EvalResult(
         eval_name="acceptance",
         failures=tuple(failures),
@@ -179,11 +180,12 @@ class _Group:
         return group, faults
 
     def _run(self, arm: Arm, concurrency: int, *, is_traced: bool) -> _Run:
-        bodies = [self._body(i, arm, is_traced=is_traced) for i in range(len(self._tasks))]
+        cache_salt = secrets.token_hex(16)
+        bodies = [self._body(i, arm, cache_salt, is_traced=is_traced) for i in range(len(self._tasks))]
         answers, seconds = self._server.ask_all(bodies, concurrency=concurrency)
         return _Run(answers=answers, seconds=seconds)
 
-    def _body(self, index: int, arm: Arm, *, is_traced: bool) -> dict[str, object]:
+    def _body(self, index: int, arm: Arm, cache_salt: str, *, is_traced: bool) -> dict[str, object]:
         task = self._tasks[index]
         body: dict[str, object] = {
             "messages": task.chat(),
@@ -199,6 +201,8 @@ class _Group:
         if self._server.takes_speculative:
             params = msgspec.to_builtins(arm.params)
             body["speculative"] = {name: value for name, value in params.items() if value is not None}
+            # What one run has finished is no corpus for the next one, which would draft its answers from themselves.
+            body["cache_salt"] = cache_salt
             if is_traced:
                 # Log-probabilities say which bytes each token is; they take time, but these runs are not timed.
                 body |= {"specdec_trace": True, "logprobs": True}

@@ -65,7 +65,7 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
                 prompt_token_ids=tuple(prompt),
                 sampling_params=params,
                 constraint=requested.constraint,
-                cache_salt=exchange_of(request).cache_salt,
+                cache_salt=exchange_of(request).salted(chat.cache_salt),
                 speculative=speculation.params,
                 prediction=speculation.prediction,
                 trace=speculation.trace or service.config.per_request_spec_decode_metrics == "detailed",

@@ -63,7 +63,7 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
             if completion.max_tokens is not None or requested.constraint is not None
             else _with_default_max_tokens(params, service.engine.max_model_len - len(prompt)),
             constraint=requested.constraint,
-            cache_salt=exchange_of(request).cache_salt,
+            cache_salt=exchange_of(request).salted(completion.cache_salt),
             speculative=speculation.params,
             prediction=speculation.prediction,
             trace=speculation.trace or service.config.per_request_spec_decode_metrics == "detailed",

@@ -95,6 +95,13 @@ def test_without_a_method_a_specdec_drafts_as_it_was_started_and_predictions_are
     assert "prediction" in own["as served"]["rates"]["by_proposer"]
 
 
+def test_no_run_drafts_from_what_another_has_finished(exact):
+    shown = invoke(exact.url, "--spec", "suffix", "--group", "chat", "--concurrency", "1", "--temperature", "1")[1]
+    rates = arms(shown, "chat")["suffix"]["rates"]
+    # The plain run before gave the same answers, and the model's own text has no repetition at this temperature.
+    assert rates["num_accepted_tokens"] < 0.2 * rates["num_generated_tokens"]
+
+
 def ignoring(monkeypatch):
     """The chat endpoint of a server that knows nothing of our extras, and passes over them."""
     requested = chat.requested_speculation

@@ -199,6 +199,33 @@ def test_detailed_metrics_say_what_each_pass_drafted_and_accepted(
         assert whole(client, path, **fields, n=2)["metrics"] is None
 
 
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_requests_of_different_salts_share_no_prefix_and_draft_from_none_of_each_others_answers(
+    client: httpx.Client, path: str
+) -> None:
+    fields = {"ignore_eos": True, "speculative": {"method": "suffix"}, "specdec_trace": True}
+    fields |= {"messages": [{"role": "user", "content": f"{path} " * 20}]} if path == CHAT else {"prompt": path * 20}
+
+    def repeated(**salt: str) -> tuple[bool, bool]:
+        """Whether an answer that was given before is drafted whole, and whether its prompt was cached."""
+        whole(client, path, **fields, **salt)
+        answer = whole(client, path, **fields, **salt)
+        accepted, _ = num_traced(answer, "suffix")
+        return accepted > 30, answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+
+    def first(**salt: str) -> tuple[bool, bool]:
+        answer = whole(client, path, **fields, **salt)
+        return num_traced(answer, "suffix")[0] > 30, answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+
+    assert first(cache_salt="one") == (False, False)
+    assert repeated(cache_salt="one") == (True, True)
+    assert first(cache_salt="another") == (False, False)
+    assert first() == (False, False)
+    assert first(cache_salt="one") == (True, True)
+    refused = client.post(path, json=body(path, **fields, cache_salt=""))
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "cache_salt")
+
+
 # Predictions
 
 
