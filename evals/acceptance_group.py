@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -16,7 +17,7 @@ from specdec.evals.regions import Region, token_regions
 from specdec.evals.spread import Spread
 from specdec.evals.validity import ValidityCount
 from specdec.evals.workload import Task
-from specdec.request import CompletionOutput, RequestOutput, SamplingParams
+from specdec.request import CompletionOutput, DraftTrace, RequestOutput, SamplingParams
 
 _run_numbers = itertools.count()
 
@@ -29,15 +30,32 @@ class ColouredToken(msgspec.Struct, frozen=True):
     """None where the target drew it by itself."""
 
 
+class ReportedAcceptance(msgspec.Struct, frozen=True, kw_only=True):
+    """Of all answers of an arm together, as a server's metrics of each have it."""
+
+    num_drafts: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    num_per_draft: tuple[int, ...]
+    """Entry i: drafts of which exactly i tokens were accepted."""
+
+    @property
+    def mean_acceptance_length(self) -> float | None:
+        return 1 + self.num_accepted_tokens / self.num_drafts if self.num_drafts else None
+
+
 class ArmResult(msgspec.Struct, frozen=True, kw_only=True):
     """How one arm answered a group."""
 
     arm: str
-    rates: AcceptanceRates
+    rates: AcceptanceRates | None
+    """None where a server does not say what it drafted."""
     rates_by_category: dict[str, AcceptanceRates]
     tokens_per_second: Spread
     milliseconds_per_token: Spread
     """Between tokens of one request (TPOT)."""
+    milliseconds_to_first_token: Spread | None = None
+    """Of a server: of each run, the median over its requests (TTFT)."""
     speedup: Spread | None
     """In tokens a second, over the plain run of the same round; None for the plain arm."""
     decoding_speedup: Spread | None
@@ -47,7 +65,9 @@ class ArmResult(msgspec.Struct, frozen=True, kw_only=True):
     validity: dict[str, object] | None
     """Of the answers of all rounds; None without a schema."""
     example: tuple[ColouredToken, ...]
-    """The first task's answer."""
+    """The first task's answer; nothing where nobody says who drafted it."""
+    reported: ReportedAcceptance | None = None
+    """What a server that gives no trace counts itself."""
 
 
 class GroupResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +78,24 @@ class GroupResult(msgspec.Struct, frozen=True, kw_only=True):
     num_requests: int
     arms: tuple[ArmResult, ...]
     """The plain one first."""
+
+
+class Drafting(NamedTuple):
+    """An arm that drafted."""
+
+    group: GroupResult
+    arm: ArmResult
+    rates: AcceptanceRates
+
+
+def drafting_of(groups: Sequence[GroupResult]) -> list[Drafting]:
+    """The arms that drafted, and of which it is known what became of that."""
+    return [
+        Drafting(group, arm, arm.rates)
+        for group in groups
+        for arm in group.arms
+        if arm.rates is not None and arm.rates.num_drafts
+    ]
 
 
 def measure_group(
@@ -133,26 +171,15 @@ def _arm_result(
     def rates(indices: Sequence[int]) -> AcceptanceRates:
         return _rates([tasks[i] for i in indices], [answered[i].choices[0] for i in indices], pieces)
 
-    is_plain = runs is plain
+    speedup, decoding_speedup = (None, None) if runs is plain else speedups(runs, plain)
     result = ArmResult(
         arm=arm.name,
         rates=rates(range(len(tasks))),
         rates_by_category={category: rates(indices) for category, indices in members.items()},
         tokens_per_second=Spread.of([run.tokens_per_second for run in runs]),
         milliseconds_per_token=Spread.of([1e3 * (run.seconds_per_token or 0.0) for run in runs]),
-        speedup=None
-        if is_plain
-        else Spread.of([own.tokens_per_second / other.tokens_per_second for own, other in _pairs(runs, plain)]),
-        decoding_speedup=None
-        if is_plain
-        else Spread.of(
-            [
-                (other.seconds_per_token or 0.0) / own.seconds_per_token
-                for own, other in _pairs(runs, plain)
-                if own.seconds_per_token
-            ]
-            or [1.0]
-        ),
+        speedup=speedup,
+        decoding_speedup=decoding_speedup,
         num_differing=sum(
             own.choices[0].token_ids != other.choices[0].token_ids
             for own, other in zip(answered, plain[0].outputs, strict=True)
@@ -163,26 +190,53 @@ def _arm_result(
     return result, faults
 
 
-def _pairs(runs: Sequence[Run], plain: Sequence[Run]) -> list[tuple[Run, Run]]:
-    return list(zip(runs, plain, strict=True))
+class TimedRun(Protocol):
+    """What speeds are told by."""
+
+    @property
+    def tokens_per_second(self) -> float: ...
+
+    @property
+    def seconds_per_token(self) -> float | None: ...
+
+
+def speedups(runs: Sequence[TimedRun], plain: Sequence[TimedRun]) -> tuple[Spread, Spread]:
+    """Over the plain runs of the same rounds: in tokens a second, and in time between tokens."""
+    pairs = list(zip(runs, plain, strict=True))
+    decoding = [
+        (other.seconds_per_token or 0.0) / own.seconds_per_token for own, other in pairs if own.seconds_per_token
+    ]
+    return Spread.of([own.tokens_per_second / other.tokens_per_second for own, other in pairs]), Spread.of(
+        decoding or [1.0]
+    )
 
 
 def _rates(tasks: Sequence[Task], choices: Sequence[CompletionOutput], pieces: Sequence[bytes]) -> AcceptanceRates:
+    written = [[pieces[token_id] for token_id in choice.token_ids] for choice in choices]
+    return rates_of(tasks, choices, written)
+
+
+def rates_of(
+    tasks: Sequence[Task], choices: Sequence[CompletionOutput], written: Sequence[Sequence[bytes]]
+) -> AcceptanceRates:
+    """By region as well where every task has a schema; `written` is what the tokens of each answer write."""
     regions: list[list[tuple[Region, bool]]] | None = None
     if all(task.schema is not None for task in tasks):
-        regions = [
-            token_regions([pieces[token_id] for token_id in choice.token_ids], task.schema)
-            for task, choice in zip(tasks, choices, strict=True)
-        ]
+        regions = [token_regions(own, task.schema) for task, own in zip(tasks, written, strict=True)]
     return acceptance_rates(choices, regions)
 
 
 def _coloured(output: RequestOutput, pieces: Sequence[bytes]) -> tuple[ColouredToken, ...]:
     choice = output.choices[0]
-    coloured = []
-    token_ids = iter(choice.token_ids)
-    for draft in choice.drafts:
-        for i, token_id in zip(range(draft.num_accepted + 1), token_ids, strict=False):
+    return coloured(choice.drafts, [pieces[token_id] for token_id in choice.token_ids])
+
+
+def coloured(drafts: Sequence[DraftTrace], written: Sequence[bytes]) -> tuple[ColouredToken, ...]:
+    """An answer's tokens, what each writes and who had drafted it."""
+    tokens = []
+    pieces = iter(written)
+    for draft in drafts:
+        for i, piece in zip(range(draft.num_accepted + 1), pieces, strict=False):
             proposer = draft.proposers[i] if i < draft.num_accepted else None
-            coloured.append(ColouredToken(pieces[token_id].decode(errors="replace"), proposer))
-    return tuple(coloured)
+            tokens.append(ColouredToken(piece.decode(errors="replace"), proposer))
+    return tuple(tokens)

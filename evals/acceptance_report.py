@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from specdec.errors import ConfigError
-from specdec.evals.acceptance_group import ArmResult, GroupResult
+from specdec.evals.acceptance_group import ArmResult, Drafting, GroupResult, drafting_of
 from specdec.evals.regions import REGIONS
 from specdec.evals.result import EvalResult
 from specdec.evals.spread import Spread
+from specdec.proposer_colours import COLOURS
 from specdec.speculative import PROPOSERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS: Final = dict(zip(PROPOSERS, ("#2a9d57", "#2f6fd0", "#e08a1e", "#b23fa0", "#d1483f", "#777777"), strict=True))
-"""Of tokens by who drafted them; what the target drew by itself has none."""
 _MAX_POSITIONS: Final = 12
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
@@ -43,7 +42,7 @@ def report_of(result: EvalResult) -> str:
     """The HTML."""
     groups = result.figures["groups"]
     assert isinstance(groups, list)
-    drafting = [(group, arm) for group in groups for arm in group.arms if arm.rates.num_drafts]
+    drafting = drafting_of(groups)
     parts = [
         f"<h1>What speculation gains: {html.escape(str(result.settings['model']))}</h1>",
         f"<p class=note>{html.escape(_conditions(result))}</p>",
@@ -69,7 +68,7 @@ def report_of(result: EvalResult) -> str:
             "<p class=note>Of the drafts whose tokens before it were all accepted.</p>",
             _plot(_draw_positions, drafting),
         ]
-    if any(arm.rates.by_region for _, arm in drafting):
+    if any(each.rates.by_region for each in drafting):
         parts += [
             "<h2>Accepted, by what is being written</h2>",
             (
@@ -88,6 +87,8 @@ def report_of(result: EvalResult) -> str:
 
 def _conditions(result: EvalResult) -> str:
     settings, environment = result.settings, result.environment
+    if "url" in settings:
+        return f"{settings['url']}, temperature {settings['temperature']:g}; asked from {environment.processor}"
     exact = "exact arithmetic" if settings["exact"] else "fast arithmetic"
     draft = f", draft {settings['draft']}" if settings["draft"] else ""
     return (
@@ -128,48 +129,46 @@ def _draw_speedups(figure: Figure, groups: Sequence[GroupResult]) -> None:
     axes.margins(x=0.12)
 
 
-def _draw_shares(figure: Figure, drafting: Sequence[tuple[GroupResult, ArmResult]]) -> None:
+def _draw_shares(figure: Figure, drafting: Sequence[Drafting]) -> None:
     figure.set_size_inches(10, 1.2 + 0.32 * len(drafting))
     axes = figure.subplots()
-    names = [name for name in PROPOSERS if any(name in arm.rates.by_proposer for _, arm in drafting)]
+    names = [name for name in PROPOSERS if any(name in rates.by_proposer for _, _, rates in drafting)]
     left = [0.0] * len(drafting)
     for name in names:
         shares = [
-            arm.rates.by_proposer[name].share_of_tokens if name in arm.rates.by_proposer else 0.0 for _, arm in drafting
+            rates.by_proposer[name].share_of_tokens if name in rates.by_proposer else 0.0 for _, _, rates in drafting
         ]
         axes.barh(range(len(drafting)), shares, left=left, color=COLOURS[name], label=name, height=0.7)
         left = [before + share for before, share in zip(left, shares, strict=True)]
     axes.barh(range(len(drafting)), [1 - each for each in left], left=left, color="#dddddd", label="target", height=0.7)
-    _label_rows(axes, [_label(group, arm) for group, arm in drafting])
+    _label_rows(axes, [_label(group, arm) for group, arm, _ in drafting])
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of tokens")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35 / (1 + 0.1 * len(drafting))), ncols=len(names) + 1)
 
 
-def _draw_positions(figure: Figure, drafting: Sequence[tuple[GroupResult, ArmResult]]) -> None:
-    lines = [(group, arm) for group, arm in drafting if group.concurrency == drafting[0][0].concurrency]
+def _draw_positions(figure: Figure, drafting: Sequence[Drafting]) -> None:
+    lines = [each for each in drafting if each.group.concurrency == drafting[0].group.concurrency]
     figure.set_size_inches(10, 4)
     axes = figure.subplots()
-    for group, arm in lines:
-        rates = [rate for rate in arm.rates.conditional_rates[:_MAX_POSITIONS] if rate is not None]
-        axes.plot(range(1, len(rates) + 1), rates, marker="o", markersize=4, label=f"{group.group}: {arm.arm}")
+    for group, arm, rates in lines:
+        accepted = [rate for rate in rates.conditional_rates[:_MAX_POSITIONS] if rate is not None]
+        axes.plot(range(1, len(accepted) + 1), accepted, marker="o", markersize=4, label=f"{group.group}: {arm.arm}")
     axes.set_ylim(0, 1.03)
     axes.set_xlabel("position in the draft")
     axes.set_ylabel("accepted")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
 
 
-def _draw_regions(figure: Figure, drafting: Sequence[tuple[GroupResult, ArmResult]]) -> None:
+def _draw_regions(figure: Figure, drafting: Sequence[Drafting]) -> None:
     shown = [
-        (group, arm)
-        for group, arm in drafting
-        if arm.rates.by_region and group.concurrency == drafting[0][0].concurrency
+        each for each in drafting if each.rates.by_region and each.group.concurrency == drafting[0].group.concurrency
     ]
     figure.set_size_inches(10, 4)
     axes = figure.subplots()
     width = 0.8 / len(shown)
-    for i, (group, arm) in enumerate(shown):
-        own = [arm.rates.by_region[region] for region in REGIONS]
+    for i, (group, arm, rates) in enumerate(shown):
+        own = [rates.by_region[region] for region in REGIONS]
         places = [j + (i - (len(shown) - 1) / 2) * width for j in range(len(REGIONS))]
         heights = [each.acceptance_rate or 0.0 for each in own]
         axes.bar(places, heights, width=width, label=f"{group.group}: {arm.arm}")
@@ -198,8 +197,8 @@ def _speed_table(groups: Sequence[GroupResult]) -> str:
             f"{arm.milliseconds_per_token.median:.1f}",
             "" if arm.speedup is None else f"{arm.speedup.median:.2f}",
             "" if arm.decoding_speedup is None else f"{arm.decoding_speedup.median:.2f}",
-            "" if arm.rates.tokens_per_target_pass is None else f"{arm.rates.tokens_per_target_pass:.2f}",
-            "" if arm.rates.acceptance_rate is None else f"{100 * arm.rates.acceptance_rate:.0f} %",
+            "" if arm.rates is None else _number(arm.rates.tokens_per_target_pass),
+            "" if arm.rates is None else _percent(arm.rates.acceptance_rate),
             "" if arm.validity is None else f"{arm.validity['num_valid']}",
         )
         for group in groups
@@ -226,6 +225,8 @@ def _examples(groups: Sequence[GroupResult]) -> str:
             continue
         seen.add(group.group)
         arm = group.arms[-1]
+        if not arm.example:
+            continue
         tokens = "".join(
             html.escape(token.text)
             if token.proposer is None
@@ -239,6 +240,14 @@ def _examples(groups: Sequence[GroupResult]) -> str:
 
 def _label(group: GroupResult, arm: ArmResult) -> str:
     return f"{group.group}, {group.concurrency} at once: {arm.arm}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _percent(rate: float | None) -> str:
+    return "" if rate is None else f"{100 * rate:.0f} %"
 
 
 def _interval(spread: Spread) -> tuple[float, float]:

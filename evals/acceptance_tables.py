@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from specdec.evals.acceptance_group import GroupResult
+from specdec.evals.acceptance_group import GroupResult, drafting_of
 from specdec.evals.acceptance_rates import AcceptanceRates
 from specdec.evals.regions import REGIONS
 from specdec.evals.result import EvalResult
@@ -20,29 +20,65 @@ _MAX_POSITIONS: Final = 8
 def show_groups(groups: Sequence[GroupResult], terminal: Terminal) -> None:
     """Speed, acceptance by proposer, by region and by position."""
     arms = [(group, arm) for group in groups for arm in group.arms]
-    drafting = [(group, arm) for group, arm in arms if arm.rates.num_drafts]
+    drafting = drafting_of(groups)
+    first_token = ("ms to first",) if any(arm.milliseconds_to_first_token for _, arm in arms) else ()
     terminal.table(
         "speed: medians (95 % interval of the median)",
-        ("group", "at once", "arm", "tok/s", "ms/token", "speed-up", "decoding", "tokens/pass", "valid", "differ"),
+        (
+            "group",
+            "at once",
+            "arm",
+            "tok/s",
+            *first_token,
+            "ms/token",
+            "speed-up",
+            "decoding",
+            "tokens/pass",
+            "valid",
+            "differ",
+        ),
         (
             (
                 group.group,
                 str(group.concurrency),
                 arm.arm,
                 f"{arm.tokens_per_second.median:.1f}",
+                *(
+                    f"{arm.milliseconds_to_first_token.median:.0f}"
+                    for _ in first_token
+                    if arm.milliseconds_to_first_token
+                ),
                 f"{arm.milliseconds_per_token.median:.1f}",
                 _interval(arm.speedup),
                 _interval(arm.decoding_speedup),
-                _number(arm.rates.tokens_per_target_pass),
+                "" if arm.rates is None else _number(arm.rates.tokens_per_target_pass),
                 "" if arm.validity is None else f"{arm.validity['num_valid']}/{_num_finished(arm.validity)}",
                 "" if arm is group.arms[0] else f"{arm.num_differing}/{group.num_requests}",
             )
             for group, arm in arms
         ),
     )
+    reported = [(group, arm, own) for group, arm in arms if (own := arm.reported) is not None]
+    if reported:
+        terminal.table(
+            "drafts, as the server counts them",
+            ("group", "at once", "arm", "drafts", "draft tokens", "accepted", "mean length"),
+            (
+                (
+                    group.group,
+                    str(group.concurrency),
+                    arm.arm,
+                    str(own.num_drafts),
+                    str(own.num_draft_tokens),
+                    str(own.num_accepted_tokens),
+                    _number(own.mean_acceptance_length),
+                )
+                for group, arm, own in reported
+            ),
+        )
     if not drafting:
         return
-    names = sorted({name for _, arm in drafting for name in arm.rates.by_proposer})
+    names = sorted({name for _, _, rates in drafting for name in rates.by_proposer})
     terminal.table(
         "drafts: accepted of those compared, and by proposer (share of all tokens)",
         ("group", "at once", "arm", "accepted", "mean length", "forced", "forbidden", "discarded", *names),
@@ -51,17 +87,17 @@ def show_groups(groups: Sequence[GroupResult], terminal: Terminal) -> None:
                 group.group,
                 str(group.concurrency),
                 arm.arm,
-                _percent(arm.rates.acceptance_rate),
-                _number(arm.rates.mean_acceptance_length),
-                _percent(arm.rates.forced_share),
-                str(arm.rates.num_forbidden_tokens),
-                _percent(arm.rates.num_discarded_tokens / arm.rates.num_draft_tokens),
-                *(_of_proposer(arm.rates, name) for name in names),
+                _percent(rates.acceptance_rate),
+                _number(rates.mean_acceptance_length),
+                _percent(rates.forced_share),
+                str(rates.num_forbidden_tokens),
+                _percent(rates.num_discarded_tokens / rates.num_draft_tokens),
+                *(_of_proposer(rates, name) for name in names),
             )
-            for group, arm in drafting
+            for group, arm, rates in drafting
         ),
     )
-    with_regions = [(group, arm) for group, arm in drafting if arm.rates.by_region]
+    with_regions = [each for each in drafting if each.rates.by_region]
     if with_regions:
         terminal.table(
             "accepted by what is written (share of those tokens that was drafted)",
@@ -73,13 +109,13 @@ def show_groups(groups: Sequence[GroupResult], terminal: Terminal) -> None:
                     arm.arm,
                     *(
                         f"{_percent(own.acceptance_rate)} ({_percent(own.share_drafted)})"
-                        for own in (arm.rates.by_region[region] for region in REGIONS)
+                        for own in (rates.by_region[region] for region in REGIONS)
                     ),
                 )
-                for group, arm in with_regions
+                for group, arm, rates in with_regions
             ),
         )
-    num_positions = min(_MAX_POSITIONS, max(len(arm.rates.unconditional_rates) for _, arm in drafting))
+    num_positions = min(_MAX_POSITIONS, max(len(rates.unconditional_rates) for _, _, rates in drafting))
     terminal.table(
         "accepted by position: of all drafts that long (of those accepted so far) [of all drafts]",
         ("group", "at once", "arm", *(str(position + 1) for position in range(num_positions))),
@@ -88,9 +124,9 @@ def show_groups(groups: Sequence[GroupResult], terminal: Terminal) -> None:
                 group.group,
                 str(group.concurrency),
                 arm.arm,
-                *(_at_position(arm.rates, position) for position in range(num_positions)),
+                *(_at_position(rates, position) for position in range(num_positions)),
             )
-            for group, arm in drafting
+            for group, arm, rates in drafting
         ),
     )
 
@@ -109,15 +145,13 @@ def write_csv(result: EvalResult, path: Path) -> None:
 def _csv_rows(groups: Sequence[GroupResult]) -> Iterator[dict[str, object]]:
     for group in groups:
         for arm in group.arms:
-            rates = arm.rates
             row: dict[str, object] = {
                 "group": group.group,
                 "concurrency": group.concurrency,
                 "arm": arm.arm,
                 "num_requests": group.num_requests,
-                "num_tokens": rates.num_generated_tokens,
-                "num_target_passes": rates.num_target_passes,
                 "tokens_per_second": arm.tokens_per_second.median,
+                "milliseconds_to_first_token": _median(arm.milliseconds_to_first_token),
                 "milliseconds_per_token": arm.milliseconds_per_token.median,
                 "speedup": _median(arm.speedup),
                 "speedup_low": _bound(arm.speedup, 0),
@@ -125,26 +159,34 @@ def _csv_rows(groups: Sequence[GroupResult]) -> Iterator[dict[str, object]]:
                 "decoding_speedup": _median(arm.decoding_speedup),
                 "num_differing": arm.num_differing,
                 "num_valid": None if arm.validity is None else arm.validity["num_valid"],
-                "num_drafts": rates.num_drafts,
-                "num_draft_tokens": rates.num_draft_tokens,
-                "num_accepted_tokens": rates.num_accepted_tokens,
-                "num_rejected_tokens": rates.num_rejected_tokens,
-                "num_discarded_tokens": rates.num_discarded_tokens,
-                "num_forbidden_tokens": rates.num_forbidden_tokens,
-                "acceptance_rate": rates.acceptance_rate,
-                "mean_acceptance_length": rates.mean_acceptance_length,
-                "tokens_per_target_pass": rates.tokens_per_target_pass,
-                "forced_share": rates.forced_share,
             }
-            for name, own in rates.by_proposer.items():
-                row[f"acceptance_rate_{name}"] = own.acceptance_rate
-                row[f"share_of_tokens_{name}"] = own.share_of_tokens
-            for region, of_region in rates.by_region.items():
-                row[f"acceptance_rate_{region}"] = of_region.acceptance_rate
-                row[f"share_drafted_{region}"] = of_region.share_drafted
-            for position, rate in enumerate(rates.conditional_rates):
-                row[f"conditional_rate_{position + 1}"] = rate
-            yield row
+            yield row if arm.rates is None else row | _csv_rates(arm.rates)
+
+
+def _csv_rates(rates: AcceptanceRates) -> dict[str, object]:
+    row: dict[str, object] = {
+        "num_tokens": rates.num_generated_tokens,
+        "num_target_passes": rates.num_target_passes,
+        "num_drafts": rates.num_drafts,
+        "num_draft_tokens": rates.num_draft_tokens,
+        "num_accepted_tokens": rates.num_accepted_tokens,
+        "num_rejected_tokens": rates.num_rejected_tokens,
+        "num_discarded_tokens": rates.num_discarded_tokens,
+        "num_forbidden_tokens": rates.num_forbidden_tokens,
+        "acceptance_rate": rates.acceptance_rate,
+        "mean_acceptance_length": rates.mean_acceptance_length,
+        "tokens_per_target_pass": rates.tokens_per_target_pass,
+        "forced_share": rates.forced_share,
+    }
+    for name, own in rates.by_proposer.items():
+        row[f"acceptance_rate_{name}"] = own.acceptance_rate
+        row[f"share_of_tokens_{name}"] = own.share_of_tokens
+    for region, of_region in rates.by_region.items():
+        row[f"acceptance_rate_{region}"] = of_region.acceptance_rate
+        row[f"share_drafted_{region}"] = of_region.share_drafted
+    for position, rate in enumerate(rates.conditional_rates):
+        row[f"conditional_rate_{position + 1}"] = rate
+    return row
 
 
 def _of_proposer(rates: AcceptanceRates, name: str) -> str:

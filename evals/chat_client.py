@@ -12,7 +12,7 @@ import msgspec
 from specdec.errors import EngineError
 from specdec.evals.workload import Task
 
-_TIMEOUT_S = 600.0
+TIMEOUT_S = 600.0
 
 
 class ChatAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,8 +84,10 @@ def ask_all(
     async def ask_them() -> list[ChatAnswer]:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         limits = httpx.Limits(max_connections=concurrency)
-        async with httpx.AsyncClient(base_url=_base(url), headers=headers, limits=limits, timeout=_TIMEOUT_S) as client:
-            name = model or await _first_model(client)
+        async with httpx.AsyncClient(
+            base_url=base_url(url), headers=headers, limits=limits, timeout=TIMEOUT_S
+        ) as client:
+            name = model or await first_model(client)
             free = asyncio.Semaphore(concurrency)
 
             async def ask(index: int, task: Task) -> ChatAnswer:
@@ -100,7 +102,8 @@ def ask_all(
     return asyncio.run(ask_them())
 
 
-def _base(url: str) -> str:
+def base_url(url: str) -> str:
+    """Of the API, by the server's with or without /v1."""
     return url.rstrip("/").removesuffix("/v1") + "/v1/"
 
 
@@ -118,7 +121,8 @@ def _body(task: Task, model: str, temperature: float, max_tokens: int, seed: int
     }
 
 
-async def _first_model(client: httpx.AsyncClient) -> str:
+async def first_model(client: httpx.AsyncClient) -> str:
+    """The first that the server names. Raises EngineError where it names none."""
     try:
         response = await client.get("models")
         response.raise_for_status()
@@ -132,7 +136,7 @@ async def _first_model(client: httpx.AsyncClient) -> str:
     return models[0].id
 
 
-def _minimum_tokens(response: httpx.Response) -> int | None:
+def minimum_tokens(response: httpx.Response) -> int | None:
     """Of a refusal because max_tokens is too small, what would do."""
     if response.status_code != httpx.codes.BAD_REQUEST:
         return None
@@ -145,13 +149,13 @@ def _minimum_tokens(response: httpx.Response) -> int | None:
 async def _ask_within_budget(client: httpx.AsyncClient, body: dict[str, object]) -> ChatAnswer:
     try:
         first = await client.post("chat/completions", json=body | {"max_tokens": 1})
-        minimum = 1 if first.status_code == httpx.codes.OK else _minimum_tokens(first)
+        minimum = 1 if first.status_code == httpx.codes.OK else minimum_tokens(first)
         if minimum is None:
             return ChatAnswer(error=f"max_tokens 1: status {first.status_code}: {first.text[:500]}")
         below = await client.post("chat/completions", json=body | {"max_tokens": minimum - 1})
     except httpx.HTTPError as error:
         return ChatAnswer(error=f"{type(error).__name__}: {error}")
-    if minimum > 1 and _minimum_tokens(below) != minimum:
+    if minimum > 1 and minimum_tokens(below) != minimum:
         return ChatAnswer(error=f"max_tokens {minimum - 1} is not refused with minimum_tokens {minimum}")
     budget = random.Random(str(body["seed"])).randint(minimum, 3 * minimum)
     answer = await _ask(client, body | {"max_tokens": budget})
@@ -169,10 +173,10 @@ async def _ask(client: httpx.AsyncClient, body: dict[str, object]) -> ChatAnswer
         response = await client.post("chat/completions", json=body)
     except httpx.HTTPError as error:
         return ChatAnswer(error=f"{type(error).__name__}: {error}")
-    minimum_tokens = _minimum_tokens(response)
-    if minimum_tokens is not None and minimum_tokens > int(str(body["max_tokens"])):
+    enough = minimum_tokens(response)
+    if enough is not None and enough > int(str(body["max_tokens"])):
         # As in process (driver.request_of): an answer gets the tokens that it needs.
-        return await _ask(client, body | {"max_tokens": minimum_tokens})
+        return await _ask(client, body | {"max_tokens": enough})
     if response.status_code != httpx.codes.OK:
         return ChatAnswer(error=f"status {response.status_code}: {response.text[:500]}")
     try:

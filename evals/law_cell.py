@@ -9,11 +9,18 @@ import msgspec
 from specdec.request import SamplingParams
 from specdec.speculative import Verification
 
-DraftedBy = Literal["nobody", "draw", "chain"]
-"""draw: every token from the draft's law. chain: the first is found, as the draft's likeliest, the others are drawn."""
-Fault = Literal["forbidden drafts dropped", "draft and recovered draws share noise", "overlapping drafts share noise"]
+DraftedBy = Literal["nobody", "draw", "chain", "pay"]
+"""draw: every token from the draft's law. chain: the first is found, as the draft's likeliest, the others are drawn.
+pay: the engine's proposer drafts, as many tokens as pay (law_lengths.py)."""
+Fault = Literal[
+    "forbidden drafts dropped",
+    "draft and recovered draws share noise",
+    "overlapping drafts share noise",
+    "drawn drafts cut for what they led to",
+]
 """The first: a draft drawn without the grammar ends before the first forbidden token, and the target draws there. The
-last: a position's draft token is drawn with the same noise in every draft that reaches it."""
+third: a position's draft token is drawn with the same noise in every draft that reaches it. The last: whether a drawn
+token is verified depends on the guesses that followed it."""
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +62,9 @@ _PENALISED = msgspec.structs.replace(
     params=SamplingParams(frequency_penalty=0.6, presence_penalty=0.3, repetition_penalty=1.3, logit_bias={2: 1.0}),
     num_allowed=3,
 )
+_PAYING = msgspec.structs.replace(
+    _FREE, name="free, truncated, as long as pays", params=SamplingParams(top_k=4), drafted_by="pay"
+)
 
 
 def all_cells() -> list[Cell]:
@@ -67,6 +77,8 @@ def all_cells() -> list[Cell]:
         _CONSTRAINED,
         *(replace(world, verification=Verification.REJECTION) for world in (*by_rule, _PENALISED)),
         *(replace(world, verification=Verification.BLOCK) for world in by_rule),
+        replace(_PAYING, verification=Verification.REJECTION),
+        replace(_PAYING, verification=Verification.BLOCK),
         replace(
             _UNMASKED,
             verification=Verification.REJECTION,
@@ -88,4 +100,5 @@ def all_cells() -> list[Cell]:
             num_allowed=2,
             fault="overlapping drafts share noise",
         ),
+        replace(_PAYING, verification=Verification.REJECTION, fault="drawn drafts cut for what they led to"),
     ]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from specdec.batch import Batch, ScheduledSequence
 from specdec.evals.law_cell import Cell
+from specdec.evals.law_lengths import PayingProposer
 from specdec.evals.law_world import World
 from specdec.noise import Stream, noise_key
 from specdec.proposers.base import DraftDistribution, Proposal
@@ -57,11 +58,12 @@ def draw_samples(cell: Cell, world: World, *, num_samples: int, seed: int, on_ba
     """One sample a seed, from `seed` on; `on_batch` hears of the samples drawn so far."""
     samples = Samples(np.zeros(world.num_samples_possible, np.int64))
     verifier = Verifier(world.sampler, [b""] * (cell.vocab_size + 1))
+    proposer = PayingProposer(cell, world) if cell.drafted_by == "pay" else None
     for start in range(0, num_samples, _BATCH):
         sequences = [world.sequence(seed + i) for i in range(start, min(start + _BATCH, num_samples))]
         running = sequences
         while running:
-            _step(cell, world, verifier, running, samples)
+            _step(cell, world, verifier, proposer, running, samples)
             running = [sequence for sequence in running if sequence.num_remaining_tokens > 0]
         texts = [world.text(sequence) for sequence in sequences]
         samples.counts += np.bincount(texts, minlength=len(samples.counts))
@@ -69,18 +71,40 @@ def draw_samples(cell: Cell, world: World, *, num_samples: int, seed: int, on_ba
     return samples
 
 
-def _step(cell: Cell, world: World, verifier: Verifier, sequences: list[Sequence], samples: Samples) -> None:
+def _step(
+    cell: Cell,
+    world: World,
+    verifier: Verifier,
+    proposer: PayingProposer | None,
+    sequences: list[Sequence],
+    samples: Samples,
+) -> None:
     """Some tokens more for each sequence, as a step of the engine gives them."""
-    drafts = _drafts(cell, world, sequences)
-    proposals = [Proposal(draft.token_ids, (), draft.distributions) for draft in drafts]
-    texts = [text for draft in drafts for text in draft.texts]
-    mask_rows = [[world.mask_rows[text] for text in draft.texts] for draft in drafts]
+    if proposer is None:
+        drafts = _drafts(cell, world, sequences)
+        proposals = [Proposal(draft.token_ids, (), draft.distributions) for draft in drafts]
+        texts = [draft.texts for draft in drafts]
+    else:
+        proposals = proposer.propose(sequences)
+        texts = [_texts(world, *each) for each in zip(sequences, proposals, strict=True)]
+    mask_rows = [[world.mask_rows[text] for text in own] for own in texts]
     batch = Batch([ScheduledSequence(sequence, 1, 0, 0) for sequence in sequences])
-    outcomes = verifier.verify(world.target_logits[texts], mask_rows, batch, proposals)
+    logits = world.target_logits[[text for own in texts for text in own]]
+    outcomes = verifier.verify(logits, mask_rows, batch, proposals)
+    if proposer is not None:
+        proposer.learn(sequences, proposals, outcomes)
     for sequence, outcome in zip(sequences, outcomes, strict=True):
         sequence.token_ids += outcome.token_ids
         samples.num_drafted += outcome.num_drafted
         samples.num_accepted += outcome.num_accepted
+
+
+def _texts(world: World, sequence: Sequence, proposal: Proposal) -> list[int]:
+    """Numbers of the text before each draft token and after the last."""
+    texts = [world.text(sequence)]
+    for token_id in proposal.token_ids:
+        texts.append(world.next_text(texts[-1], token_id))
+    return texts
 
 
 @dataclass(slots=True)

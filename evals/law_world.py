@@ -13,6 +13,7 @@ from torch import Tensor
 
 from specdec.evals.law_cell import Cell
 from specdec.grammars import MaskTable, Vocabulary
+from specdec.proposers.base import Draft
 from specdec.sampler import Sampler, SamplingRow, distributions
 from specdec.sequence import Sequence
 from specdec.speculative import SpeculationPlan
@@ -37,6 +38,7 @@ class World:
         vocab_size, num_tokens = cell.vocab_size, cell.num_tokens
         generator = np.random.default_rng((vocab_size, num_tokens))
         self._cell = cell
+        self.vocab_size = vocab_size
         self._first_of_length = [sum(vocab_size**i for i in range(length)) for length in range(num_tokens + 1)]
         num_texts = self._first_of_length[num_tokens]
         target = generator.normal(0.0, 1.2, (num_texts, vocab_size))
@@ -75,7 +77,7 @@ class World:
             num_prompt_tokens=len(_PROMPT_TOKEN_IDS),
             token_ids=[*_PROMPT_TOKEN_IDS, *output_token_ids],
             detokenizer=_Silent(),
-            plan=SpeculationPlan(verification=self._cell.verification),
+            plan=SpeculationPlan(frozenset({"draft_model", "ngram"}), verification=self._cell.verification),
         )
 
     def text(self, sequence: Sequence) -> int:
@@ -89,6 +91,17 @@ class World:
     def next_text(self, text: int, token_id: int) -> int:
         """The number of a text, by that of the text without its last token; both are shorter than a sample."""
         return text * self._cell.vocab_size + token_id + 1
+
+    def text_of(self, draft: Draft) -> int:
+        """The number of a sequence's text with what was drafted, shorter than a sample."""
+        text = self.text(draft.sequence)
+        for token_id in draft.token_ids:
+            text = self.next_text(text, token_id)
+        return text
+
+    def likeliest(self, text: int) -> int:
+        """The token that the target would most likely draw after a text."""
+        return int(self.target_logits[text, : self.vocab_size].argmax())
 
     def allows(self, text: int, token_id: int) -> bool:
         row = self.mask_rows[text]

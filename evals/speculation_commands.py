@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,6 +29,9 @@ from specdec.evals.flags import (
     terminal_of,
 )
 from specdec.speculative import Verification
+
+if TYPE_CHECKING:
+    from specdec.evals.result import EvalResult
 
 
 def equivalence(
@@ -69,8 +72,9 @@ def law(
     """Do speculative answers have the law of plain ones, by every kind of verification?
 
     Texts of 2 or 3 tokens over 6 or 8, free and constrained, sampled by the engine's own sampler and verifier. Their
-    total variation from the plain law, which is written out, may be 3 times that of as many plain samples. Three faults
-    are planted, each of which must show as 10 times; with fewer samples than 200,000, as less.
+    total variation from the plain law, which is written out, may be 3 times that of as many plain samples. Drafts have
+    fixed lengths, or those that the engine finds to pay. Four faults are planted, each of which must show as 10 times;
+    with fewer samples than 200,000, as less.
     """
     from specdec.evals.law import run_law  # noqa: PLC0415
 
@@ -85,7 +89,7 @@ def acceptance(
             "--spec",
             metavar="METHOD",
             help="Who drafts, as in `specdec serve --spec`; once for each arm to compare.",
-            show_default="chain",
+            show_default="chain; with --url, as the server was started",
             rich_help_panel=SPECULATION,
         ),
     ] = None,
@@ -110,9 +114,28 @@ def acceptance(
     verification: Annotated[
         Verification, typer.Option(help="How drafts are verified.", rich_help_panel=SPECULATION)
     ] = Verification.COUPLED,
-    model: Model = DEFAULT_MODEL,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A catalog name, a folder or a Hugging Face id; with --url, the name to ask for.",
+            show_default=f"{DEFAULT_MODEL}; with --url, the first that the server names",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     dtype: Dtype = "auto",
     exact: Exact = False,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask an OpenAI-compatible server, as http://127.0.0.1:8000, instead of an engine in process.",
+            show_default=False,
+            rich_help_panel="Server",
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="SPECDEC_API_KEY", help="Its key.", show_default=False, rich_help_panel="Server"),
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", rich_help_panel=WORK)] = 0.0,
     concurrency: Annotated[
         str, typer.Option(metavar="N,N", help="Requests at once, by comma.", rich_help_panel=WORK)
@@ -163,6 +186,9 @@ def acceptance(
 
     Every group of tasks is answered plainly and by each --spec, in turns. Every finished constrained answer must
     validate, and every drafted token end as exactly one of accepted, rejected and discarded.
+
+    With --url a server answers: a specdec in every arm; any other one as it was started, and what it drafted is shown
+    as far as it reports that.
     """
     from specdec.errors import ConfigError, RequestError  # noqa: PLC0415
     from specdec.evals.acceptance import (  # noqa: PLC0415
@@ -172,12 +198,12 @@ def acceptance(
         run_acceptance,
         shipped_groups,
     )
-    from specdec.evals.acceptance_report import write_report  # noqa: PLC0415
-    from specdec.evals.acceptance_tables import write_csv  # noqa: PLC0415
     from specdec.evals.dataset import load_dataset  # noqa: PLC0415
     from specdec.speculative import CHAIN, methods_of  # noqa: PLC0415
 
     terminal = terminal_of(json=json)
+    if url is not None and (draft is not None or dtype != "auto" or exact):
+        raise typer.BadParameter("the server computes as it was started; leave out --draft, --dtype and --exact")
     for path in (csv, html):
         if path is not None and not path.resolve().parent.is_dir():
             raise typer.BadParameter(f"there is no folder {path.resolve().parent}")
@@ -192,7 +218,7 @@ def acceptance(
     )
     for method in grid.methods:
         try:
-            if not methods_of(method, has_draft_model=draft is not None) - {"synthetic"}:
+            if not methods_of(method, has_draft_model=draft is not None or url is not None) - {"synthetic"}:
                 raise typer.BadParameter("there is nothing to accept without a proposer", param_hint="--spec")
         except ConfigError as error:
             raise typer.BadParameter(str(error), param_hint="--spec") from error
@@ -201,10 +227,29 @@ def acceptance(
     with faults_of_parameters():
         for path in dataset or ():
             groups |= dataset_group(path, load_dataset(path, sample=sized.num_tasks, seed=seed))
+    if url is not None:
+        from specdec.evals.acceptance_served import run_acceptance_on_server  # noqa: PLC0415
+
+        is_chosen = spec or num_speculative_tokens or compare_masks or verification is not Verification.COUPLED
+        result = run_acceptance_on_server(
+            url=url,
+            model=model,
+            api_key=api_key,
+            temperature=temperature,
+            groups=groups,
+            grid=grid if is_chosen else None,
+            size=sized,
+            concurrencies=grid.concurrencies,
+            terminal=terminal,
+        )
+        _write(result, csv=csv, html=html)
+        end(result, terminal, save=save)
+        return
+    name = model or DEFAULT_MODEL
     try:
         result = run_acceptance(
-            model=model,
-            draft=shallow_draft_of(model) if draft == "shallow" else draft,
+            model=name,
+            draft=shallow_draft_of(name) if draft == "shallow" else draft,
             dtype=dtype,
             exact=exact,
             temperature=temperature,
@@ -215,11 +260,19 @@ def acceptance(
         )
     except RequestError as error:
         raise typer.BadParameter(str(error), param_hint="--spec") from error
+    _write(result, csv=csv, html=html)
+    end(result, terminal, save=save)
+
+
+def _write(result: EvalResult, *, csv: Path | None, html: Path | None) -> None:
+    """The files that `acceptance` was asked for."""
+    from specdec.evals.acceptance_report import write_report  # noqa: PLC0415
+    from specdec.evals.acceptance_tables import write_csv  # noqa: PLC0415
+
     if csv is not None:
         write_csv(result, csv)
     if html is not None:
         write_report(result, html)
-    end(result, terminal, save=save)
 
 
 def stress(

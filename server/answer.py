@@ -43,8 +43,8 @@ class Answer:
     """All choices of a call: `n` for each of its prompts, numbered through.
 
     `keeps_content` is False for a stream, which sends what it gets and keeps only the counts;
-    with `has_report` the extension says what was enforced, with `has_prediction` the usage says what became of the
-    prediction.
+    with `has_report` the extension says what was enforced, with `has_trace` what was drafted, with `has_prediction` the
+    usage says what became of the prediction, with `has_steps` the metrics what each pass of the target drafted.
     """
 
     def __init__(
@@ -54,6 +54,8 @@ class Answer:
         keeps_content: bool,
         has_report: bool = False,
         has_prediction: bool = False,
+        has_trace: bool = False,
+        has_steps: bool = False,
     ) -> None:
         self.created = int(time.time())
         self.choices = [Choice(index) for index in range(sum(request.sampling_params.n for request in requests))]
@@ -68,7 +70,8 @@ class Answer:
         self._seeds: dict[str, int] = {}
         self._speculation: SpeculationStats | None = None
         self._prediction_tokens = PredictionTokens() if has_prediction else None
-        self._is_traced = any(request.trace for request in requests)
+        self._has_trace = has_trace
+        self._has_steps = has_steps
         self._has_report = has_report
         self._enforcement: EnforcementReport | None = None
         self._start = time.monotonic()
@@ -115,7 +118,7 @@ class Answer:
     def extension(self, last: Choice | None = None) -> Extension:
         """The seeds, in the order of the prompts; on request the report, and the trace of all choices or of `last`."""
         traced = self.choices if last is None else [last]
-        trace = [ChoiceTrace(choice.index, choice.drafts) for choice in traced] if self._is_traced else None
+        trace = [ChoiceTrace(choice.index, choice.drafts) for choice in traced] if self._has_trace else None
         seeds = [self._seeds.get(request_id, 0) for request_id in self._first_choice]
         if len(seeds) == 1:
             return Extension(seed=seeds[0], enforcement=self._enforcement, trace=trace)
@@ -136,7 +139,9 @@ class Answer:
             tokens_per_second=num_tokens / (last - self._start) if last is not None else None,
             speculative_decoding=None
             if self._speculation is None or not max_draft_tokens
-            else speculative_decoding(self._speculation, max_draft_tokens),
+            else speculative_decoding(
+                self._speculation, max_draft_tokens, self.choices[0].drafts if self._has_steps else None
+            ),
         )
 
     def _choice_of(self, delta: TokenDelta) -> Choice:

@@ -53,7 +53,6 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
         chat.speculative,
         chat.specdec_trace,
         config=service.engine.config.speculative,
-        max_prediction_bytes=service.config.limits.max_prediction_bytes,
     )
     messages = _template_messages(chat.messages, service.config.limits.max_messages)
     prompt = await asyncio.to_thread(service.engine.tokenizer.encode_chat, messages)
@@ -66,10 +65,10 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
                 prompt_token_ids=tuple(prompt),
                 sampling_params=params,
                 constraint=requested.constraint,
-                cache_salt=exchange_of(request).cache_salt,
+                cache_salt=exchange_of(request).salted(chat.cache_salt),
                 speculative=speculation.params,
                 prediction=speculation.prediction,
-                trace=speculation.trace,
+                trace=speculation.trace or service.config.per_request_spec_decode_metrics == "detailed",
             )
         ],
         ignored=ignored,
@@ -81,6 +80,7 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
         },
         has_report=requested.has_report,
         has_prediction=speculation.has_prediction,
+        has_trace=speculation.trace,
         chunks=spelling.chunks if chat.stream else None,
         whole=spelling.whole,
     )
@@ -159,7 +159,7 @@ class _Spelling:
         self.fingerprint = service.fingerprint
         self.stream_options = chat.stream_options
         self.has_logprobs = params.logprobs is not None
-        self.has_metrics = service.config.per_request_spec_decode_metrics != "off"
+        self.has_metrics = service.config.per_request_spec_decode_metrics != "none"
         self.max_draft_tokens = speculation.max_draft_tokens
 
     def whole(self, answer: Answer) -> ChatCompletion:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -30,6 +30,8 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     speculative: SpeculativeParams | None = None
     specdec_trace: bool | None = None
     """Whether the answer says what was drafted, by whom, and how much of it was accepted."""
+    cache_salt: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    """vLLM's: requests with different ones share no cached prefixes, and draft from none of each other's answers."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

@@ -48,7 +48,6 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
         completion.speculative,
         completion.specdec_trace,
         config=service.engine.config.speculative,
-        max_prediction_bytes=service.config.limits.max_prediction_bytes,
     )
     prompts = await asyncio.to_thread(
         _encode_prompts, _prompts(completion, service.config.limits), service.engine.tokenizer
@@ -64,10 +63,10 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
             if completion.max_tokens is not None or requested.constraint is not None
             else _with_default_max_tokens(params, service.engine.max_model_len - len(prompt)),
             constraint=requested.constraint,
-            cache_salt=exchange_of(request).cache_salt,
+            cache_salt=exchange_of(request).salted(completion.cache_salt),
             speculative=speculation.params,
             prediction=speculation.prediction,
-            trace=speculation.trace,
+            trace=speculation.trace or service.config.per_request_spec_decode_metrics == "detailed",
         )
         for index, prompt in enumerate(prompts)
     ]
@@ -78,6 +77,7 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
         params=requested.params,
         has_report=requested.has_report,
         has_prediction=speculation.has_prediction,
+        has_trace=speculation.trace,
         chunks=spelling.chunks if completion.stream else None,
         whole=spelling.whole,
     )
@@ -172,7 +172,7 @@ class _Spelling:
         self.stream_options = completion.stream_options
         self.has_top_logprobs = bool(params.logprobs)
         self.has_logprobs = params.logprobs is not None
-        self.has_metrics = service.config.per_request_spec_decode_metrics != "off"
+        self.has_metrics = service.config.per_request_spec_decode_metrics != "none"
         self.max_draft_tokens = speculation.max_draft_tokens
         self.choices_per_prompt = params.n
         self.echoes: list[str] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -11,6 +11,8 @@ from specdec import ConfigError
 from specdec.server.auth import is_header_text
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9.\-\[\]:]+")
+
+SpecDecodeMetrics: TypeAlias = Literal["none", "summary", "detailed"]
 
 
 class RequestLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,8 +27,6 @@ class RequestLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_stop_token_ids: int = 128
     max_logit_bias: int = 1024
     max_schema_bytes: int = 256 * 2**10
-    max_prediction_bytes: int = 64 * 2**10
-    """Each choice indexes its prediction on the engine's thread: about 0.3 s at worst for so many bytes."""
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,8 +48,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     served_model_names: tuple[str, ...] = ()
     """Names that requests may give as `model`, the first one is reported; none takes the engine's own."""
     limits: RequestLimits = RequestLimits()
-    per_request_spec_decode_metrics: Literal["off", "summary"] = "off"
-    """summary adds `metrics.speculative_decoding`, in vLLM's shape, to every answer with one choice."""
+    per_request_spec_decode_metrics: SpecDecodeMetrics = "none"
+    """summary adds `metrics.speculative_decoding`, in vLLM's shape, to every answer with one choice; detailed adds to
+    that what each pass of the target drafted and accepted."""
     max_num_queued_reqs: int | None = 1024
     """Choices in flight, running or waiting; beyond it a request is a 503. None does not limit."""
     max_num_queued_tokens: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +30,12 @@ class Exchange:
     def at_end(self, close: Callable[[], None]) -> None:
         """Have `close` called when the response is complete, has failed, or its client is gone."""
         self.on_end.callback(close)
+
+    def salted(self, cache_salt: str | None) -> str:
+        """The caller's salt with a request's own, which callers may choose alike."""
+        if cache_salt is None:
+            return self.cache_salt
+        return hashlib.sha256(f"{self.cache_salt}:{cache_salt}".encode()).hexdigest()
 
     @property
     def seconds(self) -> float:

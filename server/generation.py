@@ -29,6 +29,7 @@ async def respond(
     params: Mapping[str, str],
     has_report: bool,
     has_prediction: bool,
+    has_trace: bool,
     chunks: Callable[[Answer], Chunks] | None,
     whole: Callable[[Answer], msgspec.Struct],
 ) -> Response[Any]:
@@ -36,10 +37,18 @@ async def respond(
 
     `params` has this endpoint's names of the engine's fields, `ignored` the value of the header that names
     fields without effect; with `has_report` the answer says what was enforced, with `has_prediction` what became of
-    the prediction. What is refused is refused before the status line, for a stream too.
+    the prediction, with `has_trace` what was drafted. What is refused is refused before the status line, for a stream
+    too.
     """
     service, exchange = service_of(http_request), exchange_of(http_request)
-    answer = Answer(requests, keeps_content=chunks is None, has_report=has_report, has_prediction=has_prediction)
+    answer = Answer(
+        requests,
+        keeps_content=chunks is None,
+        has_report=has_report,
+        has_prediction=has_prediction,
+        has_trace=has_trace,
+        has_steps=service.config.per_request_spec_decode_metrics == "detailed",
+    )
     try:
         deltas = await while_connected(_submit(service, exchange, requests, answer), http_request.receive)
     except RequestError as error:

@@ -8,7 +8,6 @@ import msgspec
 
 from specdec import SpeculativeConfig, SpeculativeParams
 from specdec.server.content import TextPart
-from specdec.server.errors import bad_request
 from specdec.speculative import resolve_plan
 
 
@@ -37,17 +36,9 @@ def requested_speculation(
     trace: bool | None,
     *,
     config: SpeculativeConfig | None,
-    max_prediction_bytes: int,
 ) -> RequestedSpeculation:
-    """What the fields ask of an engine of this configuration. Raises ApiError, RequestError for what it cannot do."""
+    """What the fields ask of an engine of this configuration. Raises RequestError for what it cannot do."""
     text = "" if prediction is None else _text(prediction)
-    num_bytes = len(text.encode())
-    if num_bytes > max_prediction_bytes:
-        raise bad_request(
-            f"prediction.content has {num_bytes} bytes; at most {max_prediction_bytes} are accepted",
-            param="prediction.content",
-            code="limit_exceeded",
-        )
     plan = resolve_plan(config, params, has_prediction=bool(text))
     return RequestedSpeculation(
         params=params,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import msgspec
 
@@ -71,6 +72,10 @@ class SpeculativeDecoding(msgspec.Struct, frozen=True, kw_only=True):
     num_draft_tokens: int
     num_spec_tokens: int
     """Tokens of the longest draft that the request allows."""
+    per_step_accepted: list[int] | msgspec.UnsetType = msgspec.UNSET
+    """Draft tokens accepted by each target pass that verified a draft; where the server is told to be detailed."""
+    per_step_drafted: list[int] | msgspec.UnsetType = msgspec.UNSET
+    """Tokens of each draft."""
     by_proposer: dict[str, ProposerDecoding]
 
 
@@ -119,8 +124,14 @@ def usage(
     )
 
 
-def speculative_decoding(stats: SpeculationStats, max_draft_tokens: int) -> SpeculativeDecoding:
-    """The engine's counts in vLLM's shape. A draft token is accepted only if all before it in its draft were."""
+def speculative_decoding(
+    stats: SpeculationStats, max_draft_tokens: int, trace: Sequence[DraftTrace] | None = None
+) -> SpeculativeDecoding:
+    """The engine's counts in vLLM's shape; step by step as well where there is a trace.
+
+    A draft token is accepted only if all before it in its draft were.
+    """
+    steps = None if trace is None else [draft for draft in trace if draft.token_ids]
     accepted = [0] * max(max_draft_tokens, len(stats.num_accepted_per_position))
     accepted[: len(stats.num_accepted_per_position)] = stats.num_accepted_per_position
     at_least = [stats.num_drafts, *accepted, 0]
@@ -133,6 +144,8 @@ def speculative_decoding(stats: SpeculationStats, max_draft_tokens: int) -> Spec
         num_accepted_draft_tokens=stats.num_accepted_tokens,
         num_draft_tokens=stats.num_draft_tokens,
         num_spec_tokens=max_draft_tokens,
+        per_step_accepted=msgspec.UNSET if steps is None else [draft.num_accepted for draft in steps],
+        per_step_drafted=msgspec.UNSET if steps is None else [len(draft.token_ids) for draft in steps],
         by_proposer={
             proposer: ProposerDecoding(
                 num_drafts=counts.num_drafts,

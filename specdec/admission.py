@@ -26,6 +26,7 @@ from specdec.grammars import (
     UnsupportedSchemaError,
 )
 from specdec.grammars.constraints import Choice, Constraint, JsonSchema, Regex
+from specdec.prediction_index import PredictionIndex
 from specdec.request import Request
 from specdec.speculative import SpeculationPlan, SpeculativeConfig, resolve_plan
 
@@ -39,7 +40,7 @@ class PreparedRequest:
     seed: int
     grammar: BudgetedGrammar | None
     plan: SpeculationPlan
-    prediction_token_ids: tuple[int, ...]
+    prediction: PredictionIndex | None
 
 
 def admit(
@@ -54,9 +55,10 @@ def admit(
     next_seed: Callable[[], int],
     interest: Interest,
 ) -> PreparedRequest:
-    """Check every limit and compile the constraint. Raises RequestError naming the field and the limit.
+    """Check every limit, compile the constraint and index the prediction.
 
-    Raises LeftError once `interest` is left, and EngineError where nothing can be compiled now.
+    Raises RequestError naming the field and the limit, LeftError once `interest` is left, and EngineError where nothing
+    can be compiled now.
     """
     params = request.sampling_params
     _check_token_ids("prompt", request.prompt_token_ids, vocab_size)
@@ -64,7 +66,9 @@ def admit(
     _check_token_ids("stop_token_ids", params.stop_token_ids, vocab_size)
     max_tokens = _max_tokens(request, max_model_len, pool_tokens)
     plan = resolve_plan(speculative, request.speculative, has_prediction=bool(request.prediction))
-    prediction = tuple(encode(request.prediction)) if "prediction" in plan.methods and request.prediction else ()
+    prediction = None
+    if "prediction" in plan.methods and request.prediction:
+        prediction = _prediction(encode(request.prediction), max_model_len)
     grammar = None
     if request.constraint is not None:
         for name in ("stop", "stop_token_ids", "ignore_eos", "min_tokens"):
@@ -82,6 +86,16 @@ def _check_token_ids(param: str, token_ids: tuple[int, ...] | dict[int, float], 
     if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
         wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
         raise RequestError(f"{param} names token {wrong}; this model's tokens are 0 to {vocab_size - 1}", param=param)
+
+
+def _prediction(token_ids: list[int], max_model_len: int) -> PredictionIndex:
+    if len(token_ids) > max_model_len:
+        raise ContextLengthError(
+            f"the prediction has {len(token_ids)} tokens; with its prompt no answer has more than the {max_model_len} "
+            "of this model's context. Predict the part that the answer may repeat",
+            param="prediction",
+        )
+    return PredictionIndex(token_ids)
 
 
 def _max_tokens(request: Request, max_model_len: int, pool_tokens: int) -> int:

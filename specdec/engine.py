@@ -191,7 +191,7 @@ class Engine:
         return outputs
 
     def prepare(self, request: Request, interest: Interest | None = None) -> PreparedRequest:
-        """Check a request against model, pool and grammar, and compile its constraint.
+        """Check a request against model, pool and grammar, and compile its constraint, index its prediction.
 
         Thread-safe, and the slow part of admission: call it off the engine's thread. Raises RequestError, EngineError
         where no constraint can be compiled now, and LeftError once `interest` is left.
@@ -235,7 +235,7 @@ class Engine:
                 grammar=prepared.grammar,
                 grammar_state=prepared.grammar.initial_state if prepared.grammar else None,
                 plan=prepared.plan,
-                prediction_token_ids=prepared.prediction_token_ids,
+                prediction=prepared.prediction,
                 is_traced=request.trace,
                 leader=leader,
             )

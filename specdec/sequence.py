@@ -9,6 +9,7 @@ from typing import Any
 
 from specdec.block_pool import ROOT_HASH, hash_block
 from specdec.grammars import BudgetedGrammar, BudgetedState
+from specdec.prediction_index import PredictionIndex
 from specdec.request import FinishReason, ProposerStats, SamplingParams, SpeculationStats
 from specdec.speculative import PLAIN, SpeculationPlan
 from specdec.tokenizer import Detokenizer
@@ -120,7 +121,7 @@ class Sequence:
     grammar: BudgetedGrammar | None = None
     grammar_state: BudgetedState | None = None
     plan: SpeculationPlan = PLAIN
-    prediction_token_ids: tuple[int, ...] = ()
+    prediction: PredictionIndex | None = None
     """What the user expects the answer to resemble."""
     is_traced: bool = False
     leader: Sequence | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from bisect import bisect_right
+from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
+from itertools import accumulate
 from typing import Final
 
 from specdec.attention import Span
@@ -15,8 +16,10 @@ _NUM_TOKENS: Final = (1, 2, 4, 8, 16, 32, 64)
 _NUM_REPEATS: Final = 3
 _CONTEXT_TOKENS: Final = 128
 _RATE: Final = 0.1
-"""Part of a pass's deviation by which the measurements next to it are corrected; all others by a part of that."""
-_SHARED_RATE: Final = 0.02
+"""Part of a pass's deviation by which all measurements are corrected: most of what makes a pass take longer than was
+expected, longer contexts or other work on the machine, does so for passes of every size."""
+_OWN_RATE: Final = 0.01
+"""The same, in addition, for the measurements next to it."""
 _MAX_DEVIATION: Final = 2.0
 """A pass that took longer than this many times what was expected met something else on the machine."""
 
@@ -27,14 +30,13 @@ class StepTime:
     def __init__(self, seconds: AbstractSequence[tuple[int, float]]) -> None:
         """Two measurements or more, (tokens, seconds), in ascending order of the tokens."""
         self._tokens = [num_tokens for num_tokens, _ in seconds]
-        self._seconds = [max(second, 1e-9) for _, second in seconds]
+        self._seconds = _ascending(max(second, 1e-9) for _, second in seconds)
 
     def seconds(self, num_tokens: int) -> float:
         """What a pass over so many tokens is expected to take; as the last two say beyond the most measured."""
         right = min(max(bisect_right(self._tokens, num_tokens), 1), len(self._tokens) - 1)
         low, high = self._tokens[right - 1], self._tokens[right]
-        before = max(self._seconds[:right])
-        after = max(before, self._seconds[right])
+        before, after = self._seconds[right - 1], self._seconds[right]
         return before + (after - before) * max(0.0, (num_tokens - low) / (high - low))
 
     def copy(self) -> StepTime:
@@ -47,15 +49,30 @@ class StepTime:
         for i, seconds in enumerate(other._seconds):
             self._seconds[i] += rate * (seconds - self._seconds[i])
 
-    def observe(self, num_tokens: int, seconds: float) -> None:
-        """Learn from a pass."""
+    def limit(self, other: StepTime) -> None:
+        """Expect no more than another one does, of the same tokens."""
+        assert self._tokens == other._tokens, "it is a copy"
+        self._seconds = list(map(min, self._seconds, other._seconds))
+
+    def observe(self, num_tokens: int, seconds: float) -> float:
+        """Learn from a pass; by what part it took longer than was expected."""
         ratio = min(max(seconds / self.seconds(num_tokens), 1 / _MAX_DEVIATION), _MAX_DEVIATION) - 1.0
+        self.correct(num_tokens, ratio)
+        return ratio
+
+    def correct(self, num_tokens: int, ratio: float) -> None:
+        """Learn that passes over about so many tokens take longer by this part than was expected."""
         right = min(max(bisect_right(self._tokens, num_tokens), 1), len(self._tokens) - 1)
         low, high = self._tokens[right - 1], self._tokens[right]
         share = min(max((num_tokens - low) / (high - low), 0.0), 1.0)
         for i in range(len(self._seconds)):
             near = {right - 1: 1.0 - share, right: share}.get(i, 0.0)
-            self._seconds[i] *= 1.0 + ratio * max(_SHARED_RATE, _RATE * near)
+            self._seconds[i] *= 1.0 + ratio * (_RATE + _OWN_RATE * near)
+        self._seconds = _ascending(self._seconds)
+
+
+def _ascending(seconds: Iterable[float]) -> list[float]:
+    return list(accumulate(seconds, max))
 
 
 def measure_step_time(runner: ModelRunner, *, num_blocks: int, block_size: int, max_model_len: int) -> StepTime:
@@ -76,4 +93,5 @@ def measure_step_time(runner: ModelRunner, *, num_blocks: int, block_size: int, 
             begin = time.perf_counter()
             runner.forward([Span([0] * size, context, block_table, num_logits=size)])
             times[size].append(time.perf_counter() - begin)
-    return StepTime([(size, statistics.median(times[size])) for size in sizes])
+    # Whatever else the machine does can only make a pass longer.
+    return StepTime([(size, min(times[size])) for size in sizes])

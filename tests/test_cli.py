@@ -21,13 +21,16 @@ import typer
 from tiny_tokenizer import write_tiny_tokenizer
 from typer.testing import CliRunner
 
+from specdec import Engine, Request, SamplingParams, SpeculativeParams
 from specdec.cli import app
+from specdec.cli.draft_colours import DraftColours
 from specdec.cli.engine_flags import EngineFlags, parse_size, takes_engine_flags
 from specdec.cli.serve import _is_loopback, request_limits
 from specdec.config import EngineConfig
 from specdec.errors import ConfigError, ModelError
 from specdec.grammars import Limits
 from specdec.models.progress import ModelProgress, progress_bars
+from specdec.proposer_colours import COLOURS
 from specdec.server import RequestLimits
 from specdec.speculative import SpeculativeConfig, Verification
 
@@ -512,10 +515,10 @@ def test_run_refuses_a_schema_whose_answers_do_not_fit_max_tokens(tiny_model_fol
 class Terminal:
     """A process with a terminal for its standard streams, as a person has one."""
 
-    def __init__(self, command):
+    def __init__(self, command, **environment):
         self._controller, terminal = pty.openpty()
         self.process = subprocess.Popen(
-            command, stdin=terminal, stdout=terminal, stderr=terminal, env=os.environ | {"TERM": "dumb"}
+            command, stdin=terminal, stdout=terminal, stderr=terminal, env=os.environ | {"TERM": "dumb"} | environment
         )
         os.close(terminal)
         self._seen = ""
@@ -585,6 +588,58 @@ def test_a_chat_answers_remembers_and_survives_mistakes(tiny_model_folder, tmp_p
         terminal.close()
 
 
+def test_show_drafts_colours_tokens_by_who_drafted_them(tiny_model_folder, tmp_path):
+    (tmp_path / "schema.json").write_text('{"const": "a string that is long enough"}')
+    arguments = ["--schema", str(tmp_path / "schema.json"), "--spec", "grammar+ngram", "--num-speculative-tokens", "4"]
+    arguments += ["--temperature", "0", "--show-drafts", "--prompt", "Say it."]
+    terminal = Terminal(
+        [*SPECDEC, "run", str(tiny_model_folder), *arguments], TERM="xterm-256color", COLORTERM="truecolor"
+    )
+    try:
+        shown = terminal.expect(r"tok/s, \d+ of \d+ draft tokens accepted")
+    finally:
+        terminal.close()
+    red, green, blue = (int(COLOURS["grammar"][i : i + 2], 16) for i in (1, 3, 5))
+    colour = f"\x1b[38;2;{red};{green};{blue}m"
+    legend, answer = (line for line in shown.splitlines() if colour in line)
+    assert "grammar" in legend
+    assert "ngram" in legend
+    assert "draft_model" not in legend
+    assert re.sub(r"\x1b\[[0-9;]*m", "", answer) == '"a string that is long enough"'
+    assert re.search(r"\x1b\[0m[^\x1b]", answer), "what follows a draft is the target's"
+    # Where there are no colours the answer is as it always is.
+    piped = run_tiny(tiny_model_folder, *arguments)
+    assert piped.stdout == '"a string that is long enough"\n', piped.stderr
+
+
+def test_the_coloured_parts_of_an_answer_join_to_its_text_and_follow_its_tokens(tiny_model_folder):
+    engine = Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=50))
+    request = Request(
+        request_id="r",
+        prompt_token_ids=tuple(engine.tokenizer.encode("a b a b a b")),
+        sampling_params=SamplingParams(max_tokens=60, seed=1, ignore_eos=True),
+        speculative=SpeculativeParams(method="ngram", num_speculative_tokens=2),
+        prediction="x y",
+        trace=True,
+    )
+    engine.add_request(request)
+    colours = DraftColours(engine.tokenizer, skip_special_tokens=True)
+    num_by_target = 0
+    while engine.has_unfinished_requests():
+        for delta in engine.step():
+            parts = list(colours.parts(delta))
+            assert "".join(text for text, _ in parts) == delta.text
+            num_by_target += sum(proposer is None for _, proposer in parts)
+            assert len([proposer for _, proposer in parts if proposer]) <= sum(d.num_accepted for d in delta.drafts)
+    assert num_by_target > 10
+
+
+def test_show_drafts_with_nothing_to_show_is_a_mistake():
+    result = invoke("run", "no-such-model", "--spec", "none", "--show-drafts", "--prompt", "x")
+    assert result.exit_code == 2
+    assert "--show-drafts: nothing is drafted" in result.stderr
+
+
 @contextmanager
 def served(*arguments, **environment):
     """A `specdec serve` on a free port, with the banner it printed."""
@@ -632,6 +687,7 @@ def test_serve_greets_with_what_a_user_needs_and_ends_cleanly_on_ctrl_c(tiny_mod
 
 def test_serve_guards_with_the_key_of_the_environment_and_serves_the_name_it_was_given(tiny_model_folder):
     arguments = [str(tiny_model_folder), "--served-model-name", "tiny", "--gpu-memory-utilization", "0.5"]
+    arguments += ["--per-request-spec-decode-metrics", "detailed"]
     with served(*arguments, SPECDEC_API_KEY="sesame") as (_process, banner):
         assert f"{tiny_model_folder} as tiny" in banner
         assert "sesame" not in banner
@@ -641,7 +697,10 @@ def test_serve_guards_with_the_key_of_the_environment_and_serves_the_name_it_was
         assert [model["id"] for model in models["data"]] == ["tiny"]
         curl = banner.splitlines()[-1]
         assert send_curl(curl).status_code == 401
-        assert send_curl(curl.replace("YOUR_KEY", "sesame")).status_code == 200
+        answer = send_curl(curl.replace("YOUR_KEY", "sesame"))
+        assert answer.status_code == 200
+        speculation = answer.json()["metrics"]["speculative_decoding"]
+        assert sum(speculation["per_step_drafted"]) == speculation["num_draft_tokens"] > 0
     assert re.search(r"drafts +grammar, up to 32 tokens, as many as pay; --spec chain drafts from everything\n", banner)
 
 

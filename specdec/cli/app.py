@@ -142,6 +142,13 @@ def serve(
             rich_help_panel="Server",
         ),
     ] = False,
+    per_request_spec_decode_metrics: Annotated[
+        Literal["none", "summary", "detailed"],
+        typer.Option(
+            help="Say in each answer's `metrics` what was drafted and accepted for it, in all or pass by pass.",
+            rich_help_panel="Server",
+        ),
+    ] = "none",
 ) -> None:
     """Serve a model over the OpenAI API.
 
@@ -165,6 +172,7 @@ def serve(
         max_num_queued_tokens=max_num_queued_tokens or None,
         rate_limit=rate_limit,
         request_timeout_s=request_timeout,
+        per_request_spec_decode_metrics=per_request_spec_decode_metrics,
     )
     raise typer.Exit(serve_until_stopped(config, server_config, notes=engine.notes(), in_process=engine_in_process))
 
@@ -195,6 +203,14 @@ def run(
             help="Longest answer, in tokens.", show_default="what the context leaves", rich_help_panel="Generation"
         ),
     ] = None,
+    show_drafts: Annotated[
+        bool,
+        typer.Option(
+            "--show-drafts",
+            help="Colour each token by the proposer that drafted it, in a terminal.",
+            rich_help_panel="Generation",
+        ),
+    ] = False,
 ) -> None:
     """Chat with a model in the terminal, or answer one prompt."""
     config = engine.config()
@@ -208,6 +224,7 @@ def run(
             system=system,
             sampling={"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens},
             notes=engine.notes(),
+            shows_drafts=show_drafts,
         )
     )
 

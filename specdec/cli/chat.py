@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from specdec import Constraint, Engine, EngineConfig, FinishReason, JsonSchema, Request, SamplingParams, TokenDelta
 from specdec.cli.console import complain, say
+from specdec.cli.draft_colours import DraftColours, say_legend, write_parts
 from specdec.cli.schema_file import read_schema_file
 from specdec.errors import ConfigError, RequestError
 from specdec.models.progress import progress_bars
@@ -27,7 +28,10 @@ _CONTROL_CHARACTERS: Final = dict.fromkeys([*range(9), *range(11, 32), *range(12
 class Chat:
     """A conversation with one engine."""
 
-    def __init__(self, engine: Engine, params: SamplingParams, *, system: str | None) -> None:
+    def __init__(
+        self, engine: Engine, params: SamplingParams, *, system: str | None, shows_drafts: bool = False
+    ) -> None:
+        self.shows_drafts = shows_drafts
         self._engine = engine
         self._params = params
         self._opening = [] if system is None else [{"role": "system", "content": system}]
@@ -38,6 +42,10 @@ class Chat:
     def reset(self) -> None:
         """Forget everything but the system message."""
         self._messages = list(self._opening)
+
+    def colours(self) -> DraftColours:
+        """Of the answer to come."""
+        return DraftColours(self._engine.tokenizer, skip_special_tokens=self.constraint is None)
 
     def answer(self, prompt: str) -> Generator[TokenDelta]:
         """Stream the answer; it joins the conversation once it ended. Closing the iterator aborts it.
@@ -52,6 +60,7 @@ class Chat:
             prompt_token_ids=tuple(self._engine.tokenizer.encode_chat(messages)),
             sampling_params=self._params,
             constraint=self.constraint,
+            trace=self.shows_drafts,
         )
         self._engine.add_request(request)
         text = ""
@@ -73,8 +82,15 @@ def chat(
     system: str | None,
     sampling: Mapping[str, Any],  # Any: SamplingParams checks each of them
     notes: Mapping[str, str],
+    shows_drafts: bool = False,
 ) -> int:
-    """Answer `prompt`, or what is piped in, or chat until the user leaves; the exit code."""
+    """Answer `prompt`, or what is piped in, or chat until the user leaves; the exit code.
+
+    With `shows_drafts` each token has the colour of who drafted it.
+    """
+    proposers = frozenset() if config.speculative is None else config.speculative.methods
+    if shows_drafts and not proposers:
+        raise ConfigError("nothing is drafted that could be shown; drop it, or --spec none", flag="--show-drafts")
     try:
         params = SamplingParams(**sampling)
     except RequestError as error:
@@ -89,7 +105,9 @@ def chat(
         engine = Engine(config, progress=progress)
     if note := notes.get(engine.describe().device.partition(":")[0]):
         say(f"note: {note}", style="yellow")
-    conversation = Chat(engine, params, system=system)
+    if shows_drafts:
+        say_legend(proposers)
+    conversation = Chat(engine, params, system=system, shows_drafts=shows_drafts)
     conversation.constraint = constraint
     if prompt is not None:
         last = _print_answer(conversation, prompt)
@@ -151,11 +169,15 @@ def _switch_schema(conversation: Chat, argument: str) -> None:
 def _print_answer(conversation: Chat, prompt: str) -> TokenDelta:
     """Print the answer as it comes, then a line about it; its last delta."""
     to_terminal = sys.stdout.isatty()
+    colours = conversation.colours() if conversation.shows_drafts else None
     num_tokens, last, start = 0, TokenDelta(request_id="", choice_index=0), time.monotonic()
     with contextlib.closing(conversation.answer(prompt)) as deltas:
         for last in deltas:
             num_tokens += len(last.token_ids)
-            sys.stdout.write(last.text.translate(_CONTROL_CHARACTERS) if to_terminal else last.text)
+            if colours is not None and to_terminal:
+                write_parts((text.translate(_CONTROL_CHARACTERS), proposer) for text, proposer in colours.parts(last))
+            else:
+                sys.stdout.write(last.text.translate(_CONTROL_CHARACTERS) if to_terminal else last.text)
             sys.stdout.flush()
     sys.stdout.write("\n")
     sys.stdout.flush()

@@ -15,6 +15,7 @@ from specdec.batch import Batch, ScheduledSequence
 from specdec.proposers.base import Draft, Drafter, Proposal, Source
 from specdec.proposers.draft_model import SOURCE as DRAFT_MODEL
 from specdec.proposers.draft_model import DraftModel
+from specdec.proposers.drafter_time import DrafterTime
 from specdec.proposers.length import DraftLengths
 from specdec.sequence import SequenceStatus
 from specdec.verifier import Outcome
@@ -35,6 +36,7 @@ class ChainProposer:
         self._drafters = drafters
         self._draft_model = draft_model
         self._lengths = lengths
+        self._time = DrafterTime()
 
     def propose(self, batch: Batch) -> list[Proposal]:
         """One proposal a scheduled sequence, of at most its num_draft_slots tokens.
@@ -54,24 +56,37 @@ class ChainProposer:
     ) -> None:
         """What became of the proposals, and how long the step took after they were made."""
         self._lengths.observe(batch, proposals, seconds)
+        num_emitted = sum(len(outcome.token_ids) for outcome in outcomes)
+        seconds_per_token = seconds / max(1, num_emitted)
         for scheduled, proposal, outcome in zip(batch.scheduled, proposals, outcomes, strict=True):
             sequence = scheduled.sequence
             if proposal.token_ids:
                 self._lengths.estimates.observe(sequence, proposal.sources, outcome.num_accepted)
+                for source in proposal.sources[: outcome.num_accepted]:
+                    self._time.save(source.proposer, 1, seconds_per_token)
             if sequence.status is SequenceStatus.FINISHED:
                 for drafter in self._drafters:
                     drafter.finished(sequence)
+        if num_emitted:
+            self._time.settle(seconds_per_token)
 
     def _fill(self, draft: Draft) -> None:
         """Draft what needs no model."""
-        methods = draft.sequence.plan.methods
-        drafters = [drafter for drafter in self._drafters if drafter.name in methods]
+        plan = draft.sequence.plan
+        drafters = [
+            drafter
+            for drafter in self._drafters
+            if drafter.name in plan.methods
+            and (plan.num_tokens is not None or self._time.is_worth_asking(drafter.name))
+        ]
         while not draft.is_full and any(self._add_guess(draft, drafter) for drafter in drafters):
             pass
 
     def _add_guess(self, draft: Draft, drafter: Drafter) -> bool:
         """Whether the drafter had an idea of which the grammar takes at least the first token."""
+        begin = time.perf_counter()
         guess = drafter.guess(draft)
+        self._time.spend(drafter.name, time.perf_counter() - begin)
         source = Source(drafter.name, guess.confidence)
         num_before = len(draft.token_ids)
         for token_id in guess.token_ids:

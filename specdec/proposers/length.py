@@ -59,7 +59,7 @@ class DraftLengths:
 
     def cut(self, batch: Batch, drafts: AbstractSequence[Draft]) -> list[Proposal]:
         """The drafts, each as far as it pays."""
-        num_tokens = [_num_kept(draft) for draft in drafts]
+        num_tokens = [self.num_kept(draft) for draft in drafts]
         offers: list[tuple[float, int]] = []
         for index, draft in enumerate(drafts):
             offers += [(chance, index) for chance in self._chances(draft)[num_tokens[index] :]]
@@ -79,6 +79,16 @@ class DraftLengths:
                 pause.length = min(pause.length + 1, _MAX_PAUSE)
                 pause.num_left = pause.length
         return [draft.cut(count) for draft, count in zip(drafts, num_tokens, strict=True)]
+
+    @staticmethod
+    def num_kept(draft: Draft) -> int:
+        """Tokens that are verified whether they pay or not.
+
+        What a token drawn from a distribution led to may say whether it pays; to drop it for that would bend the law.
+        """
+        if _is_fixed(draft):
+            return len(draft.token_ids)
+        return max((i for i, drawn_from in enumerate(draft.distributions, 1) if drawn_from is not None), default=0)
 
     def worth_drafting(self, batch: Batch, drafts: AbstractSequence[Draft]) -> list[Draft]:
         """Those of the drafts that one more pass of the draft model is for; none where it would not pay."""
@@ -104,8 +114,13 @@ class DraftLengths:
         num_drafted = sum(len(proposal.token_ids) for proposal in proposals)
         if num_drafted:
             self._drafting_time.observe(_num_base_tokens(batch) + num_drafted, seconds)
+            # No step without drafts takes longer than one with. Were it expected to take what it once did, on a machine
+            # that has become faster any draft would seem to pay.
+            self._plain_time.limit(self._drafting_time)
         else:
-            self._plain_time.observe(_num_base_tokens(batch), seconds)
+            num_tokens = _num_base_tokens(batch)
+            # What is unexpected here is the machine's, and the same for steps with drafts.
+            self._drafting_time.correct(num_tokens, self._plain_time.observe(num_tokens, seconds))
             self._drafting_time.approach(self._plain_time, _FORGETTING)
 
     def observe_draft_pass(self, num_tokens: int, seconds: float) -> None:
@@ -153,16 +168,6 @@ class DraftLengths:
 
 def _is_fixed(draft: Draft) -> bool:
     return draft.sequence.plan.num_tokens is not None
-
-
-def _num_kept(draft: Draft) -> int:
-    """Tokens that are verified whether they pay or not.
-
-    What a token drawn from a distribution led to may say whether it pays; to drop it for that would bend the law.
-    """
-    if _is_fixed(draft):
-        return len(draft.token_ids)
-    return max((i for i, drawn_from in enumerate(draft.distributions, 1) if drawn_from is not None), default=0)
 
 
 def _num_base_tokens(batch: Batch) -> int:

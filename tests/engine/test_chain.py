@@ -1,9 +1,12 @@
 """ChainProposer: who is asked when, what the grammar leaves of it, and when the draft model runs."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from specdec.batch import Batch, ScheduledSequence
 from specdec.grammars import BudgetedGrammar, GrammarCompiler, Vocabulary
+from specdec.proposers import chain as chain_module
 from specdec.proposers.base import Guess, Source
 from specdec.proposers.chain import ChainProposer
 from specdec.proposers.length import DraftLengths
@@ -134,3 +137,23 @@ def test_what_became_of_drafts_is_learnt_and_ended_answers_are_forgotten():
     chain.learn(batch, found, outcomes, 0.02)
     assert drafter.forgotten == [ended]
     assert lengths.estimates.probability(running, Source("ngram")) < before
+
+
+@pytest.mark.parametrize(("num_tokens", "is_asked_always"), [(None, False), (4, True)])
+def test_a_slow_drafter_whose_guesses_save_nothing_is_asked_less_unless_the_length_is_fixed(
+    monkeypatch, num_tokens, is_asked_always
+):
+    now = [0.0]
+    monkeypatch.setattr(chain_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    quick, slow = Scripted("grammar", {b"x": b"a"}, confidence=1), Scripted("ngram", {})
+    guess = slow.guess
+    slow.guess = lambda draft: now.__setitem__(0, now[0] + 0.05) or guess(draft)
+    chain = ChainProposer([quick, slow], None, DraftLengths(StepTime(FLAT), None))
+    running = sequence(num_tokens=num_tokens)
+    for _ in range(100):
+        batch = Batch([ScheduledSequence(running, 1, 4, 0)])
+        [proposal] = found = chain.propose(batch)
+        chain.learn(batch, found, [Outcome([1, 2], 1, len(proposal.token_ids), [])], 0.02)
+    assert quick.num_asked >= 100
+    assert (slow.num_asked >= 100) is is_asked_always
+    assert slow.num_asked > 3

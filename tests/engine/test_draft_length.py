@@ -197,3 +197,26 @@ def test_steps_with_drafts_and_without_learn_their_own_times():
     for _ in range(1000):
         lengths.observe(batch, [draft.cut(0)], 0.02)
     assert cut(lengths, [draft]) == [1]
+
+
+def test_on_a_machine_that_has_become_faster_no_draft_pays_that_did_not_before():
+    seconds = [(1, 0.040), (2, 0.080), (64, 1.7)]
+    lengths = DraftLengths(StepTime(seconds), None)
+    [draft] = reaching_end([draft_of([UNLIKELY])])
+    batch = batch_of([draft])
+    lengths._has_drafted = True
+    assert cut(lengths, [draft]) == [0]
+    for _ in range(100):
+        lengths.observe(batch, [draft.cut(1)], 0.039)
+    assert lengths._plain_time.seconds(1) <= lengths._drafting_time.seconds(1)
+    # It would seem to: a step with the draft takes less than one without did.
+    assert cut(lengths, [draft]) == [0]
+
+
+def test_what_a_step_without_drafts_takes_is_expected_of_steps_with_drafts_too():
+    lengths = DraftLengths(StepTime([(1, 0.020), (2, 0.026), (64, 0.4)]), None)
+    [draft] = reaching_end([draft_of([LIKELY])])
+    for _ in range(100):
+        lengths.observe(batch_of([draft]), [draft.cut(0)], 0.040)
+    assert lengths._drafting_time.seconds(1) == pytest.approx(0.040, rel=0.05)
+    assert lengths._drafting_time.seconds(2) == pytest.approx(0.052, rel=0.1)

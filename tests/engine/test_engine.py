@@ -2,6 +2,7 @@
 
 from enum import Enum
 
+import msgspec
 import pytest
 import torch
 
@@ -20,9 +21,11 @@ from specdec import (
     SchemaError,
     SchemaOptions,
     SpeculativeConfig,
+    SpeculativeParams,
 )
 from specdec.attention import Span
 from specdec.linear import PlainLinear, RowInvariantLinear
+from specdec.prediction_index import PredictionIndex
 
 POOL_TOKENS = 30 * 16
 
@@ -225,3 +228,28 @@ def test_json_object_mode_and_a_cut_answer(engine):
     text = "".join(delta.text for delta in deltas)
     assert text.startswith("{")
     assert deltas[-1].finish_reason in {FinishReason.STOP, FinishReason.LENGTH}
+
+
+def test_a_prediction_is_indexed_once_before_its_request_is_queued_and_may_fill_the_context(engine, monkeypatch):
+    num_tokens = len(engine.tokenizer.encode(" one" * 100, add_special_tokens=False))
+    longest = " one" * (100 * engine.max_model_len // num_tokens)
+    predicting = msgspec.structs.replace(request(engine, n=2, max_tokens=4), prediction=longest)
+    prepared = engine.prepare(predicting)
+    assert engine.max_model_len - 3 < len(prepared.prediction.token_ids) <= engine.max_model_len
+    built = []
+    monkeypatch.setattr(PredictionIndex, "__init__", lambda *_: built.append(None))
+    engine.add_request(prepared)
+    assert {id(sequence.prediction) for sequence in engine.scheduler.waiting} == {id(prepared.prediction)}
+    while engine.has_unfinished_requests():
+        engine.step()
+    assert not built
+    with pytest.raises(ContextLengthError, match=r"25\d tokens.* 256 ") as caught:
+        engine.prepare(msgspec.structs.replace(predicting, prediction=longest + " one"))
+    assert caught.value.param == "prediction"
+
+
+def test_a_prediction_that_nobody_follows_is_not_indexed(engine):
+    plain = msgspec.structs.replace(
+        request(engine), prediction="hello " * 1000, speculative=SpeculativeParams(enabled=False)
+    )
+    assert engine.prepare(plain).prediction is None

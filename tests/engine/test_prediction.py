@@ -168,4 +168,4 @@ def test_a_finished_sequence_is_forgotten():
     sequence = sequence_of([0], prediction=[1, 2, 3])
     drafter.guess(draft_of(sequence, num_free=1))
     drafter.finished(sequence)
-    assert not drafter._predictions
+    assert not drafter._followers

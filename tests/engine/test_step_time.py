@@ -59,6 +59,12 @@ def test_a_copy_learns_by_itself_and_can_be_brought_back():
     assert other.seconds(16) == pytest.approx(0.030, rel=0.01)
 
 
+def test_a_limit_is_never_exceeded_and_lowers_nothing_below_it():
+    model, other = StepTime(MEASURED), StepTime([(1, 0.010), (4, 0.030), (16, 0.030), (64, 0.060)])
+    model.limit(other)
+    assert [model.seconds(n) for n, _ in MEASURED] == pytest.approx([0.010, 0.021, 0.030, 0.060])
+
+
 @pytest.mark.parametrize(
     ("num_blocks", "block_size", "max_model_len"), [(200, 16, 512), (200, 16, 64), (4, 4, 512), (2, 1, 512), (9, 1, 2)]
 )

@@ -17,6 +17,7 @@ from specdec.evals.law import MAX_RATIO, noise_floor, run_law
 from specdec.evals.law_cell import all_cells
 from specdec.evals.law_world import World
 from specdec.evals.terminal import Terminal
+from specdec.proposers.length import DraftLengths
 from specdec.speculative import Verification
 
 SOUND = [cell for cell in all_cells() if cell.fault is None]
@@ -31,8 +32,12 @@ def test_the_cells_cross_every_verification_with_and_without_a_grammar_and_plant
     assert {(cell.verification, cell.num_allowed is not None) for cell in SOUND} == set(
         itertools.product(Verification, (False, True))
     )
-    assert len({cell.fault for cell in FAULTY}) == len(FAULTY) == 3
+    assert len({cell.fault for cell in FAULTY}) == len(FAULTY) == 4
     assert len({cell.params.temperature for cell in SOUND}) >= 3
+    assert {cell.verification for cell in SOUND if cell.drafted_by == "pay"} == {
+        Verification.REJECTION,
+        Verification.BLOCK,
+    }
     assert min(cell.vocab_size for cell in all_cells()) >= 6
 
 
@@ -70,6 +75,14 @@ def test_a_rule_that_accepts_too_much_fails(monkeypatch):
     monkeypatch.setitem(acceptance_rules.RULES, Verification.REJECTION, lambda row: Step(row.residual_mass > 0.0, 0.0))
     failures = run(cells, 2000).failures
     assert "0 of " in failures[-1]
+
+
+def test_a_choice_of_lengths_that_cuts_off_drawn_tokens_fails(monkeypatch):
+    cells = [cell for cell in SOUND if cell.drafted_by == "pay"]
+    monkeypatch.setattr(DraftLengths, "num_kept", staticmethod(lambda _: 0))
+    failures = run(cells, 12_000).failures
+    assert [failure.split(":")[0] for failure in failures] == [f"{cell.name}, {cell.verification}" for cell in cells]
+    assert all("times the noise floor" in failure for failure in failures)
 
 
 def test_the_noise_floor_is_the_mean_of_what_samples_of_the_law_come_to():

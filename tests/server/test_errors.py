@@ -51,7 +51,7 @@ SPECULATION_FAULTS = [
     ({"prediction": {"type": "content", "content": [{"type": "text"}]}}, "prediction.content[0].text", "invalid_value"),
     ({"prediction": {"type": "content", "content": [{"type": "refusal", "refusal": "x"}]}},
      "prediction.content[0].type", "invalid_value"),
-    ({"prediction": {"type": "content", "content": "x" * 300_000}}, "prediction.content", "limit_exceeded"),
+    ({"prediction": {"type": "content", "content": "x" * 300_000}}, "prediction", "context_length_exceeded"),
     ({"specdec_trace": "yes"}, "specdec_trace", "invalid_value"),
 ]  # fmt: skip
 

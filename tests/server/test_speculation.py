@@ -173,6 +173,59 @@ def test_an_engine_that_drafts_nothing_drafts_for_a_request_that_asks(make_engin
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "speculative.method")
 
 
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_detailed_metrics_say_what_each_pass_drafted_and_accepted(
+    make_engine: Callable[..., Engine], path: str
+) -> None:
+    config = ServerConfig(served_model_names=("tiny",), per_request_spec_decode_metrics="detailed")
+    with serving(make_engine(), config) as server, httpx.Client(base_url=server.url, timeout=60.0) as client:
+        fields = {"temperature": 0, "max_tokens": 200, "ignore_eos": True}
+        fields |= {"speculative": {"method": "ngram", "num_speculative_tokens": 4}}
+        fields |= {} if path == CHAT else {"prompt": "one two three " * 20}
+        traced = whole(client, path, **fields, specdec_trace=True)
+        drafts = [draft for draft in traced["specdec"]["trace"][0]["drafts"] if draft["token_ids"]]
+        assert drafts
+        metrics = drafting(traced)
+        assert metrics["per_step_drafted"] == [len(draft["token_ids"]) for draft in drafts]
+        assert metrics["per_step_accepted"] == [draft["num_accepted"] for draft in drafts]
+        # Who did not ask for the trace does not get it for that.
+        untraced = whole(client, path, **fields)
+        assert "trace" not in untraced["specdec"]
+        assert drafting(untraced) == metrics
+        events = streamed(client, path, **fields, stream_options={"include_usage": True})
+        assert drafting(events[-1]) == metrics
+        assert not any("trace" in event.get("specdec", {}) for event in events)
+        assert drafting(whole(client, path, **{**fields, "speculative": {"enabled": False}})) is None
+        assert whole(client, path, **fields, n=2)["metrics"] is None
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_requests_of_different_salts_share_no_prefix_and_draft_from_none_of_each_others_answers(
+    client: httpx.Client, path: str
+) -> None:
+    fields = {"ignore_eos": True, "speculative": {"method": "suffix"}, "specdec_trace": True}
+    fields |= {"messages": [{"role": "user", "content": f"{path} " * 20}]} if path == CHAT else {"prompt": path * 20}
+
+    def repeated(**salt: str) -> tuple[bool, bool]:
+        """Whether an answer that was given before is drafted whole, and whether its prompt was cached."""
+        whole(client, path, **fields, **salt)
+        answer = whole(client, path, **fields, **salt)
+        accepted, _ = num_traced(answer, "suffix")
+        return accepted > 30, answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+
+    def first(**salt: str) -> tuple[bool, bool]:
+        answer = whole(client, path, **fields, **salt)
+        return num_traced(answer, "suffix")[0] > 30, answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+
+    assert first(cache_salt="one") == (False, False)
+    assert repeated(cache_salt="one") == (True, True)
+    assert first(cache_salt="another") == (False, False)
+    assert first() == (False, False)
+    assert first(cache_salt="one") == (True, True)
+    refused = client.post(path, json=body(path, **fields, cache_salt=""))
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "cache_salt")
+
+
 # Predictions
 
 
@@ -316,7 +369,7 @@ def test_an_answer_has_no_trace_unless_asked_for(client: httpx.Client, trace: bo
 def test_a_reader_that_is_slow_misses_nothing_of_the_trace() -> None:
     async def read() -> tuple[int, Answer]:
         request = Request(request_id="a", prompt_token_ids=(1,), sampling_params=SamplingParams(n=2), trace=True)
-        answer = Answer([request], keeps_content=False)
+        answer = Answer([request], keeps_content=False, has_trace=True)
         stream = DeltaStream([request], lambda _stream, *, abort: None, answer.trace)
         for i in range(3 * MAX_WAITING_DELTAS):
             for choice_index in range(2):
@@ -354,9 +407,7 @@ def test_the_parts_of_a_prediction_are_joined(pieces: list[str]) -> None:
         for content in (parts, "".join(pieces)):
             raw = json.dumps({"model": "m", **fields, "prediction": predicted(content)}).encode()
             request, ignored = decode_body(raw, kind, refused, WITHOUT_EFFECT)
-            found = requested_speculation(
-                request.prediction, request.speculative, request.specdec_trace, config=None, max_prediction_bytes=10**6
-            )
+            found = requested_speculation(request.prediction, request.speculative, request.specdec_trace, config=None)
             assert (found.prediction, found.has_prediction, ignored) == ("".join(pieces), True, "")
             assert found.max_draft_tokens == (32 if any(pieces) else 0)
 

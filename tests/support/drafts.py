@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as AbstractSequence
 
+from specdec.prediction_index import PredictionIndex
 from specdec.proposers.base import Draft, Source
 from specdec.request import SamplingParams
 from specdec.sequence import Sequence
@@ -27,7 +28,7 @@ def sequence_of(
         token_ids=list(token_ids),
         detokenizer=None,  # type: ignore[arg-type]  # drafters read no text
         cache_salt=cache_salt,
-        prediction_token_ids=tuple(prediction),
+        prediction=PredictionIndex(prediction) if prediction else None,
     )
 
 

@@ -1,0 +1,136 @@
+"""PayingProposer: the engine's own chain and choice of lengths over a World, by a clock that makes pay depend on luck.
+
+A step with drafts takes longer than one without, and hardly longer with two draft tokens than with one. After half of
+the tokens that the draft draws, a drafter guesses the next one for nothing: with it the draft pays, without it it does
+not. Whoever cuts off a drawn token that led to no guess bends the law of rejection and block verification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as AbstractSequence
+from typing import Final
+
+from specdec.batch import Batch, ScheduledSequence
+from specdec.evals.law_cell import Cell
+from specdec.evals.law_world import World
+from specdec.proposers.base import NO_GUESS, Draft, Guess, Proposal
+from specdec.proposers.chain import ChainProposer
+from specdec.proposers.draft_model import SOURCE, DraftModel
+from specdec.proposers.length import DraftLengths
+from specdec.sampler import SamplingRow
+from specdec.sequence import Sequence
+from specdec.step_time import StepTime
+from specdec.verifier import Outcome
+
+_PLAIN_SECONDS: Final = 1.0
+_DRAFTING_SECONDS: Final = 1.55
+_SECONDS_PER_DRAFT_TOKEN: Final = 0.05
+_DRAFT_MODEL_SECONDS: Final = 0.5
+_SURE: Final = 8
+"""The drafter's class of confidence, of the highest prior."""
+
+
+class PayingProposer:
+    """Drafts for many samples at once, each of which is chosen a length as if it ran alone."""
+
+    def __init__(self, cell: Cell, world: World) -> None:
+        kind = _CuttingLengths if cell.fault == "drawn drafts cut for what they led to" else _Lengths
+        self._cell = cell
+        self._chain = ChainProposer([_Drafter(world)], _TableModel(world), kind())
+
+    def propose(self, sequences: AbstractSequence[Sequence]) -> list[Proposal]:
+        """One proposal a sequence."""
+        return self._chain.propose(Batch([self._scheduled(sequence) for sequence in sequences]))
+
+    def learn(
+        self,
+        sequences: AbstractSequence[Sequence],
+        proposals: AbstractSequence[Proposal],
+        outcomes: AbstractSequence[Outcome],
+    ) -> None:
+        """What became of the proposals; before the sequences have the new tokens."""
+        for sequence, proposal, outcome in zip(sequences, proposals, outcomes, strict=True):
+            if sequence.num_remaining_tokens <= self._cell.num_drafts:
+                # Towards their ends texts have no room for drafts that pay; what is known of those is not to fade.
+                continue
+            num_drafted = len(proposal.token_ids)
+            seconds = _DRAFTING_SECONDS + _SECONDS_PER_DRAFT_TOKEN * num_drafted if num_drafted else _PLAIN_SECONDS
+            self._chain.learn(Batch([self._scheduled(sequence)]), [proposal], [outcome], seconds)
+
+    def _scheduled(self, sequence: Sequence) -> ScheduledSequence:
+        sequence.num_computed_tokens = sequence.num_tokens - 1
+        return ScheduledSequence(sequence, 1, min(self._cell.num_drafts, sequence.num_remaining_tokens - 1), 0)
+
+
+class _Lengths(DraftLengths):
+    """Chooses for one sequence after the other, by the cell's clock."""
+
+    def __init__(self) -> None:
+        flat = [(1, _PLAIN_SECONDS), (64, _PLAIN_SECONDS)]
+        super().__init__(StepTime(flat), StepTime([(n, _DRAFT_MODEL_SECONDS) for n, _ in flat]))
+
+    def cut(self, batch: Batch, drafts: AbstractSequence[Draft]) -> list[Proposal]:
+        return [
+            proposal
+            for scheduled, draft in zip(batch.scheduled, drafts, strict=True)
+            for proposal in super(_Lengths, self).cut(Batch([scheduled]), [draft])
+        ]
+
+    def worth_drafting(self, batch: Batch, drafts: AbstractSequence[Draft]) -> list[Draft]:
+        scheduled = {each.sequence: each for each in batch.scheduled}
+        return [
+            chosen
+            for draft in drafts
+            for chosen in super(_Lengths, self).worth_drafting(Batch([scheduled[draft.sequence]]), [draft])
+        ]
+
+    def observe_draft_pass(self, num_tokens: int, seconds: float) -> None:
+        """Nothing: the pass of a table takes what the cell says."""
+
+
+class _CuttingLengths(_Lengths):
+    """Takes a drawn token for one that was found, and cuts it off where it does not pay."""
+
+    @staticmethod
+    def num_kept(draft: Draft) -> int:
+        del draft
+        return 0
+
+
+class _Drafter:
+    """After the lower half of the tokens that may be drafted, guesses the target's likeliest next one."""
+
+    name = "ngram"
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def guess(self, draft: Draft) -> Guess:
+        if not draft.token_ids or draft.token_ids[-1] >= self._world.vocab_size // 2:
+            return NO_GUESS
+        return Guess([self._world.likeliest(self._world.text_of(draft))], _SURE)
+
+    def finished(self, sequence: Sequence) -> None:
+        pass
+
+
+class _TableModel(DraftModel):
+    """A draft model that is a table: it has no KV to fall behind with."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    @staticmethod
+    def can_draft(scheduled: ScheduledSequence) -> bool:
+        return scheduled.num_draft_slots > 0
+
+    def extend(self, drafts: AbstractSequence[Draft], lagging: Iterable[ScheduledSequence] = ()) -> int:
+        assert not list(lagging), "a table lags behind nothing"
+        rows = [SamplingRow(draft.sequence, tuple(draft.token_ids), None) for draft in drafts]
+        logits = self._world.draft_logits[[self._world.text_of(draft) for draft in drafts]]
+        for draft, (token_id, distribution) in zip(
+            drafts, self._world.sampler.sample_drafts(logits, rows), strict=True
+        ):
+            draft.push_unmasked(token_id, SOURCE, distribution)
+        return len(drafts)
