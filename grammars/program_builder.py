@@ -18,6 +18,7 @@ from specdec.grammars.constraints import (
     JsonSchema,
     Regex,
     TextOrToolCalls,
+    ToolCallFormat,
     ToolCalls,
 )
 from specdec.grammars.errors import GrammarError, InvalidSchemaError, LimitExceededError, UnsatisfiableSchemaError
@@ -116,11 +117,11 @@ class _ProgramBuilder:
                 self._enforced.add("marker")
                 start = self._raw.free_text(marker, after, may_end=constraint.optional)
             case ToolCalls():
-                start = self._add_calls(constraint, begin=None)
+                start = self._add_calls(constraint, marker=None)
             case TextOrToolCalls():
-                begin = self._marker(constraint.calls.format.begin, "begin", "/calls/format/begin")
+                marker = self._text_end(constraint.calls.format)
                 with self._within("/calls"):
-                    start = self._add_calls(constraint.calls, begin=begin)
+                    start = self._add_calls(constraint.calls, marker=marker)
             case _:
                 start = self._part(constraint)
         raw_text = None if start is None else self._raw.build(start)
@@ -174,6 +175,11 @@ class _ProgramBuilder:
                 f"the vocabulary cannot spell {keyword} {text!r}", keyword=keyword, pointer=pointer
             )
         return marker
+
+    def _text_end(self, form: ToolCallFormat) -> bytes:
+        """The marker at which free text ends, empty where the format begins with nothing."""
+        keyword = "marker" if form.marker else "begin"
+        return self._marker(form.text_end, keyword, f"/calls/format/{keyword}") if form.text_end else b""
 
     def _part(self, constraint: JsonSchema | Regex | Choice) -> int:
         """The state of the raw text before a constraint's."""
@@ -246,8 +252,8 @@ class _ProgramBuilder:
             raise UnsatisfiableSchemaError("the vocabulary can spell no choice", keyword="choices")
         return self._raw.choice(spelt)
 
-    def _add_calls(self, calls: ToolCalls, begin: bytes | None) -> int:
-        """The state before the first call or, where `begin` is free text's marker, before the free text."""
+    def _add_calls(self, calls: ToolCalls, marker: bytes | None) -> int:
+        """The state before the first call or, where there is free text and its marker, before the free text."""
         check_calls(calls)
         self._enforced.update(("functions", "begin", "end", "name_key", "arguments_key"))
         if calls.parallel:
@@ -257,7 +263,13 @@ class _ProgramBuilder:
             with self._within(f"/functions/{index}/parameters"):
                 goals.append(self._add_function(function, calls.options))
         first_call, first_body = add_calls(calls, goals, self._raw, self._vocabulary)
-        return first_call if begin is None else self._raw.free_text(begin, first_body, may_end=True)
+        match marker:
+            case None:
+                return first_call
+            case b"":
+                return self._raw.other_text(first_call)
+            case _:
+                return self._raw.free_text(marker, first_body, may_end=True)
 
     def _add_function(self, function: Function, options: SchemaOptions) -> int:
         try:

@@ -238,6 +238,14 @@ class RawTextBuilder:
             self._accepting.add(state)
         return start
 
+    def other_text(self, source: int) -> int:
+        """A new state, from which lead the bytes that lead from another, and any text that begins with none of them."""
+        text, start = self.state(accepting=True), self.state(accepting=True)
+        for state in (text, start):
+            self._rows.open(state, {text: [(0, MAX_CODE_POINT)]})
+        self._rows.rows[start].update(self._rows.rows[source])
+        return start
+
     def free_text(self, marker: bytes, after: int, *, may_end: bool) -> int:
         """A new state, from which any text leads to `after` by the first occurrence of a marker.
 

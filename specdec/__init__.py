@@ -38,6 +38,8 @@ _HOME_OF = {
     "Function": "specdec.grammars.constraints",
     "GenerationError": "specdec.errors",
     "HERMES": "specdec.grammars.constraints",
+    "LLAMA_JSON": "specdec.grammars.constraints",
+    "MISTRAL": "specdec.grammars.constraints",
     "JsonSchema": "specdec.grammars.constraints",
     "ModelError": "specdec.errors",
     "pull_model": "specdec.models.catalog",
@@ -87,6 +89,8 @@ if TYPE_CHECKING:
     from specdec.errors import SchemaError as SchemaError
     from specdec.errors import SpecdecError as SpecdecError
     from specdec.grammars.constraints import HERMES as HERMES
+    from specdec.grammars.constraints import LLAMA_JSON as LLAMA_JSON
+    from specdec.grammars.constraints import MISTRAL as MISTRAL
     from specdec.grammars.constraints import AfterMarker as AfterMarker
     from specdec.grammars.constraints import Choice as Choice
     from specdec.grammars.constraints import Constraint as Constraint
