@@ -21,6 +21,8 @@ class RequestLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_stop_token_ids: int = 128
     max_logit_bias: int = 1024
     max_schema_bytes: int = 256 * 2**10
+    """Of one constraint; the schemas of all tools count together."""
+    max_tools: int = 128
     max_prediction_bytes: int = 64 * 2**10
     """Each choice indexes its prediction on the engine's thread: about 0.3 s at worst for so many bytes."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from specdec import Constraint, SamplingParams
+from specdec import Constraint, SamplingParams, TextOrToolCalls
 from specdec.server.errors import bad_request
 from specdec.server.response_format import ResponseFormat, TextFormat, format_constraint
 from specdec.server.structured_outputs import StructuredOutputs, outputs_constraint
@@ -45,6 +45,23 @@ def requested_constraint(
     return RequestedConstraint()
 
 
+def beside_tools(requested: RequestedConstraint, calls: Constraint | None) -> RequestedConstraint:
+    """What answers must satisfy where there are tools to call; raises ApiError where an answer may be a call or text.
+
+    Where it must be a call there is no text, which alone the other fields are about.
+    """
+    if calls is None:
+        return requested
+    if requested.constraint is not None and isinstance(calls, TextOrToolCalls):
+        raise bad_request(
+            f"{requested.param.partition('.')[0]} cannot be combined with tools that the model is free to call; set "
+            "tool_choice to none for an answer in this format, or to required for a call",
+            param=requested.param.partition(".")[0],
+            code="conflicting_fields",
+        )
+    return RequestedConstraint(constraint=calls, param="tools", has_report=requested.has_report)
+
+
 def refuse_conflicts(sampling_params: SamplingParams, requested: RequestedConstraint) -> None:
     """A constraint decides where the answer ends; raise for a field that would decide otherwise."""
     if requested.constraint is None:
@@ -55,7 +72,8 @@ def refuse_conflicts(sampling_params: SamplingParams, requested: RequestedConstr
         ("ignore_eos", sampling_params.ignore_eos),
         ("min_tokens", sampling_params.min_tokens > 0),
     ):
-        if is_set:
+        # Free text that may end in calls may end at a stop string as well.
+        if is_set and not (name == "stop" and isinstance(requested.constraint, TextOrToolCalls)):
             field = requested.param.partition(".")[0]
             raise bad_request(
                 f"{name} cannot be combined with {field}: the constraint alone decides where the answer ends; "

@@ -11,10 +11,8 @@ _SHARED_REFUSED = {
 
 CHAT_REFUSED = {
     **_SHARED_REFUSED,
-    "tools": Refused(([],), "leave it out, and describe the answer you need by response_format"),
-    "tool_choice": Refused(("none", "auto"), "only none and auto are accepted, as there are no tools"),
-    "functions": Refused(([],), "leave it out, and describe the answer you need by response_format"),
-    "function_call": Refused(("none", "auto"), "only none and auto are accepted, as there are no functions"),
+    "functions": Refused(([],), "send tools"),
+    "function_call": Refused(("none", "auto"), "send tool_choice"),
     "audio": Refused((), "this model writes text only"),
     "modalities": Refused((["text"], []), 'this model writes text only; send ["text"] or nothing'),
     "web_search_options": Refused((), "this server reaches no network"),

@@ -18,6 +18,7 @@ _HOME_OF = {
     "AfterMarker": "specdec.grammars.constraints",
     "AsyncEngine": "specdec.async_engine",
     "BudgetTooSmallError": "specdec.errors",
+    "ChatTemplate": "specdec.chat_template",
     "Choice": "specdec.grammars.constraints",
     "CompletionOutput": "specdec.request",
     "ConfigError": "specdec.errors",
@@ -72,6 +73,7 @@ __all__ = [*_HOME_OF, "__version__"]  # noqa: PLE0604, a list of str built from 
 if TYPE_CHECKING:
     from specdec.async_engine import AsyncEngine as AsyncEngine
     from specdec.build import EngineDescription as EngineDescription
+    from specdec.chat_template import ChatTemplate as ChatTemplate
     from specdec.config import DEFAULT_MODEL as DEFAULT_MODEL
     from specdec.config import EngineConfig as EngineConfig
     from specdec.delta_stream import DeltaStream as DeltaStream

@@ -17,7 +17,7 @@ from specdec.block_pool import BlockPool
 from specdec.build import EngineDescription, build_runtime, max_batched_tokens
 from specdec.config import EngineConfig
 from specdec.errors import EngineError, GenerationError, RequestError
-from specdec.grammars import GrammarCompiler, Interest, Limits, SchemaOptions, Vocabulary
+from specdec.grammars import GrammarCompiler, Interest, Limits, SchemaOptions, TextOrToolCalls, Vocabulary
 from specdec.models.progress import ModelProgress, ProgressCallback
 from specdec.output_check import OutputChecker
 from specdec.output_types import constraint_of
@@ -225,6 +225,9 @@ class Engine:
                 plan=prepared.plan,
                 prediction_token_ids=prepared.prediction_token_ids,
                 is_traced=request.trace,
+                free_text_end=request.constraint.calls.format.text_end
+                if isinstance(request.constraint, TextOrToolCalls)
+                else None,
                 leader=leader,
             )
             leader = leader or sequence

@@ -120,6 +120,8 @@ class Sequence:
     prediction_token_ids: tuple[int, ...] = ()
     """What the user expects the answer to resemble."""
     is_traced: bool = False
+    free_text_end: str | None = None
+    """Where free text may end in calls, the marker that they begin with, or "" if that is a brace at the very start."""
     leader: Sequence | None = None
     """The first choice of the same request, whose prompt blocks this one waits for."""
 
@@ -136,6 +138,8 @@ class Sequence:
     num_draft_ready_blocks: int = 0
     held_text: str = ""
     """Text not shown yet, because a stop string may begin in it."""
+    is_in_calls: bool = False
+    """Whether free text has ended, and stop strings with it; only known where there are some."""
     speculation: SpeculationCounts = field(default_factory=SpeculationCounts)
 
     @property

@@ -127,6 +127,11 @@ class Tokenizer:
         """One token for display: its text, undecodable bytes as U+FFFD, a special token by its name."""
         return self._showing[token_id].decode("utf-8", errors="replace")
 
+    def chat_template(self, *, has_tools: bool) -> ChatTemplate | None:
+        """The template of a conversation with or without tools; None if the model has none."""
+        template = self._chat_templates.get("tool_use") if has_tools else None
+        return template or self._chat_templates.get("default")
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, object]],
@@ -140,8 +145,7 @@ class Tokenizer:
         `options` are variables of the template's own, as `enable_thinking`. Raises RequestError if the model
         has no template, or the template refuses the messages or does not know an option.
         """
-        template = self._chat_templates.get("tool_use") if tools else None
-        template = template or self._chat_templates.get("default")
+        template = self.chat_template(has_tools=bool(tools))
         if template is None:
             raise RequestError(
                 "the model has no chat template, so it cannot answer chat messages; use text completions",

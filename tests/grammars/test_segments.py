@@ -48,7 +48,9 @@ _PLACE = Function(
 _STOP = Function(name="stop é")
 _SHORT = ToolCallFormat(begin="<t>", end="</t>", separator="\n", name_key="n", arguments_key="a")
 _MARKED = ToolCallFormat(begin="<t>\n", end="\n</t>", separator="\n", name_key="n", arguments_key="a", marker="<t>")
-_LIST = ToolCallFormat(begin="<t>[", end="]", separator=",", name_key="n", arguments_key="a", marker="<t>", is_list=True)
+_LIST = ToolCallFormat(
+    begin="<t>[", end="]", separator=",", name_key="n", arguments_key="a", marker="<t>", is_list=True
+)
 _BARE = ToolCallFormat(begin="", end="", separator="", name_key="n", arguments_key="a")
 _SCHEMA = JsonSchema(schema='{"type":"array","items":{"type":["boolean","integer"]},"maxItems":3}')
 
@@ -327,8 +329,10 @@ _WITH_DOCUMENT = SchemaOptions(documents={"urn:d": {"type": "nothing"}})
             ToolCalls(functions=(_STOP,), parallel=True, format=ToolCallFormat(separator="\n\n", is_list=True)),
             "/format/separator",
         ),
-        (TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=ToolCallFormat(marker="日", begin="日"))),
-         "/calls/format/marker"),
+        (
+            TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=ToolCallFormat(marker="日", begin="日"))),
+            "/calls/format/marker",
+        ),
         (TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=ToolCallFormat(end="日"))), "/calls/format/end"),
     ],
     ids=lambda one: one if isinstance(one, str) else type(one).__name__,
