@@ -102,6 +102,16 @@ class RawText:
             tail.append(byte)
         return bytes(tail), state
 
+    def tails(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of each state the bytes of its tail and the state where that ends; -1 where there is none."""
+        num_bytes, ends = np.full((2, len(self.accepting)), -1, np.int64)
+        at_end = (self.accepting | self.is_value).astype(bool)
+        num_bytes[at_end], ends[at_end] = 0, np.flatnonzero(at_end)
+        # Those nearer to an end come first.
+        for state, (_, target) in self._nearest[0].items():
+            num_bytes[state], ends[state] = num_bytes[target] + 1, ends[target]
+        return num_bytes, ends
+
     @property
     def longest_tail(self) -> int:
         """Bytes of the longest tail of any state."""

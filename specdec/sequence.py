@@ -137,9 +137,9 @@ class Sequence:
     num_registered_blocks: int = 0
     num_draft_ready_blocks: int = 0
     held_text: str = ""
-    """Text not shown yet, because a stop string may begin in it."""
+    """Text not shown yet, because a stop string, or the marker of calls, may begin in it."""
     is_in_calls: bool = False
-    """Whether free text has ended, and stop strings with it; only known where there are some."""
+    """Whether free text has ended, and stop strings with it."""
     speculation: SpeculationCounts = field(default_factory=SpeculationCounts)
 
     @property

@@ -24,7 +24,7 @@ class StopChecker:
     """Appends drawn tokens to a sequence until one ends it.
 
     In this order, per token: the end-of-sequence token, a stop token id, a stop string, a grammar that allows nothing
-    but the end, the token limit. No stop string ends calls that follow free text.
+    but the end, the token limit. Calls that follow free text have no stop strings, and end before the limit.
     """
 
     def accept(self, sequence: Sequence, token_ids: AbstractSequence[int]) -> Verdict:
@@ -53,7 +53,7 @@ class StopChecker:
         if may_stop and token_id in params.stop_token_ids:
             return FinishReason.STOP, token_id
         text = sequence.detokenizer.push((token_id,))
-        if params.stop and not _begins_as_call(sequence, text):
+        if (params.stop or sequence.free_text_end is not None) and not _begins_as_call(sequence, text):
             text = sequence.held_text + text
             marker = sequence.free_text_end
             ends = (*params.stop, marker) if marker else params.stop
@@ -72,7 +72,9 @@ class StopChecker:
             and sequence.grammar_state is not None
             and sequence.grammar.only_eos(sequence.grammar_state)
         ):
-            return FinishReason.STOP, None
+            # Free text that the limit ends could have gone on.
+            is_cut = sequence.free_text_end is not None and not sequence.is_in_calls
+            return FinishReason.LENGTH if is_cut else FinishReason.STOP, None
         if sequence.num_remaining_tokens == 0:
             return FinishReason.LENGTH, None
         return None, None

@@ -61,7 +61,7 @@ def cut(text: str, places: list[int]) -> list[str]:
 def test_the_calls_that_were_written_are_read(name: str, data: st.DataObject) -> None:
     form = FORMATS[name]
     said = data.draw(st.lists(calls, min_size=1, max_size=1 if form is LLAMA_JSON else 3))
-    before = "" if form is LLAMA_JSON else data.draw(st.text(alphabet="a<tol_c>[TOOL \n{}\"", max_size=12))
+    before = "" if form is LLAMA_JSON else data.draw(st.text(alphabet='a<tol_c>[TOOL \n{}"', max_size=12))
     before = before.split(form.text_end)[0] if form.text_end else before
     text, expected = written(form, said)
     if form.text_end and (before + text).index(form.text_end) != len(before):

@@ -191,9 +191,9 @@ def test_usage_logprobs_choices_seeds_and_predictions_go_on_working(strict: open
         assert text.startswith("<tool_call>\n")
         assert all(call.function.arguments in text for call in choice.message.tool_calls)
     again = create()
-    assert [
-        [call.function.arguments for call in choice.message.tool_calls] for choice in again.choices
-    ] == [[call.function.arguments for call in choice.message.tool_calls] for choice in completion.choices]
+    assert [[call.function.arguments for call in choice.message.tool_calls] for choice in again.choices] == [
+        [call.function.arguments for call in choice.message.tool_calls] for choice in completion.choices
+    ]
     chunks = list(create(stream=True, logprobs=True, stream_options={"include_usage": True}))
     assert chunks[-1].usage.completion_tokens == completion.usage.completion_tokens
     streamed = [choice for chunk in chunks for choice in chunk.choices]
@@ -396,7 +396,7 @@ def test_no_stop_string_ends_a_call(family: tuple) -> None:
 
 def test_every_finished_call_was_judged(family: tuple) -> None:
     server, _, bias = family
-    before = server.async_engine.stats()
+    before = server.engine.stats()
     with strict_client(server) as client:
         assert check_calls(ask(client, logit_bias=bias, seed=9, max_tokens=400).message)
     after = server.engine.stats()
