@@ -92,6 +92,8 @@ class TextOrToolCalls(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbi
     """
 
     calls: ToolCalls
+    text: JsonSchema | None = None
+    """What the answer satisfies where it is not calls from its beginning on: an object. None is any text."""
 
 
 Constraint: TypeAlias = JsonSchema | Regex | Choice | ToolCalls | AfterMarker | TextOrToolCalls

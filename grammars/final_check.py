@@ -59,6 +59,8 @@ def _violation_of(constraint: Constraint) -> _Violation:
             return _ToolCallsCheck(constraint).violation
         case AfterMarker(marker=marker, then=then, optional=is_optional):
             return _after_marker(marker, _violation_of(then), is_optional=is_optional)
+        case TextOrToolCalls(calls=calls, text=JsonSchema() as text):
+            return _object_or_tool_calls(calls, _violation_of(text))
         case TextOrToolCalls(calls=calls):
             return _text_or_tool_calls(calls)
 
@@ -102,6 +104,12 @@ def _text_or_tool_calls(calls: ToolCalls) -> _Violation:
         return check.violation(found + rest) if found else None
 
     return violation
+
+
+def _object_or_tool_calls(calls: ToolCalls, violation_of_object: _Violation) -> _Violation:
+    check = _ToolCallsCheck(calls)
+    marker = calls.format.text_end
+    return lambda text: check.violation(text) if text.startswith(marker) else violation_of_object(text)
 
 
 class _ToolCallsCheck:

@@ -21,7 +21,13 @@ from specdec.grammars.constraints import (
     ToolCallFormat,
     ToolCalls,
 )
-from specdec.grammars.errors import GrammarError, InvalidSchemaError, LimitExceededError, UnsatisfiableSchemaError
+from specdec.grammars.errors import (
+    GrammarError,
+    InvalidSchemaError,
+    LimitExceededError,
+    UnsatisfiableSchemaError,
+    UnsupportedSchemaError,
+)
 from specdec.grammars.goals import compile_rules
 from specdec.grammars.layout import Layout, layout_of
 from specdec.grammars.lexicon import Lexicon
@@ -118,6 +124,8 @@ class _ProgramBuilder:
                 start = self._raw.free_text(marker, after, may_end=constraint.optional)
             case ToolCalls():
                 start = self._add_calls(constraint, marker=None)
+            case TextOrToolCalls(text=JsonSchema() as text):
+                start = self._add_object_or_calls(text, constraint.calls)
             case TextOrToolCalls():
                 marker = self._text_end(constraint.calls.format)
                 with self._within("/calls"):
@@ -270,6 +278,29 @@ class _ProgramBuilder:
                 return self._raw.other_text(first_call)
             case _:
                 return self._raw.free_text(marker, first_body, may_end=True)
+
+    def _add_object_or_calls(self, text: JsonSchema, calls: ToolCalls) -> int:
+        """The state before an object or calls, which the first byte tells apart."""
+        if calls.format.text_end[:1] in {"", "{"}:
+            raise UnsupportedSchemaError(
+                "calls in this format begin with a brace, as the object does that an answer is otherwise",
+                keyword="text",
+                pointer="/text",
+            )
+        if (text.options.whitespace, text.options.max_whitespace) != (
+            calls.options.whitespace,
+            calls.options.max_whitespace,
+        ):
+            raise InvalidSchemaError("text and calls ask for different whitespace", keyword="text", pointer="/text")
+        with self._within("/text/schema"):
+            goal = self._add_schema(text)
+            rule = self._rules[goal]
+            if not rule.objects or any((rule.literals, rule.numbers, rule.strings, rule.terms, rule.arrays)):
+                raise UnsupportedSchemaError(
+                    "beside calls the schema of an answer has to allow objects, and nothing else", keyword="type"
+                )
+        with self._within("/calls"):
+            return self._raw.object_or(self._add_calls(calls, marker=None), goal)
 
     def _add_function(self, function: Function, options: SchemaOptions) -> int:
         try:

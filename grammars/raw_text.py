@@ -33,6 +33,8 @@ class ValueStart(NamedTuple):
     after: int | None
     """The state after the value, None where the text is complete. Only an object or array may have one: its end needs
     no look at what follows."""
+    begun: bytes = b""
+    """What of the value leads to the state already."""
 
 
 class RawText:
@@ -172,6 +174,17 @@ class RawTextBuilder:
         row = self.state()
         self._values[row] = ValueStart(goal, after)
         return row
+
+    def object_or(self, source: int, goal: int) -> int:
+        """A new state, from which lead the bytes that lead from another, and an object with which the text ends."""
+        start, begun = self.state(), self.value(goal, None)
+        self._values[begun] = ValueStart(goal, None, b"{")
+        self._rows.rows[start].update(self._rows.rows[source])
+        assert ord("{") not in self._rows.rows[start], "the object cannot be told from what else begins here"
+        self._rows.rows[start][ord("{")] = begun
+        for token_id, target in self._special.get(source, {}).items():
+            self._add_special(start, token_id, target)
+        return start
 
     def literal(self, source: int, text: bytes, target: int | None = None) -> int:
         """Lead from a state by the bytes, or by special tokens in their place, to a state: the target, or any.

@@ -34,6 +34,7 @@ from specdec.grammars import (
     ToolCallFormat,
     ToolCalls,
     UnsatisfiableSchemaError,
+    UnsupportedSchemaError,
     Vocabulary,
 )
 from specdec.grammars.final_check import FinalCheck
@@ -52,6 +53,7 @@ _LIST = ToolCallFormat(
     begin="<t>[", end="]", separator=",", name_key="n", arguments_key="a", marker="<t>", is_list=True
 )
 _BARE = ToolCallFormat(begin="", end="", separator="", name_key="n", arguments_key="a")
+_FLEXIBLE = SchemaOptions(whitespace="flexible")
 _SCHEMA = JsonSchema(schema='{"type":"array","items":{"type":["boolean","integer"]},"maxItems":3}')
 
 CONSTRAINTS: list[Constraint] = [
@@ -75,6 +77,11 @@ CONSTRAINTS: list[Constraint] = [
     ToolCalls(functions=(_STOP,), parallel=True, format=_LIST),
     TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), parallel=True, format=_LIST)),
     TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), format=_BARE)),
+    TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=_MARKED), text=JsonSchema(schema=_PLACE.parameters)),
+    TextOrToolCalls(
+        calls=ToolCalls(functions=(_STOP,), parallel=True, format=_LIST, options=_FLEXIBLE),
+        text=JsonSchema(schema='{"type":"object","maxProperties":2}', options=_FLEXIBLE),
+    ),
 ]
 
 
@@ -177,6 +184,38 @@ def test_without_a_begin_an_answer_that_starts_with_a_brace_is_a_call() -> None:
     assert _accepted(constraint, texts) == [True, True, True, True, False, False, False, True]
     check = FinalCheck(constraint)
     assert [check.violation(text) is None for text in texts] == [True, True, True, True, False, False, False, True]
+
+
+def test_an_object_may_stand_in_for_free_text() -> None:
+    constraint = TextOrToolCalls(
+        calls=ToolCalls(functions=(_STOP,), format=_MARKED),
+        text=JsonSchema(schema='{"type":"object","properties":{"a":{"const":1}},"required":["a"]}'),
+    )
+    call = '<t>\n{"n":"stop é","a":{}}\n</t>'
+    texts = ['{"a":1}', call, "", "a", '{"a":2}', '{"a":1}' + call, call + '{"a":1}', '{"a":1,"b":"<t>"}']
+    expected = [True, True, False, False, False, False, False, True]
+    assert _accepted(constraint, texts) == expected
+    check = FinalCheck(constraint)
+    assert [check.violation(text) is None for text in texts] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "error", "pointer"),
+    [
+        (JsonSchema(schema='{"type":["object","null"]}'), _MARKED, UnsupportedSchemaError, "/text/schema"),
+        (JsonSchema(schema='{"type":"array"}'), _MARKED, UnsupportedSchemaError, "/text/schema"),
+        (JsonSchema(schema='{"type":"object"}'), _BARE, UnsupportedSchemaError, "/text"),
+        (JsonSchema(schema='{"type":"object"}', options=_FLEXIBLE), _MARKED, InvalidSchemaError, "/text"),
+        (JsonSchema(schema='{"type":"objekt"}'), _MARKED, InvalidSchemaError, "/text/schema/type"),
+    ],
+)
+def test_an_object_that_cannot_be_told_from_calls_is_refused(
+    text: JsonSchema, form: ToolCallFormat, error: type[GrammarError], pointer: str
+) -> None:
+    constraint = TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=form), text=text)
+    with pytest.raises(error) as caught:
+        GrammarCompiler(_vocabulary(small_vocabulary())).compile(constraint)
+    assert caught.value.pointer == pointer
 
 
 def test_a_marker_that_is_a_special_token_is_taken_as_that_token() -> None:
