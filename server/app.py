@@ -18,6 +18,7 @@ from specdec.server.errors import handle_exception
 from specdec.server.gate import Gate
 from specdec.server.service import Service
 from specdec.server.status import health, metrics, model, models, ready, version
+from specdec.server.tokenization import detokenize, tokenize
 
 if TYPE_CHECKING:
     from litestar.types import Receive, Scope, Send
@@ -52,7 +53,7 @@ def create_app(engine: AsyncEngine, config: ServerConfig | None = None) -> Appli
 
     app = Application(
         route_handlers=[
-            chat_completions, completions, health, metrics, model, models, ready, version,
+            chat_completions, completions, detokenize, health, metrics, model, models, ready, tokenize, version,
         ],
         exception_handlers={HTTPException: handle_exception, Exception: handle_exception},
         lifespan=[running_engine],

@@ -13,7 +13,7 @@ from specdec.server.body import read_body
 from specdec.server.call_families import call_family
 from specdec.server.chat_answer import ChatSpelling
 from specdec.server.chat_wire import ChatRequest
-from specdec.server.constraint import beside_tools, refuse_conflicts, requested_constraint
+from specdec.server.constraint import refuse_conflicts, requested_constraint
 from specdec.server.conversation import encode_conversation, template_messages
 from specdec.server.errors import bad_request
 from specdec.server.exchange import exchange_of
@@ -32,21 +32,20 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
     chat, ignored = await read_body(request, ChatRequest, refused=CHAT_REFUSED, without_effect=WITHOUT_EFFECT)
     service.check_model(chat.model)
     params = _sampling_params(chat, service)
-    template = service.engine.tokenizer.chat_template(has_tools=bool(chat.tools))
+    requested = requested_constraint(
+        chat.response_format,
+        chat.structured_outputs,
+        max_schema_bytes=service.config.limits.max_schema_bytes,
+    )
     tools = requested_tools(
         chat.tools,
         chat.tool_choice,
         chat.parallel_tool_calls,
-        family=call_family(template),
+        family=call_family(service.engine.tokenizer.chat_template(has_tools=bool(chat.tools))),
         limits=service.config.limits,
-    )
-    requested = beside_tools(
-        requested_constraint(
-            chat.response_format, chat.structured_outputs, max_schema_bytes=service.config.limits.max_schema_bytes
-        ),
-        tools.constraint,
-    )
-    refuse_conflicts(params, requested)
+    ).beside(requested)
+    constraint = tools.constraint or requested.constraint
+    refuse_conflicts(params, constraint, "tools" if tools.constraint else requested.param)
     speculation = requested_speculation(
         chat.prediction,
         chat.speculative,
@@ -64,7 +63,7 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
                 request_id=spelling.id,
                 prompt_token_ids=tuple(prompt),
                 sampling_params=params,
-                constraint=requested.constraint,
+                constraint=constraint,
                 cache_salt=exchange_of(request).cache_salt,
                 speculative=speculation.params,
                 prediction=speculation.prediction,
@@ -86,7 +85,7 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
     try:
         return await responding
     except SchemaError as error:
-        raise error if tools.constraint is None else tools.located(error) from None
+        raise error if tools.constraint is None else tools.located(error, text_param=requested.param) from None
 
 
 def _sampling_params(chat: ChatRequest, service: Service) -> SamplingParams:

@@ -12,7 +12,7 @@ from specdec.server.response_format import ResponseFormat
 from specdec.server.sampling import SamplingFields
 from specdec.server.speculation import Prediction
 from specdec.server.structured_outputs import StructuredOutputs
-from specdec.server.tools import Tool, ToolChoice
+from specdec.server.tool_wire import Tool, ToolChoice
 from specdec.server.usage import Extension, RequestMetrics, Usage
 
 MIN_LOGPROB = -9999.0

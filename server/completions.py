@@ -42,7 +42,7 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
         completion.structured_outputs,
         max_schema_bytes=service.config.limits.max_schema_bytes,
     )
-    refuse_conflicts(params, requested)
+    refuse_conflicts(params, requested.constraint, requested.param)
     speculation = requested_speculation(
         completion.prediction,
         completion.speculative,

@@ -45,27 +45,11 @@ def requested_constraint(
     return RequestedConstraint()
 
 
-def beside_tools(requested: RequestedConstraint, calls: Constraint | None) -> RequestedConstraint:
-    """What answers must satisfy where there are tools to call; raises ApiError where an answer may be a call or text.
-
-    Where it must be a call there is no text, which alone the other fields are about.
-    """
-    if calls is None:
-        return requested
-    if requested.constraint is not None and isinstance(calls, TextOrToolCalls):
-        raise bad_request(
-            f"{requested.param.partition('.')[0]} cannot be combined with tools that the model is free to call; set "
-            "tool_choice to none for an answer in this format, or to required for a call",
-            param=requested.param.partition(".")[0],
-            code="conflicting_fields",
-        )
-    return RequestedConstraint(constraint=calls, param="tools", has_report=requested.has_report)
-
-
-def refuse_conflicts(sampling_params: SamplingParams, requested: RequestedConstraint) -> None:
-    """A constraint decides where the answer ends; raise for a field that would decide otherwise."""
-    if requested.constraint is None:
+def refuse_conflicts(sampling_params: SamplingParams, constraint: Constraint | None, param: str) -> None:
+    """A constraint, of this field, decides where the answer ends; raise for a field that would decide otherwise."""
+    if constraint is None:
         return
+    has_free_text = isinstance(constraint, TextOrToolCalls) and constraint.text is None
     for name, is_set in (
         ("stop", bool(sampling_params.stop)),
         ("stop_token_ids", bool(sampling_params.stop_token_ids)),
@@ -73,8 +57,8 @@ def refuse_conflicts(sampling_params: SamplingParams, requested: RequestedConstr
         ("min_tokens", sampling_params.min_tokens > 0),
     ):
         # Free text that may end in calls may end at a stop string as well.
-        if is_set and not (name == "stop" and isinstance(requested.constraint, TextOrToolCalls)):
-            field = requested.param.partition(".")[0]
+        if is_set and not (name == "stop" and has_free_text):
+            field = param.partition(".")[0]
             raise bad_request(
                 f"{name} cannot be combined with {field}: the constraint alone decides where the answer ends; "
                 f"leave {name} out",

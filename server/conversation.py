@@ -53,7 +53,11 @@ def template_messages(messages: list[Message], *, max_messages: int) -> list[dic
 
 
 def encode_conversation(
-    messages: list[dict[str, object]], tools: list[dict[str, object]] | None, tokenizer: Tokenizer
+    messages: list[dict[str, object]],
+    tools: list[dict[str, object]] | None,
+    tokenizer: Tokenizer,
+    *,
+    add_generation_prompt: bool = True,
 ) -> list[int]:
     """Token ids of the prompt. A template that knows no tools is told of them in the messages.
 
@@ -62,7 +66,7 @@ def encode_conversation(
     template = tokenizer.chat_template(has_tools=bool(tools))
     if template is not None and not template.takes_tools:
         messages, tools = with_tools_as_text(messages, tools), None
-    return tokenizer.encode_chat(messages, tools=tools)
+    return tokenizer.encode_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
 
 
 def _template_message(where: str, message: Message, called: dict[str, str]) -> dict[str, object]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import secrets
 from collections.abc import Iterator
+from typing import Literal
 
 import msgspec
 
@@ -51,17 +52,22 @@ class _Place(enum.Enum):
 
 
 class CallReader:
-    """One choice. `has_text` says whether free text may come before the calls; no part of the format has a brace.
+    """One choice; no part of the format has a brace.
 
-    `id_length` is that of a call's id where the model's template insists on one.
+    `text` says whether there may be text: `before` calls, or `instead` of them. `id_length` is that of a call's id
+    where the model's template insists on one.
     """
 
-    def __init__(self, form: ToolCallFormat, *, has_text: bool, id_length: int | None = None) -> None:
-        self._marker = form.text_end
+    def __init__(
+        self, form: ToolCallFormat, *, text: Literal["none", "before", "instead"], id_length: int | None = None
+    ) -> None:
+        # Without a begin, calls start with their brace, and there is no text before them.
+        self._marker = form.text_end or "{"
+        self._is_only_at_start = text == "instead" or not form.text_end
         self._id_length = id_length
-        self._place = _Place.TEXT if has_text else _Place.OUTSIDE
+        self._place = _Place.OUTSIDE if text == "none" else _Place.TEXT
         self._held = ""
-        self._is_begun = False
+        self._has_shown = False
         self._head: list[str] = []
         self._num_strings = 0
         self._is_in_string = False
@@ -107,24 +113,23 @@ class CallReader:
 
     def _after_free_text(self, text: str) -> tuple[str, str]:
         """The rest of a text in which free text ends, and the free text that can be shown."""
-        if not self._marker:
-            # An answer that begins with a brace is a call; any other has none.
-            if text.startswith("{") and not self._is_begun:
-                self._place = _Place.OUTSIDE
-                return text, ""
-            self._is_begun = self._is_begun or bool(text)
-            return "", text
         text = self._held + text
-        shown, found, rest = text.partition(self._marker)
-        if found:
-            self._held = ""
+        self._held = ""
+        may_find = not (self._is_only_at_start and self._has_shown)
+        place = text.find(self._marker) if may_find else -1
+        if place == 0 or (place > 0 and not self._is_only_at_start):
             self._place = _Place.OUTSIDE
-            return rest, shown
-        num_held = max(
-            (length for length in range(1, len(self._marker)) if text.endswith(self._marker[:length])), default=0
-        )
-        self._held = text[len(text) - num_held :]
-        return "", text[: len(text) - num_held]
+            # A brace is both the marker and the beginning of the call.
+            return text[place:].removeprefix("" if self._marker == "{" else self._marker), text[:place]
+        if self._is_only_at_start:
+            num_held = len(text) if may_find and self._marker.startswith(text) else 0
+        else:
+            num_held = max(
+                (length for length in range(1, len(self._marker)) if text.endswith(self._marker[:length])), default=0
+            )
+        shown, self._held = text[: len(text) - num_held], text[len(text) - num_held :]
+        self._has_shown = self._has_shown or bool(shown)
+        return "", shown
 
     def _begin_call(self) -> None:
         self._place = _Place.HEAD

@@ -9,61 +9,20 @@ from typing import Any, Literal
 
 import msgspec
 
-from specdec import Function, SchemaError, SchemaOptions, TextOrToolCalls, ToolCalls
+from specdec import Function, JsonSchema, SchemaError, SchemaOptions, TextOrToolCalls, ToolCalls
 from specdec.server.call_families import CallFamily
 from specdec.server.config import RequestLimits
+from specdec.server.constraint import RequestedConstraint
 from specdec.server.errors import ApiError, bad_request
-from specdec.server.response_format import ABSENT, check_size
+from specdec.server.response_format import check_size
 from specdec.server.tool_calls import CallReader
+from specdec.server.tool_wire import AllowedToolChoice, AllowedTools, FunctionDefinition, NamedTool, Tool, ToolChoice
 
 _NAME_CHARACTERS = frozenset(string.ascii_letters + string.digits + "_-")
 _MAX_NAME_CHARACTERS = 64
 _NO_PARAMETERS = '{"type":"object","properties":{},"additionalProperties":false}'
 _ARGUMENT_OPTIONS = SchemaOptions(additional_properties="closed")
 """A function that is called with a parameter that it does not declare fails, so none is made up."""
-
-
-class FunctionDefinition(msgspec.Struct, frozen=True):
-    """A function and the schema of its arguments, which is enforced whatever `strict` says."""
-
-    name: str
-    description: str | None = None
-    parameters: msgspec.Raw = ABSENT
-    strict: bool | None = None
-
-
-class Tool(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
-    """A tool; functions are the only kind."""
-
-    function: FunctionDefinition
-
-
-class FunctionName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A function, by name."""
-
-    name: str
-
-
-class NamedTool(msgspec.Struct, frozen=True, tag_field="type", tag="function", forbid_unknown_fields=True):
-    """This function has to be called."""
-
-    function: FunctionName
-
-
-class AllowedTools(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The functions that may be called, and whether one has to be."""
-
-    mode: Literal["auto", "required"]
-    tools: list[NamedTool]
-
-
-class AllowedToolChoice(msgspec.Struct, frozen=True, tag_field="type", tag="allowed_tools", forbid_unknown_fields=True):
-    """A choice among some of the tools; the prompt still has all."""
-
-    allowed_tools: AllowedTools
-
-
-ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedToolChoice
 
 
 class RequestedTools(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,22 +38,48 @@ class RequestedTools(msgspec.Struct, frozen=True, kw_only=True):
     path: str = "function."
     """From a tool to its name and parameters, in the words of the endpoint."""
 
-    @property
-    def has_text(self) -> bool:
-        """Whether an answer may be text."""
-        return not isinstance(self.constraint, ToolCalls)
-
     def reader(self) -> CallReader | None:
         """For one choice; None where nothing can be called."""
-        if self.constraint is None:
-            return None
-        return CallReader(self.family.format, has_text=self.has_text, id_length=self.family.id_length)
+        match self.constraint:
+            case None:
+                return None
+            case ToolCalls(format=form):
+                return CallReader(form, text="none", id_length=self.family.id_length)
+            case TextOrToolCalls(calls=calls, text=text):
+                place: Literal["before", "instead"] = "before" if text is None else "instead"
+                return CallReader(calls.format, text=place, id_length=self.family.id_length)
 
-    def located(self, error: SchemaError) -> SchemaError:
-        """An error of the constraint as one of the request: of the schema or the name of one tool, or of all tools."""
+    def beside(self, requested: RequestedConstraint) -> RequestedTools:
+        """The same tools, with answers in text held to what the fields on text ask for.
+
+        Where an answer must be a call there is no text. Raises ApiError for text that cannot be told from calls.
+        """
+        if requested.constraint is None or not isinstance(self.constraint, TextOrToolCalls):
+            return self
+        calls = self.constraint.calls
+        if not isinstance(requested.constraint, JsonSchema) or not calls.format.text_end:
+            field = requested.param.partition(".")[0]
+            raise bad_request(
+                f"{field} cannot be combined with tools that the model is free to call, where the answer is no JSON "
+                "object, or this model writes calls as one; set tool_choice to none for an answer in this format, or "
+                "to required for a call",
+                param=field,
+                code="conflicting_fields",
+            )
+        asked = requested.constraint.options
+        options = msgspec.structs.replace(
+            calls.options, whitespace=asked.whitespace, max_whitespace=asked.max_whitespace
+        )
+        constraint = TextOrToolCalls(calls=msgspec.structs.replace(calls, options=options), text=requested.constraint)
+        return msgspec.structs.replace(self, constraint=constraint)
+
+    def located(self, error: SchemaError, *, text_param: str) -> SchemaError:
+        """An error of the constraint as one of the request: of the text's schema, of one tool, or of all tools."""
         param, pointer = "tools", error.pointer
         parts = error.pointer.removeprefix("/calls").split("/", 4)[1:]
-        if len(parts) > 2 and parts[0] == "functions" and parts[2] in {"name", "parameters"}:
+        if parts[:1] == ["text"]:
+            param, pointer = text_param, error.pointer.removeprefix("/text").removeprefix("/schema")
+        elif len(parts) > 2 and parts[0] == "functions" and parts[2] in {"name", "parameters"}:
             param = f"tools[{self.places[int(parts[1])]}].{self.path}{parts[2]}"
             pointer = f"/{parts[3]}" if len(parts) > 3 else ""
         is_unsupported = (error.code or "").startswith("unsupported")

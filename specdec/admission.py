@@ -67,7 +67,7 @@ def admit(
     prediction = tuple(encode(request.prediction)) if "prediction" in plan.methods and request.prediction else ()
     grammar = None
     if request.constraint is not None:
-        has_free_end = isinstance(request.constraint, TextOrToolCalls)
+        has_free_end = isinstance(request.constraint, TextOrToolCalls) and request.constraint.text is None
         for name in ("stop", "stop_token_ids", "ignore_eos", "min_tokens"):
             # Free text that may end in calls may end at a stop string as well.
             if getattr(params, name) and not (has_free_end and name == "stop"):

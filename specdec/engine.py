@@ -226,7 +226,7 @@ class Engine:
                 prediction_token_ids=prepared.prediction_token_ids,
                 is_traced=request.trace,
                 free_text_end=request.constraint.calls.format.text_end
-                if isinstance(request.constraint, TextOrToolCalls)
+                if isinstance(request.constraint, TextOrToolCalls) and request.constraint.text is None
                 else None,
                 leader=leader,
             )

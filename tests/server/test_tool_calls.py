@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -53,7 +54,7 @@ def read(reader: CallReader, pieces: list[str]) -> tuple[str, list[tuple[str, st
 
 def cut(text: str, places: list[int]) -> list[str]:
     bounds = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
-    return [text[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [text[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -68,7 +69,7 @@ def test_the_calls_that_were_written_are_read(name: str, data: st.DataObject) ->
         before = ""
     has_text = data.draw(st.booleans()) or bool(before)
     pieces = cut(before + text, data.draw(st.lists(st.integers(0, 500), max_size=8)))
-    reader = CallReader(form, has_text=has_text)
+    reader = CallReader(form, text="before" if has_text else "none")
     assert read(reader, pieces) == (before, [(name, one) for (name, _), one in zip(said, expected, strict=True)])
     assert reader.has_whole_calls
 
@@ -78,19 +79,30 @@ def test_the_calls_that_were_written_are_read(name: str, data: st.DataObject) ->
 def test_text_without_calls_is_shown_whole(name: str, text: str, places: list[int]) -> None:
     form = FORMATS[name]
     text = text.split(form.text_end)[0] if form.text_end else text.lstrip("{")
-    reader = CallReader(form, has_text=True)
+    reader = CallReader(form, text="before")
     assert read(reader, cut(text, places)) == (text, [])
     assert not reader.has_whole_calls
 
 
 def test_text_that_cannot_be_a_marker_any_more_is_shown_at_once() -> None:
-    reader = CallReader(HERMES, has_text=True)
+    reader = CallReader(HERMES, text="before")
     assert list(reader.read("I <tool")) == [TextPiece("I ")]
     assert list(reader.read("box")) == [TextPiece("<toolbox")]
 
 
+@pytest.mark.parametrize("cuts", [[], [1], [3, 9], list(range(60))])
+def test_an_object_instead_of_calls_may_hold_the_marker(cuts: list[int]) -> None:
+    text = '{"a":"<tool_call>\\n{"}'
+    reader = CallReader(HERMES, text="instead")
+    assert read(reader, cut(text, cuts)) == (text, [])
+    assert not reader.has_whole_calls
+    text, expected = written(HERMES, [("f", {"a": 1})])
+    reader = CallReader(HERMES, text="instead")
+    assert read(reader, cut(text, cuts)) == ("", [("f", expected[0])])
+
+
 def test_arguments_are_passed_on_as_they_come() -> None:
-    reader = CallReader(HERMES, has_text=False, id_length=9)
+    reader = CallReader(HERMES, text="none", id_length=9)
     [begin] = reader.read('<tool_call>\n{"name":"f","argu')
     assert isinstance(begin, CallBegin)
     assert len(begin.id) == 9

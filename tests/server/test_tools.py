@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -274,7 +275,12 @@ REFUSED = [
     ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type", "invalid_value"),
     ({"tools": [function(f"f{number}") for number in range(129)]}, "tools", "limit_exceeded"),
     ({"tools": [function("f", {"title": "x" * 300_000})]}, "tools[0].function.parameters", "schema_too_large"),
-    ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "response_format", "conflicting_fields"),
+    ({"tools": TOOLS, "stop": "a", "response_format": {"type": "json_object"}}, "stop", "conflicting_fields"),
+    ({"tools": TOOLS, "structured_outputs": {"json": {"enum": [1, 2]}}}, "structured_outputs.json",
+     "unsupported_schema_feature"),
+    ({"tools": TOOLS, "response_format": {"type": "json_schema", "json_schema": {
+        "name": "x", "schema": {"type": "object", "properties": {"a": {"type": "text"}}}}}},
+     "response_format.json_schema.schema", "invalid_json_schema"),
     ({"tools": TOOLS, "structured_outputs": {"regex": "a"}}, "structured_outputs", "conflicting_fields"),
     ({"tools": TOOLS, "min_tokens": 3}, "min_tokens", "conflicting_fields"),
     ({"tools": TOOLS, "ignore_eos": True}, "ignore_eos", "conflicting_fields"),
@@ -392,6 +398,45 @@ def test_no_stop_string_ends_a_call(family: tuple) -> None:
         answer = ask(client, logit_bias=bias, seed=1, max_tokens=400, stop=["name", "}", '"', "]"])
         assert answer.finish_reason == "tool_calls"
         assert check_calls(answer.message)
+
+
+def test_where_a_format_is_asked_for_an_answer_is_a_call_or_in_the_format(family: tuple) -> None:
+    server, name, bias = family
+    schema = {"type": "object", "properties": {"note": {"enum": ["<tool_call>", "a"]}}, "required": ["note"],
+              "additionalProperties": False}  # fmt: skip
+    response_format = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with strict_client(server) as client:
+        if name == "llama":
+            with pytest.raises(openai.BadRequestError) as refused:
+                ask(client, response_format=response_format)
+            assert refused.value.param == "response_format"
+            return
+        for seed in range(4):
+            fields = {"response_format": response_format, "seed": seed}
+            called = ask(client, logit_bias=bias, **fields)
+            assert check_calls(called.message)
+            assert called.finish_reason == "tool_calls"
+            answer = ask(client, logit_bias=dict.fromkeys(bias, -100), **fields)
+            if answer.finish_reason == "tool_calls":
+                assert check_calls(answer.message)
+            else:
+                assert answer.finish_reason == "stop"
+                Draft202012Validator(schema).validate(json.loads(answer.message.content))
+
+
+def test_answers_in_a_budget_of_any_size_are_whole_calls_or_text(family: tuple) -> None:
+    server, _, bias = family
+    random_numbers = random.Random(5)
+    with strict_client(server) as client:
+        for seed in range(40):
+            answer = ask(
+                client, seed=seed, max_tokens=random_numbers.randint(1, 120), temperature=1.5,
+                logit_bias=bias if random_numbers.random() < 0.6 else {},
+                parallel_tool_calls=random_numbers.random() < 0.5,
+            )  # fmt: skip
+            names = check_calls(answer.message)
+            assert (answer.finish_reason == "tool_calls") == bool(names)
+    assert server.engine.stats().num_output_check_failures == 0
 
 
 def test_every_finished_call_was_judged(family: tuple) -> None:
