@@ -221,7 +221,7 @@ class Closings:
 
     @functools.cached_property
     def raw_costs(self) -> NDArray[np.int64]:
-        """Of each state of the raw text, no fewer tokens than it takes from there; UNLIMITED where they are too many."""
+        """Of each state of the raw text, no fewer tokens than it takes from there; UNLIMITED for too many to say."""
         raw_text = self._automaton.raw_text
         num_bytes, ends = raw_text.tails()
         costs = np.where(ends < 0, UNLIMITED, num_bytes)
