@@ -16,6 +16,7 @@ from specdec.server.completions import completions
 from specdec.server.config import ServerConfig
 from specdec.server.errors import handle_exception
 from specdec.server.gate import Gate
+from specdec.server.responses import responses
 from specdec.server.service import Service
 from specdec.server.status import health, metrics, model, models, ready, version
 from specdec.server.tokenization import detokenize, tokenize
@@ -53,7 +54,8 @@ def create_app(engine: AsyncEngine, config: ServerConfig | None = None) -> Appli
 
     app = Application(
         route_handlers=[
-            chat_completions, completions, detokenize, health, metrics, model, models, ready, tokenize, version,
+            chat_completions, completions, detokenize, health, metrics, model, models, ready, responses, tokenize,
+            version,
         ],
         exception_handlers={HTTPException: handle_exception, Exception: handle_exception},
         lifespan=[running_engine],

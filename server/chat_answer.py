@@ -24,6 +24,7 @@ from specdec.server.chat_wire import (
     FunctionDelta,
     chat_logprobs,
 )
+from specdec.server.errors import ErrorBody, ErrorObject
 from specdec.server.service import Service
 from specdec.server.speculation import RequestedSpeculation
 from specdec.server.tool_calls import ArgumentsPiece, CallBegin, CallReader, Piece, TextPiece
@@ -165,6 +166,9 @@ class _ChatChunks:
                 usage=self._answer.usage(),
                 metrics=metrics if self._spelling.has_metrics else msgspec.UNSET,
             )
+
+    def fail(self, error: ErrorObject) -> Iterator[ErrorBody]:
+        yield ErrorBody(error)
 
     def _chunk(self, choice: ChatChunkChoice | None, *, last: Choice | None = None) -> ChatChunk:
         usage = self._answer.usage() if self._has_running_usage else None

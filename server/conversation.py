@@ -92,7 +92,8 @@ def _template_message(where: str, message: Message, called: dict[str, str]) -> d
         spelt["name"] = name
     if message.tool_calls:
         spelt["tool_calls"] = [
-            _template_call(f"{where}.tool_calls[{index}]", call) for index, call in enumerate(message.tool_calls)
+            template_call(f"{where}.tool_calls[{index}].function.arguments", call)
+            for index, call in enumerate(message.tool_calls)
         ]
         called.update({call.id: call.function.name for call in message.tool_calls if call.id is not None})
     return spelt
@@ -109,8 +110,8 @@ def _content(where: str, message: Message) -> str:
     return "".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in content)
 
 
-def _template_call(where: str, call: MessageCall) -> dict[str, object]:
-    """With its arguments as an object: templates write them as JSON themselves."""
+def template_call(param: str, call: MessageCall) -> dict[str, object]:
+    """With its arguments, which came as `param`, as an object: templates write them as JSON themselves."""
     text = call.function.arguments
     try:
         # Any: arguments are whatever JSON holds.
@@ -118,8 +119,6 @@ def _template_call(where: str, call: MessageCall) -> dict[str, object]:
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
-        raise bad_request(
-            f"{where}.function.arguments is not the JSON text of an object", param=f"{where}.function.arguments"
-        )
+        raise bad_request(f"{param} is not the JSON text of an object", param=param)
     spelt: dict[str, object] = {"type": "function", "function": {"name": call.function.name, "arguments": arguments}}
     return spelt if call.id is None else {"id": call.id, **spelt}

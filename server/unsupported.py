@@ -29,6 +29,20 @@ COMPLETION_REFUSED = {
     "tools": Refused(([],), "use /v1/chat/completions"),
 }
 
+RESPONSES_REFUSED = {
+    **_SHARED_REFUSED,
+    "background": Refused((False,), "an answer is given to the request that asks for it; use stream"),
+    "conversation": Refused((), "this server keeps no conversations; send the items as input"),
+    "prompt": Refused((), "this server keeps no prompts; send instructions and input"),
+    "n": Refused((1,), "a response is one answer; use /v1/chat/completions"),
+    "response_format": Refused((), "use text.format"),
+    "structured_outputs": Refused((), "use text.format, or /v1/chat/completions"),
+    "chat_template": Refused((), "the model's own template is used"),
+    "chat_template_kwargs": Refused(({},), "the model's own template is used as it is"),
+    "messages": Refused((), "use input"),
+    "max_tokens": Refused((), "use max_output_tokens"),
+}
+
 WITHOUT_EFFECT = frozenset(
     {
         "metadata",
@@ -46,3 +60,6 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 """OpenAI's fields that concern its own service, not the answer."""
+
+RESPONSES_WITHOUT_EFFECT = WITHOUT_EFFECT | {"reasoning"}
+"""As above; nothing is ever stored, whatever `store` says, and the response says so."""
