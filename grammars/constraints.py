@@ -74,17 +74,6 @@ class ToolCalls(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unkn
     """How the schemas of the arguments are read."""
 
 
-class AfterMarker(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
-    """Free text up to the first occurrence of a marker, the marker, then what satisfies `then`.
-
-    For reasoning models (`</think>`). With `optional` the free text may also be the whole answer.
-    """
-
-    marker: str
-    then: JsonSchema | Regex | Choice
-    optional: bool = False
-
-
 class TextOrToolCalls(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
     """Free text that may end in calls: what follows the first occurrence of the format's marker is enforced.
 
@@ -94,6 +83,17 @@ class TextOrToolCalls(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbi
     calls: ToolCalls
     text: JsonSchema | None = None
     """What the answer satisfies where it is not calls from its beginning on: an object. None is any text."""
+
+
+class AfterMarker(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """Free text up to the first occurrence of a marker, the marker, then what satisfies `then`.
+
+    For reasoning models (`</think>`). With `optional` the free text may also be the whole answer.
+    """
+
+    marker: str
+    then: JsonSchema | Regex | Choice | ToolCalls | TextOrToolCalls
+    optional: bool = False
 
 
 Constraint: TypeAlias = JsonSchema | Regex | Choice | ToolCalls | AfterMarker | TextOrToolCalls

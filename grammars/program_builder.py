@@ -118,18 +118,10 @@ class _ProgramBuilder:
                 self._add_schema(constraint)
             case AfterMarker():
                 marker = self._marker(constraint.marker, "marker", "/marker")
-                with self._within("/then" + _FIELDS[type(constraint.then)]):
+                with self._within("/then" + _FIELDS.get(type(constraint.then), "")):
                     after = self._part(constraint.then)
                 self._enforced.add("marker")
                 start = self._raw.free_text(marker, after, may_end=constraint.optional)
-            case ToolCalls():
-                start = self._add_calls(constraint, marker=None)
-            case TextOrToolCalls(text=JsonSchema() as text):
-                start = self._add_object_or_calls(text, constraint.calls)
-            case TextOrToolCalls():
-                marker = self._text_end(constraint.calls.format)
-                with self._within("/calls"):
-                    start = self._add_calls(constraint.calls, marker=marker)
             case _:
                 start = self._part(constraint)
         raw_text = None if start is None else self._raw.build(start)
@@ -189,7 +181,7 @@ class _ProgramBuilder:
         keyword = "marker" if form.marker else "begin"
         return self._marker(form.text_end, keyword, f"/calls/format/{keyword}") if form.text_end else b""
 
-    def _part(self, constraint: JsonSchema | Regex | Choice) -> int:
+    def _part(self, constraint: JsonSchema | Regex | Choice | ToolCalls | TextOrToolCalls) -> int:
         """The state of the raw text before a constraint's."""
         match constraint:
             case JsonSchema():
@@ -198,6 +190,14 @@ class _ProgramBuilder:
                 return self._add_pattern(constraint.pattern)
             case Choice():
                 return self._add_choice(constraint.choices)
+            case ToolCalls():
+                return self._add_calls(constraint, marker=None)
+            case TextOrToolCalls(text=JsonSchema() as text):
+                return self._add_object_or_calls(text, constraint.calls)
+            case TextOrToolCalls():
+                marker = self._text_end(constraint.calls.format)
+                with self._within("/calls"):
+                    return self._add_calls(constraint.calls, marker=marker)
 
     def _add_schema(self, constraint: JsonSchema, *, only_objects: bool = False) -> int:
         """The number of the schema's rule."""

@@ -8,7 +8,8 @@ from typing import Any
 from litestar import Request as HttpRequest
 from litestar import Response, post
 
-from specdec import Request, SamplingParams, SchemaError
+from specdec import Request, RequestError, SamplingParams
+from specdec.server.answer_shape import answer_shape
 from specdec.server.body import read_body
 from specdec.server.call_families import call_family
 from specdec.server.chat_answer import ChatSpelling
@@ -37,15 +38,16 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
         chat.structured_outputs,
         max_schema_bytes=service.config.limits.max_schema_bytes,
     )
+    tokenizer = service.engine.tokenizer
+    template = tokenizer.chat_template(has_tools=bool(chat.tools))
     tools = requested_tools(
         chat.tools,
         chat.tool_choice,
         chat.parallel_tool_calls,
-        family=call_family(service.engine.tokenizer.chat_template(has_tools=bool(chat.tools))),
+        family=call_family(template),
         limits=service.config.limits,
     ).beside(requested)
-    constraint = tools.constraint or requested.constraint
-    refuse_conflicts(params, constraint, "tools" if tools.constraint else requested.param)
+    refuse_conflicts(params, tools.constraint or requested.constraint, "tools" if tools.constraint else requested.param)
     speculation = requested_speculation(
         chat.prediction,
         chat.speculative,
@@ -54,16 +56,24 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
         max_prediction_bytes=service.config.limits.max_prediction_bytes,
     )
     messages = template_messages(chat.messages, max_messages=service.config.limits.max_messages)
-    prompt = await asyncio.to_thread(encode_conversation, messages, tools.for_template, service.engine.tokenizer)
-    spelling = ChatSpelling(service, chat, params, speculation, tools)
+    prompt = await asyncio.to_thread(encode_conversation, messages, tools.for_template, tokenizer)
+    shape = answer_shape(
+        tools,
+        requested,
+        tokenizer=tokenizer,
+        template=template,
+        prompt=prompt.text,
+        reasoning_parser=service.config.reasoning_parser,
+    )
+    spelling = ChatSpelling(service, chat, params, speculation, shape)
     responding = respond(
         request,
         [
             Request(
                 request_id=spelling.id,
-                prompt_token_ids=tuple(prompt),
+                prompt_token_ids=tuple(prompt.token_ids),
                 sampling_params=params,
-                constraint=constraint,
+                constraint=shape.constraint,
                 cache_salt=exchange_of(request).cache_salt,
                 speculative=speculation.params,
                 prediction=speculation.prediction,
@@ -84,8 +94,8 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
     )
     try:
         return await responding
-    except SchemaError as error:
-        raise error if tools.constraint is None else tools.located(error, text_param=requested.param) from None
+    except RequestError as error:
+        raise shape.located(error) from None
 
 
 def _sampling_params(chat: ChatRequest, service: Service) -> SamplingParams:

@@ -9,6 +9,8 @@ import msgspec
 
 from specdec import FinishReason, SamplingParams, TokenDelta
 from specdec.server.answer import Answer, Choice, new_id
+from specdec.server.answer_reader import AnswerPiece, AnswerReader, ReasoningPiece
+from specdec.server.answer_shape import AnswerShape
 from specdec.server.chat_wire import (
     AnswerCall,
     AnswerEnd,
@@ -27,8 +29,7 @@ from specdec.server.chat_wire import (
 from specdec.server.errors import ErrorBody, ErrorObject
 from specdec.server.service import Service
 from specdec.server.speculation import RequestedSpeculation
-from specdec.server.tool_calls import ArgumentsPiece, CallBegin, CallReader, Piece, TextPiece
-from specdec.server.tools import RequestedTools
+from specdec.server.tool_calls import ArgumentsPiece, CallBegin, TextPiece
 
 
 class ChatSpelling:
@@ -40,7 +41,7 @@ class ChatSpelling:
         chat: ChatRequest,
         params: SamplingParams,
         speculation: RequestedSpeculation,
-        tools: RequestedTools,
+        shape: AnswerShape,
     ) -> None:
         self.id = new_id("chatcmpl")
         self.model = chat.model
@@ -49,18 +50,20 @@ class ChatSpelling:
         self.has_logprobs = params.logprobs is not None
         self.has_metrics = service.config.per_request_spec_decode_metrics != "off"
         self.max_draft_tokens = speculation.max_draft_tokens
-        self.tools = tools
+        self.shape = shape
 
     def whole(self, answer: Answer) -> ChatCompletion:
         """The answer to a request that does not stream."""
         choices = []
         for choice in answer.choices:
             assert choice.finish_reason is not None, "a stream of deltas ends when every choice has"
-            reader = self.tools.reader()
+            reader = self.shape.reader()
+            message = _message(reader, choice.text)
+            self.shape.count(answer=answer, choice=choice, reader=reader)
             choices.append(
                 ChatChoice(
                     index=choice.index,
-                    message=AnswerMessage(choice.text) if reader is None else _message(reader, choice.text),
+                    message=message,
                     logprobs=chat_logprobs(choice.logprobs) if self.has_logprobs else None,
                     finish_reason=answer_end(choice.finish_reason, reader),
                 )
@@ -81,18 +84,20 @@ class ChatSpelling:
         return _ChatChunks(self, answer)
 
 
-def answer_end(reason: FinishReason, reader: CallReader | None) -> AnswerEnd:
+def answer_end(reason: FinishReason, reader: AnswerReader) -> AnswerEnd:
     """Why an answer ended: with its calls, if it has some and they are whole."""
-    is_called = reader is not None and reader.has_whole_calls and reason is FinishReason.STOP
-    return "tool_calls" if is_called else reason
+    return "tool_calls" if reader.has_whole_calls and reason is FinishReason.STOP else reason
 
 
-def _message(reader: CallReader, text: str) -> AnswerMessage:
+def _message(reader: AnswerReader, text: str) -> AnswerMessage:
     texts: list[str] = []
+    thoughts: list[str] = []
     begun: list[CallBegin] = []
     arguments: list[str] = []
     for piece in itertools.chain(reader.read(text), reader.end()):
         match piece:
+            case ReasoningPiece(thought):
+                thoughts.append(thought)
             case TextPiece(shown):
                 texts.append(shown)
             case CallBegin():
@@ -102,11 +107,19 @@ def _message(reader: CallReader, text: str) -> AnswerMessage:
                 arguments[index] += added
     calls = [AnswerCall(call.id, AnswerFunction(call.name, arguments[call.index])) for call in begun]
     content = "".join(texts)
-    return AnswerMessage(content if content or not calls else None, tool_calls=calls or msgspec.UNSET)
+    reasoning = "".join(thoughts) or msgspec.UNSET
+    return AnswerMessage(
+        content if content or not calls else None,
+        tool_calls=calls or msgspec.UNSET,
+        reasoning_content=reasoning,
+        reasoning=reasoning,
+    )
 
 
-def _delta_of(piece: Piece) -> ChatDelta:
+def _delta_of(piece: AnswerPiece) -> ChatDelta:
     match piece:
+        case ReasoningPiece(text):
+            return ChatDelta(reasoning_content=text, reasoning=text)
         case TextPiece(text):
             return ChatDelta(content=text)
         case CallBegin(index, call_id, name):
@@ -125,11 +138,11 @@ class _ChatChunks:
         self._answer = answer
         self._has_usage = options is not None and bool(options.include_usage)
         self._has_running_usage = self._has_usage and bool(options and options.continuous_usage_stats)
-        self._readers = [spelling.tools.reader() for _ in answer.choices]
+        self._readers = [spelling.shape.reader() for _ in answer.choices]
 
     def begin(self) -> Iterator[ChatChunk]:
-        for choice, reader in zip(self._answer.choices, self._readers, strict=True):
-            content = "" if reader is None else None
+        content = "" if self._spelling.shape.tools.constraint is None else None
+        for choice in self._answer.choices:
             yield self._chunk(ChatChunkChoice(choice.index, ChatDelta(role="assistant", content=content)))
 
     def add(self, choice: Choice, delta: TokenDelta) -> Iterator[ChatChunk]:
@@ -139,22 +152,18 @@ class _ChatChunks:
             yield self._chunk(ChatChunkChoice(choice.index, added, logprobs=logprobs))
             logprobs = None
         if delta.finish_reason is not None:
+            self._spelling.shape.count(answer=self._answer, choice=choice, reader=reader)
             end = answer_end(delta.finish_reason, reader)
             yield self._chunk(ChatChunkChoice(choice.index, ChatDelta(), finish_reason=end), last=choice)
 
     @staticmethod
-    def _added(reader: CallReader | None, delta: TokenDelta) -> Iterator[ChatDelta]:
+    def _added(reader: AnswerReader, delta: TokenDelta) -> Iterator[ChatDelta]:
         """What a delta of the engine says; with log-probabilities at least one."""
         has_said = False
-        if reader is None:
-            has_said = bool(delta.text)
-            if delta.text:
-                yield ChatDelta(content=delta.text)
-        else:
-            pieces = reader.read(delta.text)
-            for piece in itertools.chain(pieces, reader.end()) if delta.finish_reason is not None else pieces:
-                has_said = True
-                yield _delta_of(piece)
+        pieces = reader.read(delta.text)
+        for piece in itertools.chain(pieces, reader.end()) if delta.finish_reason is not None else pieces:
+            has_said = True
+            yield _delta_of(piece)
         if delta.logprobs and not has_said:
             yield ChatDelta(content="")
 

@@ -40,6 +40,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     limits: RequestLimits = RequestLimits()
     per_request_spec_decode_metrics: Literal["off", "summary"] = "off"
     """summary adds `metrics.speculative_decoding`, in vLLM's shape, to every answer with one choice."""
+    reasoning_parser: Literal["auto", "none", "deepseek_r1", "qwen3"] = "auto"
+    """Whether answers begin with reasoning between think tags; auto goes by the model's chat template."""
     keep_alive_interval_s: float = 15.0
     """A stream that has nothing to say sends a comment this often, so that no proxy takes it for dead."""
     shutdown_grace_s: float = 30.0

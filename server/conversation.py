@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -34,6 +34,8 @@ class Message(msgspec.Struct, frozen=True):
     content: str | list[TextPart | RefusalPart] | None = None
     name: str | None = None
     refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     tool_calls: list[MessageCall] | None = None
     tool_call_id: str | None = None
 
@@ -52,21 +54,29 @@ def template_messages(messages: list[Message], *, max_messages: int) -> list[dic
     return [_template_message(f"messages[{index}]", message, called) for index, message in enumerate(messages)]
 
 
+class Prompt(NamedTuple):
+    """What a template makes of a conversation."""
+
+    text: str
+    token_ids: list[int]
+
+
 def encode_conversation(
     messages: list[dict[str, object]],
     tools: list[dict[str, object]] | None,
     tokenizer: Tokenizer,
     *,
     add_generation_prompt: bool = True,
-) -> list[int]:
-    """Token ids of the prompt. A template that knows no tools is told of them in the messages.
+) -> Prompt:
+    """The prompt. A template that knows no tools is told of them in the messages.
 
     Raises RequestError where the template refuses the messages.
     """
     template = tokenizer.chat_template(has_tools=bool(tools))
     if template is not None and not template.takes_tools:
         messages, tools = with_tools_as_text(messages, tools), None
-    return tokenizer.encode_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+    text = tokenizer.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+    return Prompt(text, tokenizer.encode(text))
 
 
 def _template_message(where: str, message: Message, called: dict[str, str]) -> dict[str, object]:
@@ -90,6 +100,9 @@ def _template_message(where: str, message: Message, called: dict[str, str]) -> d
         name = name or called.get(message.tool_call_id)
     if name is not None:
         spelt["name"] = name
+    reasoning = message.reasoning_content or message.reasoning
+    if message.role == "assistant" and reasoning:
+        spelt["reasoning_content"] = reasoning
     if message.tool_calls:
         spelt["tool_calls"] = [
             template_call(f"{where}.tool_calls[{index}].function.arguments", call)

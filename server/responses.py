@@ -8,7 +8,8 @@ from typing import Any
 from litestar import Request as HttpRequest
 from litestar import Response, post
 
-from specdec import Request, SamplingParams, SchemaError
+from specdec import Request, RequestError, SamplingParams
+from specdec.server.answer_shape import answer_shape
 from specdec.server.body import read_body
 from specdec.server.call_families import call_family
 from specdec.server.constraint import RequestedConstraint, refuse_conflicts
@@ -59,16 +60,17 @@ async def responses(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
     limits = service.config.limits
     params = _sampling_params(asked, service)
     requested = _requested_constraint(asked, max_schema_bytes=limits.max_schema_bytes)
+    tokenizer = service.engine.tokenizer
+    template = tokenizer.chat_template(has_tools=bool(asked.tools))
     tools = requested_tools(
         [_tool(tool) for tool in asked.tools or ()],
         _tool_choice(asked.tool_choice),
         asked.parallel_tool_calls,
-        family=call_family(service.engine.tokenizer.chat_template(has_tools=bool(asked.tools))),
+        family=call_family(template),
         limits=limits,
         path="",
     ).beside(requested)
-    constraint = tools.constraint or requested.constraint
-    refuse_conflicts(params, constraint, "tools" if tools.constraint else requested.param)
+    refuse_conflicts(params, tools.constraint or requested.constraint, "tools" if tools.constraint else requested.param)
     speculation = requested_speculation(
         asked.prediction,
         asked.speculative,
@@ -77,16 +79,24 @@ async def responses(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
         max_prediction_bytes=limits.max_prediction_bytes,
     )
     messages = input_messages(asked.input, asked.instructions, max_items=limits.max_messages)
-    prompt = await asyncio.to_thread(encode_conversation, messages, tools.for_template, service.engine.tokenizer)
-    spelling = ResponsesSpelling(service, asked, params, speculation, tools)
+    prompt = await asyncio.to_thread(encode_conversation, messages, tools.for_template, tokenizer)
+    shape = answer_shape(
+        tools,
+        requested,
+        tokenizer=tokenizer,
+        template=template,
+        prompt=prompt.text,
+        reasoning_parser=service.config.reasoning_parser,
+    )
+    spelling = ResponsesSpelling(service, asked, params, speculation, shape)
     responding = respond(
         request,
         [
             Request(
                 request_id=spelling.id,
-                prompt_token_ids=tuple(prompt),
+                prompt_token_ids=tuple(prompt.token_ids),
                 sampling_params=params,
-                constraint=constraint,
+                constraint=shape.constraint,
                 cache_salt=exchange_of(request).cache_salt,
                 speculative=speculation.params,
                 prediction=speculation.prediction,
@@ -108,8 +118,8 @@ async def responses(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
     )
     try:
         return await responding
-    except SchemaError as error:
-        raise error if tools.constraint is None else tools.located(error, text_param=requested.param) from None
+    except RequestError as error:
+        raise shape.located(error) from None
 
 
 def _refuse_state(asked: ResponsesRequest) -> None:

@@ -11,6 +11,8 @@ import msgspec
 
 from specdec import FinishReason, SamplingParams, TokenDelta, TokenLogprob
 from specdec.server.answer import Answer, Choice, new_id
+from specdec.server.answer_reader import AnswerPiece, AnswerReader
+from specdec.server.answer_shape import AnswerShape
 from specdec.server.chat_wire import MIN_LOGPROB
 from specdec.server.errors import ErrorObject
 from specdec.server.response_items import ResponseItems
@@ -30,8 +32,6 @@ from specdec.server.responses_wire import (
 )
 from specdec.server.service import Service
 from specdec.server.speculation import RequestedSpeculation
-from specdec.server.tool_calls import CallReader, Piece, TextPiece
-from specdec.server.tools import RequestedTools
 from specdec.server.usage import Usage
 
 
@@ -44,10 +44,10 @@ class ResponsesSpelling:
         asked: ResponsesRequest,
         params: SamplingParams,
         speculation: RequestedSpeculation,
-        tools: RequestedTools,
+        shape: AnswerShape,
     ) -> None:
         self.id = new_id("resp")
-        self.tools = tools
+        self.shape = shape
         self.max_draft_tokens = speculation.max_draft_tokens
         self.has_metrics = service.config.per_request_spec_decode_metrics != "off"
         text = asked.text or TextConfig()
@@ -96,11 +96,13 @@ class ResponsesSpelling:
         [choice] = answer.choices
         assert choice.finish_reason is not None, "a stream of deltas ends when its choice has"
         items = ResponseItems()
-        pieces = _pieces(self.tools.reader(), choice.text, is_last=True)
+        reader = self.shape.reader()
+        pieces = _pieces(reader, choice.text, is_last=True)
         for _ in itertools.chain(
             items.add(pieces, _logprobs(choice.logprobs)), items.finish(_item_status(choice.finish_reason))
         ):
             pass
+        self.shape.count(answer=answer, choice=choice, reader=reader)
         return self.ended(answer, choice.finish_reason, items)
 
     def chunks(self, answer: Answer) -> _Events:
@@ -114,7 +116,7 @@ class _Events:
     def __init__(self, spelling: ResponsesSpelling, answer: Answer) -> None:
         self._spelling = spelling
         self._answer = answer
-        self._reader = spelling.tools.reader()
+        self._reader = spelling.shape.reader()
         self._items = ResponseItems()
         self._num_events = 0
 
@@ -123,7 +125,7 @@ class _Events:
         for name in ("response.created", "response.in_progress"):
             yield self._numbered(StateEvent(type=name, response=response))
 
-    def add(self, choice: Choice, delta: TokenDelta) -> Iterator[ResponseEvent]:  # noqa: ARG002, there is only one
+    def add(self, choice: Choice, delta: TokenDelta) -> Iterator[ResponseEvent]:
         reason = delta.finish_reason
         pieces = _pieces(self._reader, delta.text, is_last=reason is not None)
         events: Iterable[ResponseEvent] = self._items.add(pieces, _logprobs(delta.logprobs or ()))
@@ -131,6 +133,8 @@ class _Events:
             events = itertools.chain(events, self._items.finish(_item_status(reason)))
         for event in events:
             yield self._numbered(event)
+        if reason is not None:
+            self._spelling.shape.count(answer=self._answer, choice=choice, reader=self._reader)
 
     def end(self) -> Iterator[ResponseEvent]:
         [choice] = self._answer.choices
@@ -153,9 +157,7 @@ class _Events:
         return numbered
 
 
-def _pieces(reader: CallReader | None, text: str, *, is_last: bool) -> Iterable[Piece]:
-    if reader is None:
-        return [TextPiece(text)] if text else []
+def _pieces(reader: AnswerReader, text: str, *, is_last: bool) -> Iterable[AnswerPiece]:
     pieces = reader.read(text)
     return itertools.chain(pieces, reader.end()) if is_last else pieces
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from specdec.server.event_stream import NamedEvent
-from specdec.server.responses_wire import OutputItem, OutputText, ResponseObject, TextLogprob
+from specdec.server.responses_wire import OutputItem, OutputText, ReasoningText, ResponseObject, TextLogprob
 
 
 class ResponseEvent(NamedEvent, frozen=True, kw_only=True):
@@ -31,7 +31,7 @@ class PartEvent(ResponseEvent, frozen=True, kw_only=True):
     item_id: str
     output_index: int
     content_index: int = 0
-    part: OutputText
+    part: OutputText | ReasoningText
 
 
 class TextDelta(ResponseEvent, frozen=True, kw_only=True):
@@ -54,6 +54,26 @@ class TextDone(ResponseEvent, frozen=True, kw_only=True):
     content_index: int = 0
     text: str
     logprobs: list[TextLogprob]
+
+
+class ReasoningDelta(ResponseEvent, frozen=True, kw_only=True):
+    """How reasoning goes on."""
+
+    type: str = "response.reasoning_text.delta"
+    item_id: str
+    output_index: int
+    content_index: int = 0
+    delta: str
+
+
+class ReasoningDone(ResponseEvent, frozen=True, kw_only=True):
+    """The whole reasoning."""
+
+    type: str = "response.reasoning_text.done"
+    item_id: str
+    output_index: int
+    content_index: int = 0
+    text: str
 
 
 class ArgumentsDelta(ResponseEvent, frozen=True, kw_only=True):

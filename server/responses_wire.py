@@ -146,7 +146,24 @@ class OutputCall(msgspec.Struct, frozen=True, kw_only=True):
     status: ItemStatus
 
 
-OutputItem = OutputMessage | OutputCall
+class ReasoningText(msgspec.Struct, frozen=True, kw_only=True):
+    """The reasoning's one part."""
+
+    type: Literal["reasoning_text"] = "reasoning_text"
+    text: str
+
+
+class OutputReasoning(msgspec.Struct, frozen=True, kw_only=True):
+    """What came between think tags."""
+
+    type: Literal["reasoning"] = "reasoning"
+    id: str
+    status: ItemStatus
+    summary: list[None] = []
+    content: list[ReasoningText]
+
+
+OutputItem = OutputMessage | OutputCall | OutputReasoning
 
 
 class InputTokensDetails(msgspec.Struct, frozen=True):

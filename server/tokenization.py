@@ -112,4 +112,4 @@ def _encoded(body: TokenizeRequest, service: Service) -> list[int]:
         requested_tools(body.tools, None, None, family=family, limits=limits).for_template,
         tokenizer,
         add_generation_prompt=body.add_generation_prompt is not False,
-    )
+    ).token_ids

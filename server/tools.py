@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from specdec import Function, JsonSchema, SchemaError, SchemaOptions, TextOrToolCalls, ToolCalls
+from specdec import Function, JsonSchema, SchemaOptions, TextOrToolCalls, ToolCalls
 from specdec.server.call_families import CallFamily
 from specdec.server.config import RequestLimits
 from specdec.server.constraint import RequestedConstraint
@@ -73,23 +73,13 @@ class RequestedTools(msgspec.Struct, frozen=True, kw_only=True):
         constraint = TextOrToolCalls(calls=msgspec.structs.replace(calls, options=options), text=requested.constraint)
         return msgspec.structs.replace(self, constraint=constraint)
 
-    def located(self, error: SchemaError, *, text_param: str) -> SchemaError:
-        """An error of the constraint as one of the request: of the text's schema, of one tool, or of all tools."""
-        param, pointer = "tools", error.pointer
-        parts = error.pointer.removeprefix("/calls").split("/", 4)[1:]
-        if parts[:1] == ["text"]:
-            param, pointer = text_param, error.pointer.removeprefix("/text").removeprefix("/schema")
-        elif len(parts) > 2 and parts[0] == "functions" and parts[2] in {"name", "parameters"}:
-            param = f"tools[{self.places[int(parts[1])]}].{self.path}{parts[2]}"
-            pointer = f"/{parts[3]}" if len(parts) > 3 else ""
-        is_unsupported = (error.code or "").startswith("unsupported")
-        return SchemaError(
-            str(error),
-            keyword=error.keyword,
-            pointer=pointer,
-            param=param,
-            code="unsupported_schema_feature" if is_unsupported else "invalid_json_schema",
-        )
+    def located(self, pointer: str) -> tuple[str, str]:
+        """The field that a place in the constraint is of, one tool's or all tools', and the place in that."""
+        parts = pointer.removeprefix("/calls").split("/", 4)[1:]
+        if len(parts) > 2 and parts[0] == "functions" and parts[2] in {"name", "parameters"}:
+            place = f"/{parts[3]}" if len(parts) > 3 else ""
+            return f"tools[{self.places[int(parts[1])]}].{self.path}{parts[2]}", place
+        return ("tools", pointer)
 
 
 def requested_tools(

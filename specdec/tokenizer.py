@@ -119,6 +119,17 @@ class Tokenizer:
         text = b"".join([pieces[token_id] for token_id in token_ids]).decode("utf-8", errors="replace")
         return text[1:] if self._drops_first_space and text.startswith(" ") else text
 
+    def num_tokens_of(self, token_ids: Sequence[int], num_characters: int, *, skip_special_tokens: bool) -> int:
+        """How many of the tokens it takes to show so many characters; all of them where they show fewer."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        pieces = self.pieces(skip_special_tokens=skip_special_tokens)
+        shown = 0
+        for index, token_id in enumerate(token_ids):
+            if shown >= num_characters:
+                return index
+            shown += len(decoder.decode(pieces[token_id]))
+        return len(token_ids)
+
     def pieces(self, *, skip_special_tokens: bool) -> list[bytes]:
         """What each id adds to an output, in bytes; shared, not to be changed."""
         return self._skipping if skip_special_tokens else self._showing
