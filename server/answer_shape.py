@@ -8,7 +8,7 @@ from specdec import AfterMarker, ChatTemplate, Constraint, RequestError, SchemaE
 from specdec.server.answer import Answer, Choice
 from specdec.server.answer_reader import AnswerReader
 from specdec.server.constraint import RequestedConstraint
-from specdec.server.reasoning import ReasoningParser, ReasoningReader, after_reasoning, is_open, may_reason
+from specdec.server.reasoning import ReasoningReader, after_reasoning, is_open, may_reason
 from specdec.server.tools import RequestedTools
 
 _CODES = {
@@ -69,7 +69,7 @@ def answer_shape(
     tokenizer: Tokenizer,
     template: ChatTemplate | None,
     prompt: str,
-    reasoning_parser: ReasoningParser,
+    reasoning_parser: str,
 ) -> AnswerShape:
     """What may answer this prompt, by this template."""
     constraint = tools.constraint or requested.constraint

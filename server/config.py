@@ -8,6 +8,8 @@ import msgspec
 
 from specdec import ConfigError
 
+REASONING_PARSERS = ("auto", "none", "deepseek_r1", "qwen3")
+
 
 class RequestLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one request may ask for; each excess is a 400 that names the field, or a 413 for the body."""
@@ -40,8 +42,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     limits: RequestLimits = RequestLimits()
     per_request_spec_decode_metrics: Literal["off", "summary"] = "off"
     """summary adds `metrics.speculative_decoding`, in vLLM's shape, to every answer with one choice."""
-    reasoning_parser: Literal["auto", "none", "deepseek_r1", "qwen3"] = "auto"
-    """Whether answers begin with reasoning between think tags; auto goes by the model's chat template."""
+    reasoning_parser: str = "auto"
+    """Whether answers begin with reasoning between think tags: auto goes by the model's chat template, none says no,
+    deepseek_r1 and qwen3 say yes."""
     keep_alive_interval_s: float = 15.0
     """A stream that has nothing to say sends a comment this often, so that no proxy takes it for dead."""
     shutdown_grace_s: float = 30.0
@@ -61,6 +64,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 )
         if any(not name for name in self.served_model_names):
             raise ConfigError("a served model name is empty", flag="--served-model-name")
+        if self.reasoning_parser not in REASONING_PARSERS:
+            raise ConfigError(
+                f"the reasoning parser {self.reasoning_parser!r} does not exist; choose {', '.join(REASONING_PARSERS)}",
+                flag="--reasoning-parser",
+            )
         for name in ("keep_alive_interval_s", "stall_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name):g}; it must be positive")

@@ -8,15 +8,15 @@ from specdec import AfterMarker, ChatTemplate, Constraint, TextOrToolCalls
 
 THINK, THINK_END = "<think>", "</think>"
 
-ReasoningParser = Literal["auto", "none", "deepseek_r1", "qwen3"]
 
-
-def may_reason(parser: ReasoningParser, template: ChatTemplate | None, prompt: str) -> bool:
+def may_reason(parser: str, template: ChatTemplate | None, prompt: str) -> bool:
     """Whether an answer to the prompt begins with reasoning: if the template spells the tags, and has not closed them.
 
     `auto` goes by the template; deepseek_r1 and qwen3 assume the tags, which both families share.
     """
-    if parser == "none" or template is None or (parser == "auto" and THINK_END not in template.source):
+    if parser == "none" or template is None:
+        return False
+    if parser == "auto" and THINK not in template.source and THINK_END not in template.source:
         return False
     return not prompt.rstrip().endswith(THINK_END)
 

@@ -69,6 +69,14 @@ def serve(
             rich_help_panel="Server",
         ),
     ] = None,
+    reasoning_parser: Annotated[
+        str,
+        typer.Option(
+            help="Whether answers begin with reasoning between think tags: auto (by the chat template), none, "
+            "deepseek_r1 or qwen3.",
+            rich_help_panel="Server",
+        ),
+    ] = "auto",
 ) -> None:
     """Serve a model over the OpenAI API.
 
@@ -84,6 +92,7 @@ def serve(
             port=port,
             api_keys=api_key or [],
             served_model_names=served_model_name or [],
+            reasoning_parser=reasoning_parser,
             notes=engine.notes(),
         )
     )

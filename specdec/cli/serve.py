@@ -28,6 +28,7 @@ def serve_until_stopped(
     port: int,
     api_keys: Sequence[str],
     served_model_names: Sequence[str],
+    reasoning_parser: str,
     notes: Mapping[str, str],
 ) -> int:
     """Serve until Ctrl-C or SIGTERM; the exit code. `notes` are printed for the device that was chosen."""
@@ -36,6 +37,7 @@ def serve_until_stopped(
         port=port,
         api_keys=tuple(api_keys),
         served_model_names=tuple(served_model_names),
+        reasoning_parser=reasoning_parser,
         limits=request_limits(engine_config),
     )
     with progress_bars() as progress:

@@ -64,3 +64,12 @@ def write_model_with_tools(folder: Path, template: str) -> tuple[Path, dict[str,
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "chat_template": template}))
     return folder, {marker: tokenizer.token_to_id(marker) for marker in MARKERS}
+
+
+THINKING = QWEN.replace(
+    "{{- '<|im_start|>assistant\\n' }}{%- endif %}",
+    "{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}",
+)
+"""A template whose prompt begins the reasoning, as DeepSeek-R1's distilled models have it; and one that does not."""
+assert THINKING != QWEN
+MAY_THINK = QWEN + "{# <think> </think> #}"
