@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from specdec import AfterMarker, ChatTemplate, Constraint, RequestError, SchemaError, Tokenizer
+from specdec import AfterMarker, ChatTemplate, Constraint, RequestError, SchemaError, TextOrToolCalls, Tokenizer
 from specdec.server.answer import Answer, Choice
 from specdec.server.answer_reader import AnswerReader
 from specdec.server.constraint import RequestedConstraint
@@ -31,7 +31,12 @@ class AnswerShape(msgspec.Struct, frozen=True, kw_only=True):
 
     def reader(self) -> AnswerReader:
         """For one choice."""
-        reasoning = ReasoningReader(is_begun=self.is_reasoning_begun) if self.has_reasoning else None
+        if not self.has_reasoning:
+            return AnswerReader(None, self.tools.reader())
+        call_start = None
+        if isinstance(self.constraint, TextOrToolCalls):
+            call_start = self.constraint.calls.format.text_end or "{"
+        reasoning = ReasoningReader(is_begun=self.is_reasoning_begun, call_start=call_start)
         return AnswerReader(reasoning, self.tools.reader())
 
     def count(self, *, answer: Answer, choice: Choice, reader: AnswerReader) -> None:

@@ -37,10 +37,12 @@ class ReasoningReader:
     """Of one choice. Whitespace around the reasoning, and before the answer, is no part of either.
 
     `is_begun`: the answer is within reasoning from its first character on; else only if it opens with the tag.
+    `call_start` is the text with which calls begin that may come at any place, a brace for those that only come first.
     `num_characters` are those of the text up to the answer, tags included.
     """
 
-    def __init__(self, *, is_begun: bool) -> None:
+    def __init__(self, *, is_begun: bool, call_start: str | None = None) -> None:
+        self._call_start = call_start
         self._place: Literal["start", "inside", "gap", "answer"] = "start"
         self._is_begun = is_begun
         self._held = ""
@@ -66,8 +68,10 @@ class ReasoningReader:
                 self._place = "inside"
                 self.num_characters += len(text) - len(bare) + len(THINK)
                 text = bare[len(THINK) :]
+            elif self._is_begun and not (self._call_start == "{" and text.startswith("{")):
+                self._place = "inside"
             else:
-                self._place = "inside" if self._is_begun else "answer"
+                self._place = "answer"
         if self._place == "inside":
             reasoning, text = self._read_reasoning(text)
         if self._place == "gap":
@@ -89,16 +93,25 @@ class ReasoningReader:
             bare = text.lstrip()
             self.num_characters += len(text) - len(bare)
             text = bare
-        inside, found, rest = text.partition(THINK_END)
-        if found:
-            self._place = "gap"
-            self.num_characters += len(inside) + len(found)
-            return inside.rstrip(), rest
+        ends = [THINK_END]
+        if self._call_start is not None and self._call_start != "{":
+            ends.append(self._call_start)
+        found = min(((place, end) for end in ends if (place := text.find(end)) >= 0), default=None)
+        if found is not None:
+            place, end = found
+            inside = text[:place]
+            if end == THINK_END:
+                self._place = "gap"
+                self.num_characters += len(inside) + len(THINK_END)
+                return inside.rstrip(), text[place + len(THINK_END) :]
+            self._place = "answer"
+            self.num_characters += len(inside)
+            return inside.rstrip(), text[place:]
         num_held = max(
-            (length for length in range(1, len(THINK_END)) if inside.endswith(THINK_END[:length])), default=0
+            (length for end in ends for length in range(1, len(end)) if text.endswith(end[:length])), default=0
         )
-        shown = inside[: len(inside) - num_held].rstrip()
-        self._held = inside[len(shown) :]
+        shown = text[: len(text) - num_held].rstrip()
+        self._held = text[len(shown) :]
         self._has_reasoning = self._has_reasoning or bool(shown)
         self.num_characters += len(shown)
         return shown, ""

@@ -72,6 +72,14 @@ CONSTRAINTS: list[Constraint] = [
     AfterMarker(marker="é😀", then=Choice(choices=("a", "b"))),
     AfterMarker(marker="</t>", then=Regex(pattern="a*"), optional=True),
     AfterMarker(marker="\n", then=JsonSchema(schema='{"const":1.5}')),
+    AfterMarker(marker="aab", then=ToolCalls(functions=(_PLACE, _STOP), parallel=True, format=_SHORT)),
+    AfterMarker(
+        marker="aab",
+        then=TextOrToolCalls(
+            calls=ToolCalls(functions=(_STOP,), format=_MARKED), text=JsonSchema(schema=_PLACE.parameters)
+        ),
+    ),
+    AfterMarker(marker="aab", then=TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=_BARE))),
     TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), parallel=True, format=_SHORT)),
     TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), parallel=True, format=_MARKED)),
     ToolCalls(functions=(_STOP,), parallel=True, format=_LIST),

@@ -74,6 +74,16 @@ def test_a_call_that_has_to_come_may_be_thought_about(client: httpx.Client) -> N
     Draft202012Validator(SCHEMA).validate(json.loads(call["function"]["arguments"]))
 
 
+def test_a_call_that_is_free_to_come_ends_the_reasoning(thinking: LiveServer, client: httpx.Client) -> None:
+    [marker] = thinking.engine.tokenizer.encode("<tool_call>")
+    for seed in range(3):
+        fields = {"tools": TOOLS, "max_tokens": 300, "seed": seed, "logit_bias": {str(marker): 100}}
+        choice, _ = ask(client, **fields)
+        assert choice["finish_reason"] == "tool_calls"
+        for call in choice["message"]["tool_calls"]:
+            Draft202012Validator(SCHEMA).validate(json.loads(call["function"]["arguments"]))
+
+
 def test_free_text_is_reasoning_where_the_prompt_has_begun_it(client: httpx.Client, thinking: LiveServer) -> None:
     choice, usage = ask(client, max_tokens=20, seed=1, logit_bias=NO_END)
     assert choice["finish_reason"] == "length"
@@ -146,6 +156,15 @@ def test_whatever_the_pieces_the_same_is_reasoning(thought: str, answer: str, op
     assert "".join(reasoning for reasoning, _ in pieces) == thought.strip()
     assert "".join(rest for _, rest in pieces) == answer.lstrip()
     assert reader.num_characters == len(text) - len(answer)
+
+
+def test_reasoning_ends_where_a_call_begins() -> None:
+    for text in ("<think>a <tool_call>\n{", "<think>a </think>\n\n<tool_call>\n{"):
+        for size in (1, 2, 5, 40):
+            reader = ReasoningReader(is_begun=False, call_start="<tool_call>")
+            pieces = [reader.read(text[start : start + size]) for start in range(0, len(text), size)]
+            assert "".join(reasoning for reasoning, _ in pieces) == "a"
+            assert "".join(rest for _, rest in pieces) == "<tool_call>\n{"
 
 
 def test_text_without_the_opening_tag_is_an_answer() -> None:
