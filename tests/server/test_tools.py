@@ -1,94 +1,37 @@
-"""Tools over HTTP, with the openai client in strict mode: who may be called, how, and what of it a stream says."""
+"""Tools over HTTP: who may be called, how, and what of it a stream says."""
 
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import openai
 import pytest
 from jsonschema import Draft202012Validator
-from live_server import LiveServer, chat_body, serving
-from tool_templates import LLAMA, MISTRAL, QWEN, write_model_with_tools
-
-from specdec import Engine, EngineConfig
+from live_server import LiveServer, chat_body
+from tool_requests import (
+    MESSAGES,
+    NO_END,
+    TOOLS,
+    WEATHER,
+    allowed,
+    ask,
+    ask_in_a_stream,
+    check_calls,
+    named,
+    strict_client,
+    written,
+)
 
 CHAT = "/v1/chat/completions"
-MESSAGES = [{"role": "user", "content": "What is the weather in Oslo?"}]
-WEATHER = {
-    "type": "object",
-    "properties": {
-        "city": {"enum": ["Oslo", "Rome", 'a"b{}']},
-        "days": {"type": "integer", "minimum": 1, "maximum": 14},
-        "units": {"type": "array", "items": {"enum": ["c", "f"]}, "maxItems": 2},
-    },
-    "required": ["city"],
-}
-NODE = {
-    "type": "object",
-    "properties": {"value": {"type": "boolean"}, "next": {"$ref": "#/$defs/node"}},
-    "required": ["value"],
-    "$defs": {"node": {"type": "object", "properties": {"value": {"const": 1}}, "required": ["value"]}},
-}
-TOOLS = [
-    {"type": "function", "function": {"name": "get_weather", "description": "The weather.", "parameters": WEATHER}},
-    {"type": "function", "function": {"name": "set_node", "parameters": NODE, "strict": False}},
-    {"type": "function", "function": {"name": "now", "strict": True}},
-]
-NO_END = {"2": -100}
-"""A bias against the token that ends an answer."""
-SCHEMAS = {"get_weather": WEATHER, "set_node": NODE, "now": {"maxProperties": 0}}
 pytestmark = pytest.mark.filterwarnings("error")
-
-
-def named(name: str) -> dict:
-    return {"type": "function", "function": {"name": name}}
-
-
-def allowed(mode: str, *names: str) -> dict:
-    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [named(name) for name in names]}}
-
-
-def strict_client(server: LiveServer) -> openai.OpenAI:
-    return openai.OpenAI(
-        base_url=server.url + "/v1", api_key="none", _strict_response_validation=True, max_retries=0, timeout=60
-    )
 
 
 @pytest.fixture
 def strict(live: LiveServer) -> Iterator[openai.OpenAI]:
     with strict_client(live) as client:
         yield client
-
-
-def check_calls(message: object) -> list[str]:
-    """The names of the calls, whose arguments satisfy their schemas."""
-    names = []
-    for call in message.tool_calls or []:
-        assert call.type == "function"
-        assert call.id
-        Draft202012Validator(SCHEMAS[call.function.name]).validate(json.loads(call.function.arguments))
-        names.append(call.function.name)
-    return names
-
-
-def written(message: object) -> list[tuple[str, str]]:
-    return [(call.function.name, call.function.arguments) for call in message.tool_calls or []]
-
-
-def ask(client: openai.OpenAI, **fields: object) -> object:
-    fields = {"max_tokens": 200, "tools": TOOLS, **fields}
-    return client.chat.completions.create(model="tiny", messages=MESSAGES, **fields).choices[0]
-
-
-def ask_in_a_stream(client: openai.OpenAI, **fields: object) -> tuple[object, list]:
-    fields = {"max_tokens": 200, "tools": TOOLS, **fields}
-    with client.chat.completions.stream(model="tiny", messages=MESSAGES, **fields) as stream:
-        chunks = [event.chunk for event in stream if event.type == "chunk"]
-        return stream.get_final_completion().choices[0], chunks
 
 
 @pytest.mark.parametrize(
@@ -339,125 +282,3 @@ def test_a_budget_that_no_call_is_guaranteed_to_fit_is_refused_with_one_that_is(
 def test_an_answer_format_does_not_apply_to_a_call_that_has_to_come(client: httpx.Client) -> None:
     body = chat_body(tools=TOOLS, tool_choice="required", response_format={"type": "json_object"}, max_tokens=200)
     assert client.post(CHAT, json=body).json()["choices"][0]["finish_reason"] == "tool_calls"
-
-
-BEGINNINGS = {"qwen": '<tool_call>\n{"name":', "llama": '{"name":', "mistral": '[TOOL_CALLS] [{"name":'}
-FAMILIES = {"qwen": (QWEN, "<tool_call>"), "llama": (LLAMA, "{"), "mistral": (MISTRAL, "[TOOL_CALLS]")}
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
-    """A server whose model has the template of a family, its name, and what makes it begin a call."""
-    template, marker = FAMILIES[request.param]
-    folder, ids = write_model_with_tools(tmp_path_factory.mktemp("family") / "model", template)
-    engine = Engine(EngineConfig(model=str(folder), num_kv_blocks=300, check_outputs=True))
-    [marker_id] = [ids[marker]] if marker in ids else engine.tokenizer.encode(marker)
-    with serving(engine) as server:
-        yield server, request.param, {str(marker_id): 100}
-
-
-def test_every_family_calls_in_its_own_format(family: tuple) -> None:
-    server, name, bias = family
-    with strict_client(server) as client:
-        for choice in ("auto", "required"):
-            for seed in range(3):
-                fields = {"tool_choice": choice, "seed": seed, "logit_bias": bias, "max_tokens": 400, "logprobs": True}
-                answer = ask(client, **fields)
-                assert answer.finish_reason == "tool_calls"
-                assert check_calls(answer.message)
-                assert answer.message.content is None
-                text = b"".join(bytes(entry.bytes) for entry in answer.logprobs.content).decode()
-                assert text.startswith(BEGINNINGS[name])
-                streamed, _ = ask_in_a_stream(client, **fields)
-                assert written(streamed.message) == written(answer.message)
-                history = [
-                    *MESSAGES,
-                    {"role": "assistant", "content": None, "tool_calls": [
-                        call.model_dump() for call in answer.message.tool_calls
-                    ]},
-                    *({"role": "tool", "tool_call_id": call.id, "content": "ok"} for call in answer.message.tool_calls),
-                ]  # fmt: skip
-                again = client.chat.completions.create(
-                    model="tiny", messages=history, tools=TOOLS, max_tokens=5, tool_choice="none"
-                )
-                assert again.choices[0].message.content is not None
-
-
-def test_every_family_answers_in_text_as_well(family: tuple) -> None:
-    server, _, _ = family
-    with strict_client(server) as client:
-        for seed in range(3):
-            answer = ask(client, seed=seed, max_tokens=20)
-            assert answer.message.content is not None
-            assert answer.message.tool_calls is None
-
-
-def test_no_stop_string_ends_a_call(family: tuple) -> None:
-    server, _, bias = family
-    with strict_client(server) as client:
-        answer = ask(client, logit_bias=bias, seed=1, max_tokens=400, stop=["name", "}", '"', "]"])
-        assert answer.finish_reason == "tool_calls"
-        assert check_calls(answer.message)
-
-
-def test_where_a_format_is_asked_for_an_answer_is_a_call_or_in_the_format(family: tuple) -> None:
-    server, name, bias = family
-    schema = {"type": "object", "properties": {"note": {"enum": ["<tool_call>", "a"]}}, "required": ["note"],
-              "additionalProperties": False}  # fmt: skip
-    response_format = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    with strict_client(server) as client:
-        if name == "llama":
-            with pytest.raises(openai.BadRequestError) as refused:
-                ask(client, response_format=response_format)
-            assert refused.value.param == "response_format"
-            return
-        for seed in range(4):
-            fields = {"response_format": response_format, "seed": seed}
-            called = ask(client, logit_bias=bias, **fields)
-            assert check_calls(called.message)
-            assert called.finish_reason == "tool_calls"
-            answer = ask(client, logit_bias=dict.fromkeys(bias, -100), **fields)
-            if answer.finish_reason == "tool_calls":
-                assert check_calls(answer.message)
-            else:
-                assert answer.finish_reason == "stop"
-                Draft202012Validator(schema).validate(json.loads(answer.message.content))
-
-
-def test_answers_in_a_budget_of_any_size_are_whole_calls_or_text(family: tuple) -> None:
-    server, _, bias = family
-    random_numbers = random.Random(5)
-    with strict_client(server) as client:
-        for seed in range(40):
-            answer = ask(
-                client, seed=seed, max_tokens=random_numbers.randint(1, 120), temperature=1.5,
-                logit_bias=bias if random_numbers.random() < 0.6 else {},
-                parallel_tool_calls=random_numbers.random() < 0.5,
-            )  # fmt: skip
-            names = check_calls(answer.message)
-            assert (answer.finish_reason == "tool_calls") == bool(names)
-    assert server.engine.stats().num_output_check_failures == 0
-
-
-def test_every_finished_call_was_judged(family: tuple) -> None:
-    server, _, bias = family
-    before = server.engine.stats()
-    with strict_client(server) as client:
-        assert check_calls(ask(client, logit_bias=bias, seed=9, max_tokens=400).message)
-    after = server.engine.stats()
-    assert after.num_outputs_checked == before.num_outputs_checked + 1
-    assert after.num_output_check_failures == 0
-
-
-@pytest.mark.model
-def test_the_default_model_calls_a_function(default_model_folder: Path) -> None:
-    engine = Engine(EngineConfig(model=str(default_model_folder), num_kv_blocks=300, check_outputs=True))
-    with serving(engine) as server, strict_client(server) as client:
-        fields = {"temperature": 0, "tools": TOOLS[:1], "max_tokens": 100}
-        answer = ask(client, tool_choice="required", **fields)
-        assert check_calls(answer.message) == ["get_weather"]
-        assert json.loads(answer.message.tool_calls[0].function.arguments)["city"] == "Oslo"
-        free = ask(client, **fields)
-        assert free.finish_reason in {"stop", "length", "tool_calls"}
-        check_calls(free.message)
-        assert server.engine.stats().num_output_check_failures == 0
