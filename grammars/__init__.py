@@ -14,6 +14,8 @@ from specdec.grammars.compile_pool import CompileBusyError, CompilePoolError
 from specdec.grammars.compiler import GrammarCompiler
 from specdec.grammars.constraints import (
     HERMES,
+    LLAMA_JSON,
+    MISTRAL,
     AfterMarker,
     Choice,
     Constraint,
@@ -44,6 +46,8 @@ from specdec.grammars.vocabulary import Vocabulary
 
 __all__ = [
     "HERMES",
+    "LLAMA_JSON",
+    "MISTRAL",
     "AfterMarker",
     "BudgetError",
     "BudgetedGrammar",

@@ -88,7 +88,10 @@ class Automaton:
         value = self.raw_text.values.get(state)
         if value is None:
             return Raw(state), None
-        return Value((value.goal,)), None if value.after is None else self._stacks.push(RawFrame(value.after), None)
+        stack = None if value.after is None else self._stacks.push(RawFrame(value.after), None)
+        begun = self._feed((Value((value.goal,)), stack), value.begun)
+        assert begun is not None, "a value that begins otherwise has no such state"
+        return begun
 
     def pushed(self, frames: Sequence[Frame], stack: Stack | None) -> Stack | None:
         """The stack with other frames on it, of which the first will be the innermost."""

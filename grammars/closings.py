@@ -7,9 +7,13 @@ what the frame's own goal needs further out. Of the goals still possible, the on
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from heapq import nsmallest
 from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
 
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
@@ -37,7 +41,7 @@ from specdec.grammars.positions import (
     Value,
 )
 from specdec.grammars.program import Program, ShortTexts
-from specdec.grammars.rules import ObjectRule
+from specdec.grammars.rules import UNLIMITED, ObjectRule
 from specdec.grammars.short_values import ShortValues
 from specdec.grammars.speller import EMPTY, Speller, Spelling
 from specdec.grammars.stacks import Config, Stack
@@ -212,16 +216,19 @@ class Closings:
             return self._search(config)
         return found
 
-    def raw_bound(self) -> int | None:
-        """No fewer tokens than the text takes from any state of the raw text; None where some are too many."""
+    @functools.cached_property
+    def raw_costs(self) -> NDArray[np.int64]:
+        """Of each state of the raw text, no fewer tokens than it takes from there; UNLIMITED for too many to say."""
         raw_text = self._automaton.raw_text
-        costs = [0]
+        num_bytes, ends = raw_text.tails()
+        costs = np.where(ends < 0, UNLIMITED, num_bytes)
         for state in raw_text.values:
             closing = self.of(self._automaton.enter_raw(state))
             if closing is None:
-                return None
-            costs.append(closing.num_tokens)
-        return max(costs) + raw_text.longest_tail
+                costs[ends == state] = UNLIMITED
+            else:
+                costs[ends == state] += closing.num_tokens
+        return costs
 
     def _raw_closing(self, state: int) -> Spelling | None:
         raw_text = self._automaton.raw_text

@@ -46,10 +46,22 @@ class ToolCallFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Between parallel calls."""
     name_key: str = "name"
     arguments_key: str = "arguments"
+    marker: str = ""
+    """The beginning of `begin` at which free text ends; empty is the whole of it."""
+    is_list: bool = False
+    """Whether parallel calls stand together between one begin and one end, instead of each between its own."""
+
+    @property
+    def text_end(self) -> str:
+        """Where free text ends and a call begins."""
+        return self.marker or self.begin
 
 
-HERMES = ToolCallFormat()
+HERMES = ToolCallFormat(marker="<tool_call>")
 """The format of Hermes and Qwen models, which most templates without one of their own follow."""
+MISTRAL = ToolCallFormat(begin="[TOOL_CALLS] [", end="]", separator=", ", marker="[TOOL_CALLS]", is_list=True)
+LLAMA_JSON = ToolCallFormat(begin="", end="", separator="; ", arguments_key="parameters")
+"""Llama 3.1 and later: the call is the whole answer."""
 
 
 class ToolCalls(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
@@ -62,6 +74,17 @@ class ToolCalls(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unkn
     """How the schemas of the arguments are read."""
 
 
+class TextOrToolCalls(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """Free text that may end in calls: what follows the first occurrence of the format's marker is enforced.
+
+    Where the format has an empty `begin`, an answer that begins with a brace is calls, and any other is free text.
+    """
+
+    calls: ToolCalls
+    text: JsonSchema | None = None
+    """What the answer satisfies where it is not calls from its beginning on: an object. None is any text."""
+
+
 class AfterMarker(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
     """Free text up to the first occurrence of a marker, the marker, then what satisfies `then`.
 
@@ -69,14 +92,8 @@ class AfterMarker(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_un
     """
 
     marker: str
-    then: JsonSchema | Regex | Choice
+    then: JsonSchema | Regex | Choice | ToolCalls | TextOrToolCalls
     optional: bool = False
-
-
-class TextOrToolCalls(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
-    """Free text that may end in calls: what follows the first occurrence of the format's `begin` is enforced."""
-
-    calls: ToolCalls
 
 
 Constraint: TypeAlias = JsonSchema | Regex | Choice | ToolCalls | AfterMarker | TextOrToolCalls

@@ -59,6 +59,8 @@ def _violation_of(constraint: Constraint) -> _Violation:
             return _ToolCallsCheck(constraint).violation
         case AfterMarker(marker=marker, then=then, optional=is_optional):
             return _after_marker(marker, _violation_of(then), is_optional=is_optional)
+        case TextOrToolCalls(calls=calls, text=JsonSchema() as text):
+            return _object_or_tool_calls(calls, _violation_of(text))
         case TextOrToolCalls(calls=calls):
             return _text_or_tool_calls(calls)
 
@@ -95,10 +97,19 @@ def _text_or_tool_calls(calls: ToolCalls) -> _Violation:
     check = _ToolCallsCheck(calls)
 
     def violation(text: str) -> str | None:
-        _, begin, rest = text.partition(calls.format.begin)
-        return check.violation(begin + rest) if begin else None
+        marker = calls.format.text_end
+        if not marker:
+            return check.violation(text) if text.startswith("{") else None
+        _, found, rest = text.partition(marker)
+        return check.violation(found + rest) if found else None
 
     return violation
+
+
+def _object_or_tool_calls(calls: ToolCalls, violation_of_object: _Violation) -> _Violation:
+    check = _ToolCallsCheck(calls)
+    marker = calls.format.text_end
+    return lambda text: check.violation(text) if text.startswith(marker) else violation_of_object(text)
 
 
 class _ToolCallsCheck:
@@ -114,10 +125,10 @@ class _ToolCallsCheck:
         while True:
             number += 1
             try:
-                place = self._after_call(text, place)
+                place, is_open = self._after_call(text, place, is_begun=number > 1 and self._format.is_list)
             except ValueError as error:
                 return f"call {number}: {error}"
-            if place == len(text):
+            if place == len(text) and not is_open:
                 return None
             if not self._is_parallel:
                 return f"something follows the one call: {_shown(text[place:])}"
@@ -126,21 +137,26 @@ class _ToolCallsCheck:
                 return f"call {number} is followed by something that is no separator"
             place = following
 
-    def _after_call(self, text: str, start: int) -> int:
-        """Where the call that begins at a character ends. Raises ValueError for what is no call of these functions."""
-        begin = _after(self._format.begin, text, start)
+    def _after_call(self, text: str, start: int, *, is_begun: bool) -> tuple[int, bool]:
+        """Where the call that begins at a character ends, and whether the list that it stands in goes on there.
+
+        Raises ValueError for what is no call of these functions.
+        """
+        begin = start if is_begun else _after(self._format.begin, text, start)
         if begin is None:
             raise ValueError(f"it does not begin with {_shown(self._format.begin)}")
         while text[begin : begin + 1] in _JSON_WHITESPACE:
             begin += 1
         call, end = strict_scan(text, begin)
         self._check_call(call)
+        if self._format.is_list and self._is_parallel and text.startswith(self._format.separator, end):
+            return end, True
         # The end may itself begin with whitespace, and whitespace may stand before it.
         while (after := _after(self._format.end, text, end)) is None:
             if text[end : end + 1] not in _JSON_WHITESPACE:
                 raise ValueError(f"its object is not followed by {_shown(self._format.end)}")
             end += 1
-        return after
+        return after, False
 
     # Any: whatever JSON holds.
     def _check_call(self, call: Any) -> None:

@@ -88,6 +88,18 @@ class GuardWalker(MaskWalker):
     def _follow_raw(self, position: Raw, group: NodeGroup) -> None:
         with self._inside(position, None):
             super()._follow_raw(position, group)
+        # Free text may end anywhere, and its tokens are not to be bounded by what the calls take that may follow it.
+        v = self._vocabulary
+        text = self._automaton.raw_text
+        if group is self._root:
+            for token_id, target in text.special.get(position.state, {}).items():
+                if self._bounds.raw_cost(target) <= self._num_tokens:
+                    self._fitting[token_id >> 5] |= np.uint32(1 << (token_id & 31))
+        is_end = text.is_value | self._bounds.dear_raw(self._num_tokens)
+        v.kernels.walk_raw(
+            group.nodes, position.state, text.range_starts, text.lows, text.highs, text.targets, is_end,
+            v.trie_bytes, v.trie_skips, v.trie_starts, v.token_ids, self._fitting, v.max_token_bytes + 1,
+        )  # fmt: skip
 
     def _follow_string(self, position: String, stack: Stack | None, group: NodeGroup) -> None:
         with self._inside(position, stack):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.closings import Closings
@@ -64,8 +69,20 @@ class LexemeBounds:
             case Literal():
                 return self._inside_literal(position, frames, stack)
             case Raw():
-                return self._closings.raw_bound()
+                return self._dearest_raw
         raise AssertionError(f"{position} is in no lexeme")
+
+    def raw_cost(self, state: int) -> int:
+        """No fewer tokens than the text takes from a state of the raw text."""
+        return int(self._closings.raw_costs[state])
+
+    def dear_raw(self, num_tokens: int) -> NDArray[np.bool_]:
+        """Which states of the raw text take more tokens."""
+        return self._closings.raw_costs > num_tokens
+
+    @functools.cached_property
+    def _dearest_raw(self) -> int:
+        return int(self._closings.raw_costs.max())
 
     def margins(self, position: Position, frames: Frames) -> int:
         """What a closing may cost more where the key that FRESH stands for is one that it uses."""

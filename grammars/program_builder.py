@@ -18,9 +18,16 @@ from specdec.grammars.constraints import (
     JsonSchema,
     Regex,
     TextOrToolCalls,
+    ToolCallFormat,
     ToolCalls,
 )
-from specdec.grammars.errors import GrammarError, InvalidSchemaError, LimitExceededError, UnsatisfiableSchemaError
+from specdec.grammars.errors import (
+    GrammarError,
+    InvalidSchemaError,
+    LimitExceededError,
+    UnsatisfiableSchemaError,
+    UnsupportedSchemaError,
+)
 from specdec.grammars.goals import compile_rules
 from specdec.grammars.layout import Layout, layout_of
 from specdec.grammars.lexicon import Lexicon
@@ -111,16 +118,10 @@ class _ProgramBuilder:
                 self._add_schema(constraint)
             case AfterMarker():
                 marker = self._marker(constraint.marker, "marker", "/marker")
-                with self._within("/then" + _FIELDS[type(constraint.then)]):
+                with self._within("/then" + _FIELDS.get(type(constraint.then), "")):
                     after = self._part(constraint.then)
                 self._enforced.add("marker")
                 start = self._raw.free_text(marker, after, may_end=constraint.optional)
-            case ToolCalls():
-                start = self._add_calls(constraint, begin=None)
-            case TextOrToolCalls():
-                begin = self._marker(constraint.calls.format.begin, "begin", "/calls/format/begin")
-                with self._within("/calls"):
-                    start = self._add_calls(constraint.calls, begin=begin)
             case _:
                 start = self._part(constraint)
         raw_text = None if start is None else self._raw.build(start)
@@ -175,7 +176,12 @@ class _ProgramBuilder:
             )
         return marker
 
-    def _part(self, constraint: JsonSchema | Regex | Choice) -> int:
+    def _text_end(self, form: ToolCallFormat) -> bytes:
+        """The marker at which free text ends, empty where the format begins with nothing."""
+        keyword = "marker" if form.marker else "begin"
+        return self._marker(form.text_end, keyword, f"/calls/format/{keyword}") if form.text_end else b""
+
+    def _part(self, constraint: JsonSchema | Regex | Choice | ToolCalls | TextOrToolCalls) -> int:
         """The state of the raw text before a constraint's."""
         match constraint:
             case JsonSchema():
@@ -184,6 +190,14 @@ class _ProgramBuilder:
                 return self._add_pattern(constraint.pattern)
             case Choice():
                 return self._add_choice(constraint.choices)
+            case ToolCalls():
+                return self._add_calls(constraint, marker=None)
+            case TextOrToolCalls(text=JsonSchema() as text):
+                return self._add_object_or_calls(text, constraint.calls)
+            case TextOrToolCalls():
+                marker = self._text_end(constraint.calls.format)
+                with self._within("/calls"):
+                    return self._add_calls(constraint.calls, marker=marker)
 
     def _add_schema(self, constraint: JsonSchema, *, only_objects: bool = False) -> int:
         """The number of the schema's rule."""
@@ -246,8 +260,8 @@ class _ProgramBuilder:
             raise UnsatisfiableSchemaError("the vocabulary can spell no choice", keyword="choices")
         return self._raw.choice(spelt)
 
-    def _add_calls(self, calls: ToolCalls, begin: bytes | None) -> int:
-        """The state before the first call or, where `begin` is free text's marker, before the free text."""
+    def _add_calls(self, calls: ToolCalls, marker: bytes | None) -> int:
+        """The state before the first call or, where there is free text and its marker, before the free text."""
         check_calls(calls)
         self._enforced.update(("functions", "begin", "end", "name_key", "arguments_key"))
         if calls.parallel:
@@ -257,7 +271,36 @@ class _ProgramBuilder:
             with self._within(f"/functions/{index}/parameters"):
                 goals.append(self._add_function(function, calls.options))
         first_call, first_body = add_calls(calls, goals, self._raw, self._vocabulary)
-        return first_call if begin is None else self._raw.free_text(begin, first_body, may_end=True)
+        match marker:
+            case None:
+                return first_call
+            case b"":
+                return self._raw.other_text(first_call)
+            case _:
+                return self._raw.free_text(marker, first_body, may_end=True)
+
+    def _add_object_or_calls(self, text: JsonSchema, calls: ToolCalls) -> int:
+        """The state before an object or calls, which the first byte tells apart."""
+        if calls.format.text_end[:1] in {"", "{"}:
+            raise UnsupportedSchemaError(
+                "calls in this format begin with a brace, as the object does that an answer is otherwise",
+                keyword="text",
+                pointer="/text",
+            )
+        if (text.options.whitespace, text.options.max_whitespace) != (
+            calls.options.whitespace,
+            calls.options.max_whitespace,
+        ):
+            raise InvalidSchemaError("text and calls ask for different whitespace", keyword="text", pointer="/text")
+        with self._within("/text/schema"):
+            goal = self._add_schema(text)
+            rule = self._rules[goal]
+            if not rule.objects or any((rule.literals, rule.numbers, rule.strings, rule.terms, rule.arrays)):
+                raise UnsupportedSchemaError(
+                    "beside calls the schema of an answer has to allow objects, and nothing else", keyword="type"
+                )
+        with self._within("/calls"):
+            return self._raw.object_or(self._add_calls(calls, marker=None), goal)
 
     def _add_function(self, function: Function, options: SchemaOptions) -> int:
         try:

@@ -33,6 +33,8 @@ class ValueStart(NamedTuple):
     after: int | None
     """The state after the value, None where the text is complete. Only an object or array may have one: its end needs
     no look at what follows."""
+    begun: bytes = b""
+    """What of the value leads to the state already."""
 
 
 class RawText:
@@ -102,6 +104,16 @@ class RawText:
             tail.append(byte)
         return bytes(tail), state
 
+    def tails(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of each state the bytes of its tail and the state where that ends; -1 where there is none."""
+        num_bytes, ends = np.full((2, len(self.accepting)), -1, np.int64)
+        at_end = (self.accepting | self.is_value).astype(bool)
+        num_bytes[at_end], ends[at_end] = 0, np.flatnonzero(at_end)
+        # Those nearer to an end come first.
+        for state, (_, target) in self._nearest[0].items():
+            num_bytes[state], ends[state] = num_bytes[target] + 1, ends[target]
+        return num_bytes, ends
+
     @property
     def longest_tail(self) -> int:
         """Bytes of the longest tail of any state."""
@@ -162,6 +174,17 @@ class RawTextBuilder:
         row = self.state()
         self._values[row] = ValueStart(goal, after)
         return row
+
+    def object_or(self, source: int, goal: int) -> int:
+        """A new state, from which lead the bytes that lead from another, and an object with which the text ends."""
+        start, begun = self.state(), self.value(goal, None)
+        self._values[begun] = ValueStart(goal, None, b"{")
+        self._rows.rows[start].update(self._rows.rows[source])
+        assert ord("{") not in self._rows.rows[start], "the object cannot be told from what else begins here"
+        self._rows.rows[start][ord("{")] = begun
+        for token_id, target in self._special.get(source, {}).items():
+            self._add_special(start, token_id, target)
+        return start
 
     def literal(self, source: int, text: bytes, target: int | None = None) -> int:
         """Lead from a state by the bytes, or by special tokens in their place, to a state: the target, or any.
@@ -236,6 +259,14 @@ class RawTextBuilder:
                     row[byte] = self.state()
                 state = row[byte]
             self._accepting.add(state)
+        return start
+
+    def other_text(self, source: int) -> int:
+        """A new state, from which lead the bytes that lead from another, and any text that begins with none of them."""
+        text, start = self.state(accepting=True), self.state(accepting=True)
+        for state in (text, start):
+            self._rows.open(state, {text: [(0, MAX_CODE_POINT)]})
+        self._rows.rows[start].update(self._rows.rows[source])
         return start
 
     def free_text(self, marker: bytes, after: int, *, may_end: bool) -> int:

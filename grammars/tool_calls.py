@@ -31,6 +31,18 @@ def check_calls(calls: ToolCalls) -> None:
             keyword="arguments_key",
             pointer="/format/arguments_key",
         )
+    if not form.begin.startswith(form.marker):
+        raise InvalidSchemaError(
+            f"begin, {form.begin!r}, does not start with the marker {form.marker!r}",
+            keyword="marker",
+            pointer="/format/marker",
+        )
+    if calls.parallel and form.is_list and (not form.separator or form.separator[:1] == form.end[:1]):
+        raise InvalidSchemaError(
+            "a separator and an end that begin alike, or an empty separator, cannot part the calls of a list",
+            keyword="separator",
+            pointer="/format/separator",
+        )
     if calls.parallel and not form.separator + form.begin:
         raise InvalidSchemaError(
             "parallel calls need a separator, or text with which they begin",
@@ -40,7 +52,7 @@ def check_calls(calls: ToolCalls) -> None:
 
 
 def add_calls(calls: ToolCalls, goals: Sequence[int], raw: RawTextBuilder, vocabulary: Vocabulary) -> tuple[int, int]:
-    """The states before the first call and after its `begin`; `goals` are the rules of the functions' arguments.
+    """The states before the first call and after its marker; `goals` are the rules of the functions' arguments.
 
     UnsatisfiableSchemaError where the vocabulary cannot spell the format or a name.
     """
@@ -52,14 +64,17 @@ def add_calls(calls: ToolCalls, goals: Sequence[int], raw: RawTextBuilder, vocab
             )
     writer = _Writer(raw, calls.options)
     before = raw.state()
-    inside = raw.literal(before, form.begin.encode())
+    marked = raw.literal(before, form.text_end.encode())
+    inside = raw.literal(marked, form.begin.removeprefix(form.text_end).encode())
     done = raw.state(accepting=True)
     after_arguments = raw.state()
     end = form.end.encode()
     closed = writer.token(writer.gap(after_arguments, b"\n"), b"}", None if end else done)
     if end:
         raw.literal(closed, end, done)
-    if calls.parallel:
+    if calls.parallel and form.is_list:
+        raw.literal(closed, form.separator.encode(), inside)
+    elif calls.parallel:
         raw.literal(done, (form.separator + form.begin).encode(), inside)
     name_key = writer.token(writer.gap(writer.token([inside], b"{"), b"\n  "), _spelt(form.name_key))
     names = writer.gap(writer.token(writer.gap(name_key), b":"), b" ")
@@ -74,7 +89,7 @@ def add_calls(calls: ToolCalls, goals: Sequence[int], raw: RawTextBuilder, vocab
         comma = writer.token(writer.gap(writer.token(names, b'"' + spelt)), b",")
         key = writer.token(writer.gap(comma, b"\n  "), _spelt(form.arguments_key))
         writer.token(writer.gap(key), writer.colon, raw.value(goal, after_arguments))
-    return before, inside
+    return before, marked
 
 
 def _spelt(key: str) -> bytes:

@@ -28,10 +28,16 @@ class Choice:
     index: int
     texts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    num_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    num_reasoning_tokens: int = 0
     drafts: list[DraftTrace] = field(default_factory=list)
     """One a target pass, where the request is traced."""
     finish_reason: FinishReason | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Its tokens so far."""
+        return len(self.token_ids)
 
     @property
     def text(self) -> str:
@@ -59,6 +65,8 @@ class Answer:
     ) -> None:
         self.created = int(time.time())
         self.choices = [Choice(index) for index in range(sum(request.sampling_params.n for request in requests))]
+        self.has_reasoning = False
+        """Whether the usage says how many tokens are reasoning."""
         self._keeps_content = keeps_content
         self._first_choice: dict[str, int] = {}
         num_choices = 0
@@ -83,7 +91,7 @@ class Answer:
         if delta.finish_reason in {FinishReason.ERROR, FinishReason.ABORT}:
             raise of_delta_error(delta.error)
         choice = self._choice_of(delta)
-        choice.num_tokens += len(delta.token_ids)
+        choice.token_ids += delta.token_ids
         choice.finish_reason = delta.finish_reason
         if self._keeps_content:
             choice.texts.append(delta.text)
@@ -113,6 +121,7 @@ class Answer:
             sum(choice.num_tokens for choice in self.choices),
             sum(self._num_cached_tokens.values()),
             self._prediction_tokens,
+            sum(choice.num_reasoning_tokens for choice in self.choices) if self.has_reasoning else None,
         )
 
     def extension(self, last: Choice | None = None) -> Extension:

@@ -17,8 +17,10 @@ from specdec.server.errors import handle_exception
 from specdec.server.gate import Gate
 from specdec.server.openapi import openapi_json
 from specdec.server.reference import reference
+from specdec.server.responses import responses
 from specdec.server.service import Service
 from specdec.server.status import health, metrics, model, models, ready, version
+from specdec.server.tokenization import detokenize, tokenize
 
 if TYPE_CHECKING:
     from litestar.types import Receive, Scope, Send
@@ -53,7 +55,8 @@ def create_app(engine: EngineHandle, config: ServerConfig | None = None) -> Appl
 
     app = Application(
         route_handlers=[
-            chat_completions, completions, health, metrics, model, models, openapi_json, ready, reference, version,
+            chat_completions, completions, detokenize, health, metrics, model, models, openapi_json, ready, reference,
+            responses, tokenize, version,
         ],
         exception_handlers={HTTPException: handle_exception, Exception: handle_exception},
         lifespan=[running_engine],

@@ -85,7 +85,7 @@ def decode_body(
     except RecursionError:
         raise bad_request("the request body is nested too deeply", code="invalid_json") from None
     except msgspec.ValidationError as error:
-        raise _of_validation(str(error)) from None
+        raise of_validation(str(error)) from None
     except msgspec.DecodeError:
         raise bad_request(
             "the request body holds text that is not valid Unicode, such as a lone surrogate", code="invalid_json"
@@ -157,13 +157,16 @@ def _ignored_inside(content: Mapping[str, object], value: msgspec.Struct) -> lis
     return sorted(found)
 
 
-def _of_validation(text: str) -> ApiError:
-    """msgspec's message, its path turned into `param`: `$.messages[0].role` is `messages[0].role`."""
+def of_validation(text: str, inside: str = "") -> ApiError:
+    """msgspec's message, its path turned into `param`: `$.messages[0].role` is `messages[0].role`.
+
+    `inside` is where in the body the value stands that was decoded.
+    """
     located = _PATH.search(text)
-    path = ""
+    path = inside
     if located is not None:
         text = text[: located.start()]
-        path = (located["parent"] or located["path"]).removeprefix("$").removeprefix(".")
+        path = (inside + (located["parent"] or located["path"]).removeprefix("$")).removeprefix(".")
     named = _MISSING.match(text) or _UNKNOWN.match(text)
     if named is not None:
         path = f"{path}.{named['field']}" if path else named["field"]

@@ -7,26 +7,16 @@ from typing import Annotated, Literal
 import msgspec
 
 from specdec import FinishReason, SpeculativeParams, TokenLogprob
-from specdec.server.content import RefusalPart, TextPart
+from specdec.server.conversation import Message
 from specdec.server.response_format import ResponseFormat
 from specdec.server.sampling import SamplingFields
 from specdec.server.speculation import Prediction
 from specdec.server.structured_outputs import StructuredOutputs
+from specdec.server.tool_wire import Tool, ToolChoice
 from specdec.server.usage import Extension, RequestMetrics, Usage
 
 MIN_LOGPROB = -9999.0
 """OpenAI's stand-in for a log-probability of minus infinity, which JSON cannot say."""
-
-
-class Message(msgspec.Struct, frozen=True):
-    """One turn of the conversation."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart | RefusalPart] | None = None
-    name: str | None = None
-    refusal: str | None = None
-    tool_calls: list[msgspec.Raw] | None = None
-    tool_call_id: str | None = None
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -48,6 +38,9 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     prediction: Prediction | None = None
     speculative: SpeculativeParams | None = None
     specdec_trace: bool | None = None
@@ -76,18 +69,41 @@ class ChatLogprob(msgspec.Struct, frozen=True):
 
 
 class ChatLogprobs(msgspec.Struct, frozen=True):
-    """One entry per token of the content."""
+    """One entry per token of the content; of an answer with calls, per token of its text as the model wrote it."""
 
     content: list[ChatLogprob]
     refusal: None = None
 
 
-class AnswerMessage(msgspec.Struct, frozen=True):
-    """The assistant's turn."""
+AnswerEnd = FinishReason | Literal["tool_calls"]
+"""Why an answer ended."""
 
-    content: str
+
+class AnswerFunction(msgspec.Struct, frozen=True):
+    """The function of a call, and its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class AnswerCall(msgspec.Struct, frozen=True):
+    """A call."""
+
+    id: str
+    function: AnswerFunction
+    type: Literal["function"] = "function"
+
+
+class AnswerMessage(msgspec.Struct, frozen=True):
+    """The assistant's turn: text, calls, or both."""
+
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    tool_calls: list[AnswerCall] | msgspec.UnsetType = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    """What came between think tags; under both names that clients know."""
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
@@ -96,7 +112,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: AnswerEnd
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,11 +130,30 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     metrics: RequestMetrics | msgspec.UnsetType | None = msgspec.UNSET
 
 
+class FunctionDelta(msgspec.Struct, frozen=True):
+    """The name of a call's function, once, and how its arguments go on."""
+
+    arguments: str
+    name: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class CallDelta(msgspec.Struct, frozen=True):
+    """What a chunk adds to one call; the first has its id."""
+
+    index: int
+    function: FunctionDelta
+    id: str | msgspec.UnsetType = msgspec.UNSET
+    type: Literal["function"] | msgspec.UnsetType = msgspec.UNSET
+
+
 class ChatDelta(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a chunk adds to its choice."""
 
     role: Literal["assistant"] | msgspec.UnsetType = msgspec.UNSET
-    content: str | msgspec.UnsetType = msgspec.UNSET
+    content: str | msgspec.UnsetType | None = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[CallDelta] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True):
@@ -127,7 +162,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: AnswerEnd | None = None
 
 
 class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):

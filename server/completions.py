@@ -16,7 +16,7 @@ from specdec.server.body import read_body
 from specdec.server.completion_wire import Completion, CompletionChoice, CompletionRequest, TextOffsets
 from specdec.server.config import RequestLimits
 from specdec.server.constraint import refuse_conflicts, requested_constraint
-from specdec.server.errors import bad_request
+from specdec.server.errors import ErrorBody, ErrorObject, bad_request
 from specdec.server.exchange import exchange_of
 from specdec.server.generation import respond
 from specdec.server.sampling import sampling_params
@@ -42,7 +42,7 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
         completion.structured_outputs,
         max_schema_bytes=service.config.limits.max_schema_bytes,
     )
-    refuse_conflicts(params, requested)
+    refuse_conflicts(params, requested.constraint, requested.param)
     speculation = requested_speculation(
         completion.prediction,
         completion.speculative,
@@ -246,6 +246,9 @@ class _CompletionChunks:
                 usage=self._answer.usage(),
                 metrics=metrics if self._spelling.has_metrics else msgspec.UNSET,
             )
+
+    def fail(self, error: ErrorObject) -> Iterator[ErrorBody]:
+        yield ErrorBody(error)
 
     def _chunk(self, choice: CompletionChoice, *, last: Choice | None = None) -> Completion:
         usage = self._answer.usage() if self._has_running_usage else None

@@ -14,6 +14,8 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9.\-\[\]:]+")
 
 SpecDecodeMetrics: TypeAlias = Literal["none", "summary", "detailed"]
 
+REASONING_PARSERS = ("auto", "none", "deepseek_r1", "qwen3")
+
 
 class RequestLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one request may ask for; each excess is a 400 that names the field, or a 413 for the body."""
@@ -27,6 +29,8 @@ class RequestLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_stop_token_ids: int = 128
     max_logit_bias: int = 1024
     max_schema_bytes: int = 256 * 2**10
+    """Of one constraint; the schemas of all tools count together."""
+    max_tools: int = 128
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,6 +63,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Requests per minute of one API key, or without keys of one address; beyond it a request is a 429."""
     request_timeout_s: float | None = None
     """What takes longer from its arrival to its last token ends with an error; a 504 where none was sent."""
+    reasoning_parser: str = "auto"
+    """Whether answers begin with reasoning between think tags: auto goes by the model's chat template, none says no,
+    deepseek_r1 and qwen3 say yes."""
     keep_alive_interval_s: float = 15.0
     """A stream that has nothing to say sends a comment this often, so that no proxy takes it for dead."""
     shutdown_grace_s: float = 30.0
@@ -105,6 +112,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} is {value:g}; it must be positive", flag=flag)
+        if self.reasoning_parser not in REASONING_PARSERS:
+            raise ConfigError(
+                f"the reasoning parser {self.reasoning_parser!r} does not exist; choose {', '.join(REASONING_PARSERS)}",
+                flag="--reasoning-parser",
+            )
         if self.shutdown_grace_s < 0:
             raise ConfigError(f"shutdown_grace_s is {self.shutdown_grace_s:g}; it must not be negative")
         if self.limits.max_body_bytes < 1024:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from specdec import Constraint, SamplingParams
+from specdec import Constraint, SamplingParams, TextOrToolCalls
 from specdec.server.errors import bad_request
 from specdec.server.response_format import ResponseFormat, TextFormat, format_constraint
 from specdec.server.structured_outputs import StructuredOutputs, outputs_constraint
@@ -45,18 +45,20 @@ def requested_constraint(
     return RequestedConstraint()
 
 
-def refuse_conflicts(sampling_params: SamplingParams, requested: RequestedConstraint) -> None:
-    """A constraint decides where the answer ends; raise for a field that would decide otherwise."""
-    if requested.constraint is None:
+def refuse_conflicts(sampling_params: SamplingParams, constraint: Constraint | None, param: str) -> None:
+    """A constraint, of this field, decides where the answer ends; raise for a field that would decide otherwise."""
+    if constraint is None:
         return
+    has_free_text = isinstance(constraint, TextOrToolCalls) and constraint.text is None
     for name, is_set in (
         ("stop", bool(sampling_params.stop)),
         ("stop_token_ids", bool(sampling_params.stop_token_ids)),
         ("ignore_eos", sampling_params.ignore_eos),
         ("min_tokens", sampling_params.min_tokens > 0),
     ):
-        if is_set:
-            field = requested.param.partition(".")[0]
+        # Free text that may end in calls may end at a stop string as well.
+        if is_set and not (name == "stop" and has_free_text):
+            field = param.partition(".")[0]
             raise bad_request(
                 f"{name} cannot be combined with {field}: the constraint alone decides where the answer ends; "
                 f"leave {name} out",

@@ -12,7 +12,7 @@ from litestar.response import Stream
 
 from specdec import SpecdecError, TokenDelta
 from specdec.server.answer import Answer, Choice
-from specdec.server.errors import ApiError, ErrorBody, of_exception
+from specdec.server.errors import ApiError, ErrorObject, of_exception
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,12 @@ _LINE_BREAKS = tuple((char.encode(), b"\\u%04x" % ord(char)) for char in "\x85\u
 _encoder = msgspec.json.Encoder()
 
 
+class NamedEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event whose name is its type."""
+
+    type: str
+
+
 class Chunks(Protocol):
     """How one endpoint spells a stream."""
 
@@ -37,6 +43,9 @@ class Chunks(Protocol):
 
     def end(self) -> Iterable[msgspec.Struct]:
         """What comes after every choice has finished."""
+
+    def fail(self, error: ErrorObject) -> Iterable[msgspec.Struct]:
+        """What ends a stream that cannot go on."""
 
 
 async def event_frames(
@@ -69,7 +78,7 @@ async def event_frames(
     except Exception as error:  # the status line is sent: all that is left is to say it in the stream
         if not isinstance(error, (ApiError, SpecdecError)):
             logger.exception("a stream failed")
-        yield frame(ErrorBody(of_exception(error).error))
+        yield b"".join(frame(chunk) for chunk in chunks.fail(of_exception(error).error))
     yield DONE_FRAME
 
 
@@ -78,7 +87,8 @@ def frame(content: msgspec.Struct) -> bytes:
     data = _encoder.encode(content)
     for character, escape in _LINE_BREAKS:
         data = data.replace(character, escape)
-    return b"data: " + data + b"\n\n"
+    name = f"event: {content.type}\n".encode() if isinstance(content, NamedEvent) else b""
+    return name + b"data: " + data + b"\n\n"
 
 
 def event_stream(frames: AsyncGenerator[bytes], headers: dict[str, str]) -> Stream:

@@ -13,7 +13,20 @@ from specdec.server.auth import PUBLIC_PATHS
 from specdec.server.chat_wire import ChatChunk, ChatCompletion, ChatRequest
 from specdec.server.completion_wire import Completion, CompletionRequest
 from specdec.server.errors import ErrorBody
+from specdec.server.responses_events import (
+    ArgumentsDelta,
+    ArgumentsDone,
+    ItemEvent,
+    PartEvent,
+    ReasoningDelta,
+    ReasoningDone,
+    StateEvent,
+    TextDelta,
+    TextDone,
+)
+from specdec.server.responses_wire import ResponseObject, ResponsesRequest
 from specdec.server.status import Model, ModelList, Status, Version
+from specdec.server.tokenization import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 
 # A document is any JSON object.
 Json = dict[str, Any]
@@ -33,7 +46,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
     request: type[msgspec.Struct] | None = None
     response: type[msgspec.Struct] | None = None
-    event: type[msgspec.Struct] | None = None
+    events: tuple[type[msgspec.Struct], ...] = ()
     """What the events of a stream hold, where the request may ask for one."""
     media_type: str = "application/json"
     errors: tuple[int, ...] = ()
@@ -43,7 +56,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """A request's body."""
 
 
-_GENERATION_ERRORS: Final = (400, 404, 408, 413, 415, 500, 503)
+_BODY_ERRORS: Final = (400, 404, 408, 413, 415, 429, 500)
+_GENERATION_ERRORS: Final = (*_BODY_ERRORS, 503, 504)
 _ABOUT_STREAMS: Final = (
     "With `stream` the answer is a stream of server-sent events that ends with `data: [DONE]`; a failure after its "
     "beginning is an event with an `error`. Fields that had no effect are named in the header `x-specdec-ignored`."
@@ -59,7 +73,7 @@ OPERATIONS: Final = (
         description=_ABOUT_STREAMS,
         request=ChatRequest,
         response=ChatCompletion,
-        event=ChatChunk,
+        events=(ChatChunk,),
         errors=_GENERATION_ERRORS,
         example={"model": "MODEL", "messages": _MESSAGES, "max_completion_tokens": 100},
     ),
@@ -72,9 +86,55 @@ OPERATIONS: Final = (
         description=_ABOUT_STREAMS,
         request=CompletionRequest,
         response=Completion,
-        event=Completion,
+        events=(Completion,),
         errors=_GENERATION_ERRORS,
         example={"model": "MODEL", "prompt": "The capital of France is", "max_tokens": 16},
+    ),
+    Operation(
+        method="post",
+        path="/v1/responses",
+        name="createResponse",
+        tag="Generation",
+        summary="Answer a conversation, as items of output",
+        description="Nothing is stored: a conversation is sent whole. With `stream` the answer is a stream of typed, "
+        "numbered events that ends with response.completed, .incomplete or .failed.",
+        request=ResponsesRequest,
+        response=ResponseObject,
+        events=(
+            StateEvent,
+            ItemEvent,
+            PartEvent,
+            TextDelta,
+            TextDone,
+            ReasoningDelta,
+            ReasoningDone,
+            ArgumentsDelta,
+            ArgumentsDone,
+        ),
+        errors=_GENERATION_ERRORS,
+        example={"model": "MODEL", "input": "What is the capital of France?", "max_output_tokens": 100},
+    ),
+    Operation(
+        method="post",
+        path="/tokenize",
+        name="tokenize",
+        tag="Tokens",
+        summary="A prompt or a conversation in tokens",
+        request=TokenizeRequest,
+        response=Tokenized,
+        errors=_BODY_ERRORS,
+        example={"prompt": "The capital of France is"},
+    ),
+    Operation(
+        method="post",
+        path="/detokenize",
+        name="detokenize",
+        tag="Tokens",
+        summary="The text of tokens",
+        request=DetokenizeRequest,
+        response=Detokenized,
+        errors=_BODY_ERRORS,
+        example={"tokens": [504, 3575]},
     ),
     Operation(
         method="get",
@@ -152,8 +212,10 @@ _REASONS: Final = {
     408: "The request did not come within its time.",
     413: "The body is too large.",
     415: "The body is not application/json.",
+    429: "The key has sent more requests than its rate allows; `retry-after` says when to come again.",
     500: "The server failed.",
     503: "The server is full, not ready, or shutting down; `retry-after` says when to come again.",
+    504: "The request took longer than this server allows.",
 }
 
 
@@ -169,7 +231,7 @@ def openapi_document() -> Json:
     kinds = {
         kind: None
         for operation in OPERATIONS
-        for kind in (operation.request, operation.response, operation.event)
+        for kind in (operation.request, operation.response, *operation.events)
         if kind is not None
     }
     _, components = msgspec.json.schema_components([*kinds, ErrorBody], ref_template=_REF)
@@ -233,9 +295,11 @@ def _answer(operation: Operation) -> Json:
         if operation.response is None
         else _content(operation.response)
     )
-    if operation.event is not None:
+    if operation.events:
         # OpenAPI 3.1 has no word for the events of a stream; 3.2 calls it itemSchema.
-        content["text/event-stream"] = {"schema": {"type": "string", "x-event-schema": _reference(operation.event)}}
+        events = [_reference(kind) for kind in operation.events]
+        schema = events[0] if len(events) == 1 else {"anyOf": events}
+        content["text/event-stream"] = {"schema": {"type": "string", "x-event-schema": schema}}
     return content
 
 

@@ -11,10 +11,8 @@ _SHARED_REFUSED = {
 
 CHAT_REFUSED = {
     **_SHARED_REFUSED,
-    "tools": Refused(([],), "leave it out, and describe the answer you need by response_format"),
-    "tool_choice": Refused(("none", "auto"), "only none and auto are accepted, as there are no tools"),
-    "functions": Refused(([],), "leave it out, and describe the answer you need by response_format"),
-    "function_call": Refused(("none", "auto"), "only none and auto are accepted, as there are no functions"),
+    "functions": Refused(([],), "send tools"),
+    "function_call": Refused(("none", "auto"), "send tool_choice"),
     "audio": Refused((), "this model writes text only"),
     "modalities": Refused((["text"], []), 'this model writes text only; send ["text"] or nothing'),
     "web_search_options": Refused((), "this server reaches no network"),
@@ -29,6 +27,20 @@ COMPLETION_REFUSED = {
     "suffix": Refused(("",), "text is only generated after the prompt"),
     "prompt_embeds": Refused((), "send text or token ids"),
     "tools": Refused(([],), "use /v1/chat/completions"),
+}
+
+RESPONSES_REFUSED = {
+    **_SHARED_REFUSED,
+    "background": Refused((False,), "an answer is given to the request that asks for it; use stream"),
+    "conversation": Refused((), "this server keeps no conversations; send the items as input"),
+    "prompt": Refused((), "this server keeps no prompts; send instructions and input"),
+    "n": Refused((1,), "a response is one answer; use /v1/chat/completions"),
+    "response_format": Refused((), "use text.format"),
+    "structured_outputs": Refused((), "use text.format, or /v1/chat/completions"),
+    "chat_template": Refused((), "the model's own template is used"),
+    "chat_template_kwargs": Refused(({},), "the model's own template is used as it is"),
+    "messages": Refused((), "use input"),
+    "max_tokens": Refused((), "use max_output_tokens"),
 }
 
 WITHOUT_EFFECT = frozenset(
@@ -48,3 +60,6 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 """OpenAI's fields that concern its own service, not the answer."""
+
+RESPONSES_WITHOUT_EFFECT = WITHOUT_EFFECT | {"reasoning"}
+"""As above; nothing is ever stored, whatever `store` says, and the response says so."""

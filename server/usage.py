@@ -46,7 +46,7 @@ class Usage(msgspec.Struct, frozen=True):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: PredictionTokens | msgspec.UnsetType = msgspec.UNSET
-    """Where a prediction was sent."""
+    """Where a prediction was sent, or answers begin with reasoning."""
 
 
 class ProposerDecoding(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,14 +113,18 @@ def usage(
     num_completion_tokens: int,
     num_cached_tokens: int,
     prediction_tokens: PredictionTokens | None,
+    num_reasoning_tokens: int | None = None,
 ) -> Usage:
     """The usage object of these counts."""
+    details = prediction_tokens
+    if num_reasoning_tokens is not None:
+        details = msgspec.structs.replace(details or PredictionTokens(), reasoning_tokens=num_reasoning_tokens)
     return Usage(
         prompt_tokens=num_prompt_tokens,
         completion_tokens=num_completion_tokens,
         total_tokens=num_prompt_tokens + num_completion_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=num_cached_tokens),
-        completion_tokens_details=msgspec.UNSET if prediction_tokens is None else prediction_tokens,
+        completion_tokens_details=msgspec.UNSET if details is None else details,
     )
 
 

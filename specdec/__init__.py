@@ -18,6 +18,7 @@ _HOME_OF = {
     "AfterMarker": "specdec.grammars.constraints",
     "AsyncEngine": "specdec.async_engine",
     "BudgetTooSmallError": "specdec.errors",
+    "ChatTemplate": "specdec.chat_template",
     "Choice": "specdec.grammars.constraints",
     "CompletionOutput": "specdec.request",
     "ConfigError": "specdec.errors",
@@ -40,6 +41,8 @@ _HOME_OF = {
     "Function": "specdec.grammars.constraints",
     "GenerationError": "specdec.errors",
     "HERMES": "specdec.grammars.constraints",
+    "LLAMA_JSON": "specdec.grammars.constraints",
+    "MISTRAL": "specdec.grammars.constraints",
     "JsonSchema": "specdec.grammars.constraints",
     "ModelError": "specdec.errors",
     "pull_model": "specdec.models.catalog",
@@ -71,6 +74,7 @@ __all__ = [*_HOME_OF, "__version__"]  # noqa: PLE0604, a list of str built from 
 
 if TYPE_CHECKING:
     from specdec.async_engine import AsyncEngine as AsyncEngine
+    from specdec.chat_template import ChatTemplate as ChatTemplate
     from specdec.config import DEFAULT_MODEL as DEFAULT_MODEL
     from specdec.config import EngineConfig as EngineConfig
     from specdec.delta_stream import DeltaStream as DeltaStream
@@ -91,6 +95,8 @@ if TYPE_CHECKING:
     from specdec.errors import SchemaError as SchemaError
     from specdec.errors import SpecdecError as SpecdecError
     from specdec.grammars.constraints import HERMES as HERMES
+    from specdec.grammars.constraints import LLAMA_JSON as LLAMA_JSON
+    from specdec.grammars.constraints import MISTRAL as MISTRAL
     from specdec.grammars.constraints import AfterMarker as AfterMarker
     from specdec.grammars.constraints import Choice as Choice
     from specdec.grammars.constraints import Constraint as Constraint

@@ -25,7 +25,7 @@ from specdec.grammars import (
     LimitExceededError,
     UnsupportedSchemaError,
 )
-from specdec.grammars.constraints import Choice, Constraint, JsonSchema, Regex
+from specdec.grammars.constraints import Choice, Constraint, JsonSchema, Regex, TextOrToolCalls
 from specdec.prediction_index import PredictionIndex
 from specdec.request import Request
 from specdec.speculative import SpeculationPlan, SpeculativeConfig, resolve_plan
@@ -71,8 +71,10 @@ def admit(
         prediction = _prediction(encode(request.prediction), max_model_len)
     grammar = None
     if request.constraint is not None:
+        has_free_end = isinstance(request.constraint, TextOrToolCalls) and request.constraint.text is None
         for name in ("stop", "stop_token_ids", "ignore_eos", "min_tokens"):
-            if getattr(params, name):
+            # Free text that may end in calls may end at a stop string as well.
+            if getattr(params, name) and not (has_free_end and name == "stop"):
                 raise RequestError(
                     f"{name} cannot be combined with a constraint, which alone says where the answer ends; drop it",
                     param=name,

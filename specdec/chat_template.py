@@ -51,6 +51,9 @@ class ChatTemplate:
         except (jinja2.TemplateSyntaxError, RecursionError) as error:
             raise CheckpointError(f"the model's chat template does not compile: {error}") from error
         self._variables = dict(variables)
+        self.source = source
+        self.takes_tools = "tools" in undeclared
+        """Whether it spells the tools that it is given."""
         self.options = frozenset(undeclared) - _RESERVED - set(environment.globals)
         """The variables of its own that a request may set, as `enable_thinking`."""
 

@@ -25,6 +25,7 @@ from specdec.grammars import (
     Interest,
     Limits,
     SchemaOptions,
+    TextOrToolCalls,
     Vocabulary,
     draft_rows,
 )
@@ -237,6 +238,9 @@ class Engine:
                 plan=prepared.plan,
                 prediction=prepared.prediction,
                 is_traced=request.trace,
+                free_text_end=request.constraint.calls.format.text_end
+                if isinstance(request.constraint, TextOrToolCalls) and request.constraint.text is None
+                else None,
                 leader=leader,
             )
             leader = leader or sequence

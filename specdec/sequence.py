@@ -124,6 +124,8 @@ class Sequence:
     prediction: PredictionIndex | None = None
     """What the user expects the answer to resemble."""
     is_traced: bool = False
+    free_text_end: str | None = None
+    """Where free text may end in calls, the marker that they begin with, or "" if that is a brace at the very start."""
     leader: Sequence | None = None
     """The first choice of the same request, whose prompt blocks this one waits for."""
 
@@ -139,7 +141,9 @@ class Sequence:
     num_registered_blocks: int = 0
     num_draft_ready_blocks: int = 0
     held_text: str = ""
-    """Text not shown yet, because a stop string may begin in it."""
+    """Text not shown yet, because a stop string, or the marker of calls, may begin in it."""
+    is_in_calls: bool = False
+    """Whether free text has ended, and stop strings with it."""
     speculation: SpeculationCounts = field(default_factory=SpeculationCounts)
 
     @property

@@ -24,7 +24,7 @@ class StopChecker:
     """Appends drawn tokens to a sequence until one ends it.
 
     In this order, per token: the end-of-sequence token, a stop token id, a stop string, a grammar that allows nothing
-    but the end, the token limit.
+    but the end, the token limit. Calls that follow free text have no stop strings, and end before the limit.
     """
 
     def accept(self, sequence: Sequence, token_ids: AbstractSequence[int]) -> Verdict:
@@ -53,14 +53,17 @@ class StopChecker:
         if may_stop and token_id in params.stop_token_ids:
             return FinishReason.STOP, token_id
         text = sequence.detokenizer.push((token_id,))
-        if params.stop:
+        if (params.stop or sequence.free_text_end is not None) and not _begins_as_call(sequence, text):
             text = sequence.held_text + text
-            found = first_stop(text, params.stop) if may_stop else None
-            if found is not None:
+            marker = sequence.free_text_end
+            ends = (*params.stop, marker) if marker else params.stop
+            found = first_stop(text, ends) if may_stop else None
+            if found is not None and found[1] != marker:
                 position, stop = found
                 pieces.append(text[:position])
                 return FinishReason.STOP, stop
-            num_held = num_held_back(text, params.stop)
+            sequence.is_in_calls = found is not None
+            num_held = 0 if sequence.is_in_calls else num_held_back(text, ends)
             sequence.held_text = text[len(text) - num_held :]
             text = text[: len(text) - num_held]
         pieces.append(text)
@@ -69,10 +72,19 @@ class StopChecker:
             and sequence.grammar_state is not None
             and sequence.grammar.only_eos(sequence.grammar_state)
         ):
-            return FinishReason.STOP, None
+            # Free text that the limit ends could have gone on.
+            is_cut = sequence.free_text_end is not None and not sequence.is_in_calls
+            return FinishReason.LENGTH if is_cut else FinishReason.STOP, None
         if sequence.num_remaining_tokens == 0:
             return FinishReason.LENGTH, None
         return None, None
+
+
+def _begins_as_call(sequence: Sequence, text: str) -> bool:
+    """Whether the answer is in its calls already, or is calls from the first token on, which is this text."""
+    if sequence.free_text_end == "" and sequence.num_output_tokens == 1 and text.startswith("{"):
+        sequence.is_in_calls = True
+    return sequence.is_in_calls
 
 
 def first_stop(text: str, stops: Iterable[str]) -> tuple[int, str] | None:

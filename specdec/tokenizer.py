@@ -119,6 +119,17 @@ class Tokenizer:
         text = b"".join([pieces[token_id] for token_id in token_ids]).decode("utf-8", errors="replace")
         return text[1:] if self._drops_first_space and text.startswith(" ") else text
 
+    def num_tokens_of(self, token_ids: Sequence[int], num_characters: int, *, skip_special_tokens: bool) -> int:
+        """How many of the tokens it takes to show so many characters; all of them where they show fewer."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        pieces = self.pieces(skip_special_tokens=skip_special_tokens)
+        shown = 0
+        for index, token_id in enumerate(token_ids):
+            if shown >= num_characters:
+                return index
+            shown += len(decoder.decode(pieces[token_id]))
+        return len(token_ids)
+
     def pieces(self, *, skip_special_tokens: bool) -> list[bytes]:
         """What each id adds to an output, in bytes; shared, not to be changed."""
         return self._skipping if skip_special_tokens else self._showing
@@ -126,6 +137,11 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """One token for display: its text, undecodable bytes as U+FFFD, a special token by its name."""
         return self._showing[token_id].decode("utf-8", errors="replace")
+
+    def chat_template(self, *, has_tools: bool) -> ChatTemplate | None:
+        """The template of a conversation with or without tools; None if the model has none."""
+        template = self._chat_templates.get("tool_use") if has_tools else None
+        return template or self._chat_templates.get("default")
 
     def render_chat(
         self,
@@ -140,8 +156,7 @@ class Tokenizer:
         `options` are variables of the template's own, as `enable_thinking`. Raises RequestError if the model
         has no template, or the template refuses the messages or does not know an option.
         """
-        template = self._chat_templates.get("tool_use") if tools else None
-        template = template or self._chat_templates.get("default")
+        template = self.chat_template(has_tools=bool(tools))
         if template is None:
             raise RequestError(
                 "the model has no chat template, so it cannot answer chat messages; use text completions",

@@ -149,6 +149,14 @@ def serve(
             rich_help_panel="Server",
         ),
     ] = "none",
+    reasoning_parser: Annotated[
+        str,
+        typer.Option(
+            help="Whether answers begin with reasoning between think tags: auto (by the chat template), none, "
+            "deepseek_r1 or qwen3.",
+            rich_help_panel="Server",
+        ),
+    ] = "auto",
 ) -> None:
     """Serve a model over the OpenAI API.
 
@@ -173,6 +181,7 @@ def serve(
         rate_limit=rate_limit,
         request_timeout_s=request_timeout,
         per_request_spec_decode_metrics=per_request_spec_decode_metrics,
+        reasoning_parser=reasoning_parser,
     )
     raise typer.Exit(serve_until_stopped(config, server_config, notes=engine.notes(), in_process=engine_in_process))
 

@@ -34,6 +34,7 @@ from specdec.grammars import (
     ToolCallFormat,
     ToolCalls,
     UnsatisfiableSchemaError,
+    UnsupportedSchemaError,
     Vocabulary,
 )
 from specdec.grammars.final_check import FinalCheck
@@ -47,6 +48,12 @@ _PLACE = Function(
 )  # fmt: skip
 _STOP = Function(name="stop é")
 _SHORT = ToolCallFormat(begin="<t>", end="</t>", separator="\n", name_key="n", arguments_key="a")
+_MARKED = ToolCallFormat(begin="<t>\n", end="\n</t>", separator="\n", name_key="n", arguments_key="a", marker="<t>")
+_LIST = ToolCallFormat(
+    begin="<t>[", end="]", separator=",", name_key="n", arguments_key="a", marker="<t>", is_list=True
+)
+_BARE = ToolCallFormat(begin="", end="", separator="", name_key="n", arguments_key="a")
+_FLEXIBLE = SchemaOptions(whitespace="flexible")
 _SCHEMA = JsonSchema(schema='{"type":"array","items":{"type":["boolean","integer"]},"maxItems":3}')
 
 CONSTRAINTS: list[Constraint] = [
@@ -65,7 +72,24 @@ CONSTRAINTS: list[Constraint] = [
     AfterMarker(marker="é😀", then=Choice(choices=("a", "b"))),
     AfterMarker(marker="</t>", then=Regex(pattern="a*"), optional=True),
     AfterMarker(marker="\n", then=JsonSchema(schema='{"const":1.5}')),
+    AfterMarker(marker="aab", then=ToolCalls(functions=(_PLACE, _STOP), parallel=True, format=_SHORT)),
+    AfterMarker(
+        marker="aab",
+        then=TextOrToolCalls(
+            calls=ToolCalls(functions=(_STOP,), format=_MARKED), text=JsonSchema(schema=_PLACE.parameters)
+        ),
+    ),
+    AfterMarker(marker="aab", then=TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=_BARE))),
     TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), parallel=True, format=_SHORT)),
+    TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), parallel=True, format=_MARKED)),
+    ToolCalls(functions=(_STOP,), parallel=True, format=_LIST),
+    TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), parallel=True, format=_LIST)),
+    TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), format=_BARE)),
+    TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=_MARKED), text=JsonSchema(schema=_PLACE.parameters)),
+    TextOrToolCalls(
+        calls=ToolCalls(functions=(_STOP,), parallel=True, format=_LIST, options=_FLEXIBLE),
+        text=JsonSchema(schema='{"type":"object","maxProperties":2}', options=_FLEXIBLE),
+    ),
 ]
 
 
@@ -139,6 +163,67 @@ def test_text_may_end_in_calls() -> None:
     call = _call("stop é", {})
     texts = ["", "words <t", "words " + call, call, "<t>", "words <t>{}", call + " more", "<<t>" + call[3:]]
     assert _accepted(constraint, texts) == [True, True, True, True, False, False, False, True]
+
+
+def test_free_text_ends_at_the_marker_of_the_format() -> None:
+    constraint = TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=_MARKED))
+    body = '{"n":"stop é","a":{}}'
+    texts = [f"a <t>\n{body}\n</t>", f"<t>{body}</t>", "a <t>", "a <t\n"]
+    assert _accepted(constraint, texts) == [True, False, False, True]
+
+
+def test_calls_of_a_list_share_one_begin_and_one_end() -> None:
+    body = '{"n":"stop é","a":{}}'
+    texts = [f"<t>[{body}]", f"<t>[{body},{body}]", f"<t>[{body}],<t>[{body}]", f"<t>[{body},]", f"<t>[{body}", "<t>[]"]
+    parallel = ToolCalls(functions=(_STOP,), parallel=True, format=_LIST)
+    assert _accepted(parallel, texts) == [True, True, False, False, False, False]
+    check = FinalCheck(parallel)
+    assert [check.violation(text) is None for text in texts] == [True, True, False, False, False, False]
+    one = ToolCalls(functions=(_STOP,), format=_LIST)
+    assert _accepted(one, texts) == [True, False, False, False, False, False]
+    check = FinalCheck(one)
+    assert [check.violation(text) is None for text in texts] == [True, False, False, False, False, False]
+
+
+def test_without_a_begin_an_answer_that_starts_with_a_brace_is_a_call() -> None:
+    constraint = TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=_BARE))
+    body = '{"n":"stop é","a":{}}'
+    texts = ["", body, "a" + body, "é", "{", "{}", body + "a", "[1]"]
+    assert _accepted(constraint, texts) == [True, True, True, True, False, False, False, True]
+    check = FinalCheck(constraint)
+    assert [check.violation(text) is None for text in texts] == [True, True, True, True, False, False, False, True]
+
+
+def test_an_object_may_stand_in_for_free_text() -> None:
+    constraint = TextOrToolCalls(
+        calls=ToolCalls(functions=(_STOP,), format=_MARKED),
+        text=JsonSchema(schema='{"type":"object","properties":{"a":{"const":1}},"required":["a"]}'),
+    )
+    call = '<t>\n{"n":"stop é","a":{}}\n</t>'
+    texts = ['{"a":1}', call, "", "a", '{"a":2}', '{"a":1}' + call, call + '{"a":1}', '{"a":1,"b":"<t>"}']
+    expected = [True, True, False, False, False, False, False, True]
+    assert _accepted(constraint, texts) == expected
+    check = FinalCheck(constraint)
+    assert [check.violation(text) is None for text in texts] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "error", "pointer"),
+    [
+        (JsonSchema(schema='{"type":["object","null"]}'), _MARKED, UnsupportedSchemaError, "/text/schema"),
+        (JsonSchema(schema='{"type":"array"}'), _MARKED, UnsupportedSchemaError, "/text/schema"),
+        (JsonSchema(schema='{"type":"object"}'), _BARE, UnsupportedSchemaError, "/text"),
+        (JsonSchema(schema='{"type":"object"}', options=_FLEXIBLE), _MARKED, InvalidSchemaError, "/text"),
+        (JsonSchema(schema='{"type":"objekt"}'), _MARKED, InvalidSchemaError, "/text/schema/type"),
+    ],
+)
+def test_an_object_that_cannot_be_told_from_calls_is_refused(
+    text: JsonSchema, form: ToolCallFormat, error: type[GrammarError], pointer: str
+) -> None:
+    constraint = TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=form), text=text)
+    with pytest.raises(error) as caught:
+        GrammarCompiler(_vocabulary(small_vocabulary())).compile(constraint)
+    assert caught.value.pointer == pointer
 
 
 def test_a_marker_that_is_a_special_token_is_taken_as_that_token() -> None:
@@ -286,7 +371,15 @@ _WITH_DOCUMENT = SchemaOptions(documents={"urn:d": {"type": "nothing"}})
             TextOrToolCalls(calls=ToolCalls(functions=(_NOT_A_TYPE,), format=_SHORT)),
             "/calls/functions/0/parameters/properties/a~1b/type",
         ),
-        (TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=ToolCallFormat(begin=""))), "/calls/format/begin"),
+        (ToolCalls(functions=(_STOP,), format=ToolCallFormat(begin="a", marker="b")), "/format/marker"),
+        (
+            ToolCalls(functions=(_STOP,), parallel=True, format=ToolCallFormat(separator="\n\n", is_list=True)),
+            "/format/separator",
+        ),
+        (
+            TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=ToolCallFormat(marker="日", begin="日"))),
+            "/calls/format/marker",
+        ),
         (TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=ToolCallFormat(end="日"))), "/calls/format/end"),
     ],
     ids=lambda one: one if isinstance(one, str) else type(one).__name__,

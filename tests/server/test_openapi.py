@@ -68,7 +68,7 @@ def test_every_route_is_in_the_document_and_nothing_else(live: LiveServer, docum
 @pytest.mark.parametrize(
     "kind",
     sorted(
-        {kind for each in OPERATIONS for kind in (each.request, each.response, each.event) if kind is not None},
+        {kind for each in OPERATIONS for kind in (each.request, each.response, *each.events) if kind is not None},
         key=lambda kind: kind.__name__,
     ),
 )

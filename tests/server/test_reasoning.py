@@ -1,0 +1,174 @@
+"""Reasoning between think tags: free, told apart from the answer, and never at the expense of its constraint."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from live_server import LiveServer, chat_body, read_events, serving
+from tool_templates import MAY_THINK, THINKING, write_model_with_tools
+
+from specdec import Engine, EngineConfig
+from specdec.server import ServerConfig
+from specdec.server.reasoning import ReasoningReader
+
+CHAT = "/v1/chat/completions"
+SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x", "<think>"]}}, "required": ["a"],
+          "additionalProperties": False}  # fmt: skip
+RESPONSE_FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}]
+NO_END = {"2": -100}
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture(scope="module", params=["the prompt begins it", "the model may begin it"])
+def thinking(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    template = THINKING if request.param == "the prompt begins it" else MAY_THINK
+    folder, _ = write_model_with_tools(tmp_path_factory.mktemp("thinking") / "model", template)
+    with serving(Engine(EngineConfig(model=str(folder), num_kv_blocks=300, check_outputs=True))) as server:
+        server.begins = template is THINKING
+        yield server
+
+
+@pytest.fixture
+def client(thinking: LiveServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=thinking.url, timeout=60) as client:
+        yield client
+
+
+def ask(client: httpx.Client, **fields: object) -> tuple[dict, dict]:
+    response = client.post(CHAT, json=chat_body(**fields))
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0], response.json()["usage"]
+
+
+def test_a_constrained_answer_may_think_first_and_closes_inside_its_budget(client: httpx.Client) -> None:
+    for seed in range(6):
+        fields = {"response_format": RESPONSE_FORMAT, "seed": seed, "max_tokens": 60, "logit_bias": NO_END}
+        choice, usage = ask(client, **fields)
+        message = choice["message"]
+        assert choice["finish_reason"] == "stop"
+        Draft202012Validator(SCHEMA).validate(json.loads(message["content"]))
+        assert message["reasoning_content"] == message["reasoning"]
+        assert "</think>" not in message["reasoning"]
+        num_reasoning = usage["completion_tokens_details"]["reasoning_tokens"]
+        assert 0 < num_reasoning < usage["completion_tokens"]
+        with client.stream("POST", CHAT, json=chat_body(stream=True, **fields)) as response:
+            deltas = [choice["delta"] for event in read_events(response) for choice in event["choices"]]
+        assert "".join(delta.get("content") or "" for delta in deltas) == message["content"]
+        assert "".join(delta.get("reasoning_content") or "" for delta in deltas) == message["reasoning"]
+
+
+def test_a_call_that_has_to_come_may_be_thought_about(client: httpx.Client) -> None:
+    choice, _ = ask(client, tools=TOOLS, tool_choice="required", max_tokens=80, seed=1, logit_bias=NO_END)
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["reasoning"]
+    [call, *_] = choice["message"]["tool_calls"]
+    Draft202012Validator(SCHEMA).validate(json.loads(call["function"]["arguments"]))
+
+
+def test_a_call_that_is_free_to_come_ends_the_reasoning(thinking: LiveServer, client: httpx.Client) -> None:
+    [marker] = thinking.engine.tokenizer.encode("<tool_call>")
+    for seed in range(3):
+        fields = {"tools": TOOLS, "max_tokens": 300, "seed": seed, "logit_bias": {str(marker): 100}}
+        choice, _ = ask(client, **fields)
+        assert choice["finish_reason"] == "tool_calls"
+        for call in choice["message"]["tool_calls"]:
+            Draft202012Validator(SCHEMA).validate(json.loads(call["function"]["arguments"]))
+
+
+def test_free_text_is_reasoning_where_the_prompt_has_begun_it(client: httpx.Client, thinking: LiveServer) -> None:
+    choice, usage = ask(client, max_tokens=20, seed=1, logit_bias=NO_END)
+    assert choice["finish_reason"] == "length"
+    assert usage["completion_tokens_details"]["reasoning_tokens"] == (20 if thinking.begins else 0)
+    assert bool(choice["message"].get("reasoning")) == thinking.begins
+    assert bool(choice["message"]["content"]) != thinking.begins
+
+
+def test_errors_point_into_the_schema_that_was_sent(client: httpx.Client) -> None:
+    bad = {"type": "object", "properties": {"a": {"type": "text"}}}
+    for fields, param in (
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": bad}}},
+         "response_format.json_schema.schema"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": bad}}], "tool_choice": "required"},
+         "tools[0].function.parameters"),
+    ):  # fmt: skip
+        error = client.post(CHAT, json=chat_body(**fields)).json()["error"]
+        assert (error["param"], error["pointer"]) == (param, "/properties/a/type")
+        assert error["code"] == "invalid_json_schema"
+    error = client.post(CHAT, json=chat_body(structured_outputs={"regex": "("})).json()["error"]
+    assert (error["param"], error["code"], error["pointer"]) == ("structured_outputs.regex", "invalid_regex", "")
+
+
+def test_a_response_has_its_reasoning_as_an_item(thinking: LiveServer) -> None:
+    with openai.OpenAI(
+        base_url=thinking.url + "/v1", api_key="none", _strict_response_validation=True, max_retries=0, timeout=60
+    ) as client:
+        fields = {
+            "model": "tiny", "input": "Hello", "max_output_tokens": 60,
+            "text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}},
+            "extra_body": {"seed": 3, "logit_bias": NO_END},
+        }  # fmt: skip
+        response = client.responses.create(**fields)
+        assert [item.type for item in response.output] == ["reasoning", "message"]
+        Draft202012Validator(SCHEMA).validate(json.loads(response.output_text))
+        assert 0 < response.usage.output_tokens_details.reasoning_tokens < response.usage.output_tokens
+        events = list(client.responses.create(stream=True, **fields))
+    thought = "".join(event.delta for event in events if event.type == "response.reasoning_text.delta")
+    assert thought == response.output[0].content[0].text
+    assert events[-1].response.output_text == response.output_text
+
+
+def test_the_parser_can_be_switched_off(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder, _ = write_model_with_tools(tmp_path_factory.mktemp("thinking") / "model", THINKING)
+    engine = Engine(EngineConfig(model=str(folder), num_kv_blocks=100))
+    config = ServerConfig(served_model_names=("tiny",), reasoning_parser="none")
+    with serving(engine, config) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        choice, _ = ask(client, response_format=RESPONSE_FORMAT, max_tokens=60)
+        assert choice["message"].keys() == {"role", "content", "refusal"}
+        Draft202012Validator(SCHEMA).validate(json.loads(choice["message"]["content"]))
+
+
+@given(
+    thought=st.text(alphabet="ab </thin>\n", max_size=20),
+    answer=st.text(alphabet="ab <think/>\n", max_size=20),
+    opens=st.booleans(),
+    places=st.lists(st.integers(0, 60), max_size=8),
+)
+def test_whatever_the_pieces_the_same_is_reasoning(thought: str, answer: str, opens: bool, places: list[int]) -> None:
+    thought = thought.split("</think>")[0]
+    if thought.lstrip().startswith("<think>"):
+        thought = ""
+    text = ("<think>" if opens else "") + thought + "</think>" + answer
+    if not opens and "<think>".startswith(thought.strip()[:1] or "x"):
+        return
+    reader = ReasoningReader(is_begun=True)
+    bounds = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
+    pieces = [reader.read(text[start:end]) for start, end in itertools.pairwise(bounds)]
+    pieces.append(reader.end())
+    assert "".join(reasoning for reasoning, _ in pieces) == thought.strip()
+    assert "".join(rest for _, rest in pieces) == answer.lstrip()
+    assert reader.num_characters == len(text) - len(answer)
+
+
+def test_reasoning_ends_where_a_call_begins() -> None:
+    for text in ("<think>a <tool_call>\n{", "<think>a </think>\n\n<tool_call>\n{"):
+        for size in (1, 2, 5, 40):
+            reader = ReasoningReader(is_begun=False, call_start="<tool_call>")
+            pieces = [reader.read(text[start : start + size]) for start in range(0, len(text), size)]
+            assert "".join(reasoning for reasoning, _ in pieces) == "a"
+            assert "".join(rest for _, rest in pieces) == "<tool_call>\n{"
+
+
+def test_text_without_the_opening_tag_is_an_answer() -> None:
+    reader = ReasoningReader(is_begun=False)
+    assert reader.read("<th") == ("", "")
+    assert reader.read("at is") == ("", "<that is")
+    assert reader.num_characters == 0
