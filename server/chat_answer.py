@@ -86,7 +86,7 @@ class ChatSpelling:
 
 def answer_end(reason: FinishReason, reader: AnswerReader) -> AnswerEnd:
     """Why an answer ended: with its calls, if it has some and they are whole."""
-    return "tool_calls" if reader.has_whole_calls and reason is FinishReason.STOP else reason
+    return "tool_calls" if reader.has_whole_calls and reason is FinishReason.STOP else reason.value
 
 
 def _message(reader: AnswerReader, text: str) -> AnswerMessage:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from specdec import FinishReason, SpeculativeParams, TokenLogprob
+from specdec import SpeculativeParams, TokenLogprob
 from specdec.server.conversation import Message
 from specdec.server.response_format import ResponseFormat
 from specdec.server.sampling import SamplingFields
@@ -75,7 +75,7 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
-AnswerEnd = FinishReason | Literal["tool_calls"]
+AnswerEnd = Literal["stop", "length", "tool_calls", "abort", "error"]
 """Why an answer ended."""
 
 

@@ -134,7 +134,7 @@ OPERATIONS: Final = (
         request=DetokenizeRequest,
         response=Detokenized,
         errors=_BODY_ERRORS,
-        example={"tokens": [504, 3575]},
+        example={"tokens": [5, 6, 7]},
     ),
     Operation(
         method="get",

@@ -76,7 +76,6 @@ async def responses(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
         asked.speculative,
         asked.specdec_trace,
         config=service.engine.config.speculative,
-        max_prediction_bytes=limits.max_prediction_bytes,
     )
     messages = input_messages(asked.input, asked.instructions, max_items=limits.max_messages)
     prompt = await asyncio.to_thread(encode_conversation, messages, tools.for_template, tokenizer)
