@@ -104,6 +104,12 @@ class EngineChild:
 
     async def run(self) -> int:
         """Until the engine or the connection ends; the exit status."""
+        try:
+            return await self._run()
+        finally:
+            await self._protocol.close()
+
+    async def _run(self) -> int:
         loop = asyncio.get_running_loop()
         await loop.connect_accepted_socket(lambda: self._protocol, self._connection)
         load = await self._load
@@ -114,9 +120,6 @@ class EngineChild:
                 logger.exception("the engine could not be built")
             await self._say_last(encode(LoadFailed(pack_failure(error))))
             return 1
-        # What is loaded stays. Looking it through for cycles again and again would hold up a step, for 30 ms and more.
-        gc.collect()
-        gc.freeze()
         self._engine = AsyncEngine(engine, on_stats=self._note_stats)
         await self._engine.start()
         ready = Ready(engine.describe(), str(engine.model_folder), engine.stats())
@@ -279,7 +282,11 @@ def _build(load: Load, progress: ProgressCallback) -> Engine:
     logging.basicConfig(level=load.log_level, stream=sys.stderr, format=load.log_format)
     from specdec.engine import Engine  # noqa: PLC0415, torch is loaded while the connection is looked after
 
-    return Engine(load.config(), progress=progress)
+    engine = Engine(load.config(), progress=progress)
+    # What is loaded stays. Looking it through for cycles again and again would hold up a step, for 30 ms and more.
+    gc.collect()
+    gc.freeze()
+    return engine
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ class EngineProcess(EngineHandle):
         self._protocol.send(encode(Stop()))
         timeout_s = DEATH_TIMEOUT_S if self._dead.is_set() else END_TIMEOUT_S
         await asyncio.to_thread(_wait_or_kill, self._process, timeout_s)
-        self._protocol.close()
+        await self._protocol.close()
 
     async def submit(self, *requests: Request, observer: DeltaObserver | None = None) -> DeltaStream:
         self._check_open(has_started=self._protocol is not None)

@@ -28,6 +28,7 @@ class FrameProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._writable = asyncio.Event()
         self._writable.set()
+        self._lost = asyncio.Event()
 
     def send(self, payload: bytes) -> None:
         """Write a frame; nothing after the connection was lost."""
@@ -50,10 +51,11 @@ class FrameProtocol(asyncio.Protocol):
             transport.set_write_buffer_limits(0)
             await self._writable.wait()
 
-    def close(self) -> None:
-        """After what was written is sent."""
+    async def close(self) -> None:
+        """End the connection, whatever was not sent yet; return once it has ended."""
         if self._transport is not None:
-            self._transport.close()
+            self._transport.abort()
+            await self._lost.wait()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own are no subclass of it
@@ -81,6 +83,7 @@ class FrameProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002, however it was lost
         self._transport = None
+        self._lost.set()
         self._writable.set()
         self._on_lost()
 
