@@ -40,9 +40,11 @@ def table(request: pytest.FixtureRequest) -> Iterator[dict[str, dict[str, bool]]
     lines = [["", *rows], *([feature, *(marks[row.get(feature)] for row in rows.values())] for feature in features)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    reporter.write_line("")
-    for line in lines:
-        reporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
+        reporter.write_line("")
+        for line in lines:
+            cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+            reporter.write_line("  ".join(cells).rstrip())
 
 
 @pytest.mark.clients
