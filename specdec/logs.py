@@ -9,10 +9,9 @@ import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 LogFormat: TypeAlias = Literal["text", "json"]
-LOG_FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)
 
 FIELDS = "specdec_fields"
 """The attribute of a record that holds what it says beside its message: `extra={FIELDS: {...}}`."""

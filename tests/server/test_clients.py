@@ -23,7 +23,8 @@ CLIENTS = ["instructor", "pydantic-ai", "langchain-openai", "litellm"]
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder, _ = write_model_with_tools(tmp_path_factory.mktemp("clients") / "model", QWEN, max_position_embeddings=8192)
     command = [SPECDEC, "serve", str(folder), "--port", "0", "--served-model-name", "tiny", "--check-outputs"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+    environment = {name: value for name, value in os.environ.items() if name != "SPECDEC_API_KEY"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
         try:
             yield next(found[1] for line in server.stderr if (found := re.search(r"ready +(\S+)/v1 in", line)))
         finally:
