@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from live_server import chat_body
-from served_process import Served
+from served_process import Served, wait_for_running
 
 from specdec.logs import FIELDS, REQUEST_ID, JsonFormatter, TextFormatter
 
 CHAT = "/v1/chat/completions"
+SPECDEC = str(Path(sys.executable).with_name("specdec"))
 
 
 def record(message: str, fields: dict[str, object], error: BaseException | None = None) -> logging.LogRecord:
@@ -141,3 +146,32 @@ def test_probes_are_logged_for_those_who_debug(served: Callable[..., Served]) ->
     httpx.get(server.url + "/health")
     _, log, _ = server.stop()
     assert [line["path"] for line in access(log)] == ["/health"]
+
+
+def test_a_client_that_leaves_is_logged_with_an_answer_that_did_not_finish(served: Callable[..., Served]) -> None:
+    server = served(log_format="json")
+    body = chat_body(stream=True, ignore_eos=True)
+    with httpx.stream("POST", server.url + CHAT, json=body, timeout=30) as response:
+        next(response.iter_lines())
+    wait_for_running(server.url, 0)
+    _, log, _ = server.stop()
+    [line] = access(log)
+    assert line["finish_reasons"] == [None]
+    assert 0 < line["completion_tokens"] < 1000
+
+
+def test_on_the_command_line_all_of_the_log_is_json(tiny_model_folder: Path) -> None:
+    command = [SPECDEC, "serve", str(tiny_model_folder), "--port", "0", "--host", "0.0.0.0", "--log-format", "json"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        found = []
+        while not found or found[-1]["message"] != "ready":
+            found.append(json.loads(server.stderr.readline()))
+        assert httpx.get(found[-1]["url"] + "/v1/models").status_code == 200
+        server.send_signal(signal.SIGTERM)
+        found += lines(server.stderr.read())
+    assert server.returncode == 0
+    assert found[0]["stage"] == "loading"
+    assert [line["message"] for line in found if line["level"] == "warning"] == [
+        "whoever reaches 0.0.0.0 can use this server; guard it with --api-key-file"
+    ]
+    assert [line["path"] for line in found if line["logger"] == "specdec.access"] == ["/v1/models"]
