@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CLIENTS := $(patsubst tests/clients/%.txt,.venv-clients/%/.installed,$(wildcard tests/clients/*.txt))
 ARGS ?=
 
 # Tests run beside other work: threads that wait should sleep.
@@ -55,8 +56,13 @@ test-peers: $(STAMP) ## our verdicts beside those of llguidance, xgrammar and ou
 	$(BIN)/python -m pip install --quiet -e '.[dev,peers]'
 	$(SAFE) $(BIN)/pytest -m peers $(ARGS)
 
-test-clients: $(STAMP) ## the server under schemathesis, which it installs in an environment of its own
-	@test -x .venv-clients/bin/schemathesis || { $(BIN)/python -m venv --without-pip .venv-clients && $(BIN)/python -m pip --python .venv-clients/bin/python install --quiet 'schemathesis>=4.32,<5'; }
+# Their requirements exclude each other, so each has an environment of its own.
+.venv-clients/%/.installed: tests/clients/%.txt | $(STAMP)
+	@$(BIN)/python -m venv --without-pip $(@D)
+	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet -r $<
+	@touch $@
+
+test-clients: $(STAMP) $(CLIENTS) ## client libraries and schemathesis against the server, each in its own environment
 	$(SAFE) $(BIN)/pytest -m clients $(ARGS)
 
 test-slow: $(STAMP) ## the tests that take more than ten seconds each

@@ -35,6 +35,8 @@ class Function(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     name: str
     parameters: str = '{"type":"object"}'
     """JSON text of the schema of its arguments, which are an object."""
+    options: SchemaOptions | None = None
+    """How this schema is read; None is as those of all calls, whose whitespace it has in any case."""
 
 
 class ToolCallFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,7 +73,7 @@ class ToolCalls(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unkn
     parallel: bool = False
     format: ToolCallFormat = HERMES
     options: SchemaOptions = DEFAULT_OPTIONS
-    """How the schemas of the arguments are read."""
+    """How the schemas of the arguments are read, where a function has none of its own."""
 
 
 class TextOrToolCalls(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):

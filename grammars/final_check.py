@@ -118,7 +118,10 @@ class _ToolCallsCheck:
     def __init__(self, calls: ToolCalls) -> None:
         self._format = calls.format
         self._is_parallel = calls.parallel
-        self._judges = {function.name: _judge(function.parameters, calls.options) for function in calls.functions}
+        self._judges = {
+            function.name: _judge(function.parameters, function.options or calls.options)
+            for function in calls.functions
+        }
 
     def violation(self, text: str) -> str | None:
         place = number = 0

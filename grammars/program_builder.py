@@ -268,8 +268,15 @@ class _ProgramBuilder:
             self._enforced.add("separator")
         goals = []
         for index, function in enumerate(calls.functions):
+            options = function.options or calls.options
+            if _whitespace(options) != _whitespace(calls.options):
+                raise InvalidSchemaError(
+                    f"function {function.name!r} asks for other whitespace than the calls",
+                    keyword="whitespace",
+                    pointer=f"/functions/{index}/options/whitespace",
+                )
             with self._within(f"/functions/{index}/parameters"):
-                goals.append(self._add_function(function, calls.options))
+                goals.append(self._add_function(function, options))
         first_call, first_body = add_calls(calls, goals, self._raw, self._vocabulary)
         match marker:
             case None:
@@ -287,10 +294,7 @@ class _ProgramBuilder:
                 keyword="text",
                 pointer="/text",
             )
-        if (text.options.whitespace, text.options.max_whitespace) != (
-            calls.options.whitespace,
-            calls.options.max_whitespace,
-        ):
+        if _whitespace(text.options) != _whitespace(calls.options):
             raise InvalidSchemaError("text and calls ask for different whitespace", keyword="text", pointer="/text")
         with self._within("/text/schema"):
             goal = self._add_schema(text)
@@ -308,6 +312,10 @@ class _ProgramBuilder:
         except GrammarError as error:
             error.message = f"function {function.name!r}: {error.message}"
             raise
+
+
+def _whitespace(options: SchemaOptions) -> tuple[str, int]:
+    return options.whitespace, options.max_whitespace
 
 
 def _below(place: str, pointer: str) -> str:

@@ -153,6 +153,16 @@ class Answer:
             ),
         )
 
+    def account(self) -> dict[str, object]:
+        """What the log says of the answer: how much, and why it ended. None for a choice that did not."""
+        counts = self.usage()
+        reasons = [None if choice.finish_reason is None else choice.finish_reason.value for choice in self.choices]
+        return {
+            "prompt_tokens": counts.prompt_tokens,
+            "completion_tokens": counts.completion_tokens,
+            "finish_reasons": reasons,
+        }
+
     def _choice_of(self, delta: TokenDelta) -> Choice:
         return self.choices[self._first_choice[delta.request_id] + delta.choice_index]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from specdec import AfterMarker, ChatTemplate, Constraint, RequestError, SchemaError, TextOrToolCalls, Tokenizer
@@ -10,6 +12,7 @@ from specdec.server.answer_reader import AnswerReader
 from specdec.server.constraint import RequestedConstraint
 from specdec.server.reasoning import ReasoningReader, after_reasoning, is_open, may_reason
 from specdec.server.tools import RequestedTools
+from specdec.server.usage import Extension
 
 _CODES = {
     "pattern": ("invalid_regex", "unsupported_regex_feature"),
@@ -49,22 +52,50 @@ class AnswerShape(msgspec.Struct, frozen=True, kw_only=True):
                 skip_special_tokens=self.constraint is None,
             )
 
+    @property
+    def has_report(self) -> bool:
+        """Whether the answer shall carry the enforcement report."""
+        return self.requested.has_report or self.tools.has_report
+
     def located(self, error: RequestError) -> RequestError:
         """An error as one of the request: those of a composed constraint point into it."""
         if not isinstance(error, SchemaError) or error.param != "constraint":
             return error
-        pointer = error.pointer.removeprefix("/then")
-        part, _, rest = pointer.removeprefix("/text/").removeprefix("/").partition("/")
-        is_of_text = part in {"schema", "pattern", "choices"}
-        if is_of_text:
-            param, pointer = self.requested.param, f"/{rest}" if rest else ""
-        elif self.tools.constraint is None:
-            param = self.requested.param
-        else:
-            param, pointer = self.tools.located(pointer)
+        part, param, pointer = self._place(error.pointer)
         is_unsupported = (error.code or "").startswith("unsupported")
-        code = _CODES.get(part if is_of_text else "", _SCHEMA_CODES)[is_unsupported]
+        code = _CODES.get(part, _SCHEMA_CODES)[is_unsupported]
         return SchemaError(str(error), keyword=error.keyword, pointer=pointer, param=param, code=code)
+
+    def in_request(self, extension: Extension) -> Extension:
+        """With the places in the report as pointers into the body of the request, where it has tools to be called."""
+        report = extension.enforcement
+        if report is None or self.tools.constraint is None:
+            return extension
+        restrictions = tuple(
+            msgspec.structs.replace(one, pointer=self._body_pointer(one.pointer)) for one in report.restrictions
+        )
+        return msgspec.structs.replace(
+            extension, enforcement=msgspec.structs.replace(report, restrictions=restrictions)
+        )
+
+    def _body_pointer(self, pointer: str) -> str:
+        if pointer[:1] != "/":
+            return pointer  # of all of the answer, or of a document that a reference led to
+        _, param, rest = self._place(pointer)
+        return "/" + re.sub(r"\[(\d+)\]", r"/\1", param).replace(".", "/") + rest
+
+    def _place(self, pointer: str) -> tuple[str, str, str]:
+        """Of a place in the constraint: which part of an answer in text it is of, the request's field, and where there.
+
+        The part is empty for what is no text.
+        """
+        pointer = pointer.removeprefix("/then")
+        part, _, rest = pointer.removeprefix("/text/").removeprefix("/").partition("/")
+        if part in {"schema", "pattern", "choices"}:
+            return part, self.requested.param, f"/{rest}" if rest else ""
+        if self.tools.constraint is None:
+            return "", self.requested.param, pointer
+        return "", *self.tools.located(pointer)
 
 
 def answer_shape(

@@ -22,6 +22,7 @@ from specdec.server.generation import respond
 from specdec.server.sampling import sampling_params
 from specdec.server.service import Service, service_of
 from specdec.server.speculation import requested_speculation
+from specdec.server.template_options import template_options
 from specdec.server.tools import requested_tools
 from specdec.server.unsupported import CHAT_REFUSED, WITHOUT_EFFECT
 
@@ -55,7 +56,8 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
         config=service.engine.config.speculative,
     )
     messages = template_messages(chat.messages, max_messages=service.config.limits.max_messages)
-    prompt = await asyncio.to_thread(encode_conversation, messages, tools.for_template, tokenizer)
+    options = template_options(chat.chat_template_kwargs, chat.reasoning_effort, template=template)
+    prompt = await asyncio.to_thread(encode_conversation, messages, tools.for_template, tokenizer, options)
     shape = answer_shape(
         tools,
         requested,
@@ -86,7 +88,7 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
             "max_tokens": "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens",
             **requested.params,
         },
-        has_report=requested.has_report,
+        has_report=shape.has_report,
         has_prediction=speculation.has_prediction,
         has_trace=speculation.trace,
         chunks=spelling.chunks if chat.stream else None,

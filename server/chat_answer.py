@@ -75,7 +75,7 @@ class ChatSpelling:
             choices=choices,
             usage=answer.usage(),
             system_fingerprint=self.fingerprint,
-            specdec=answer.extension(),
+            specdec=self.shape.in_request(answer.extension()),
             metrics=answer.metrics(self.max_draft_tokens) if self.has_metrics else msgspec.UNSET,
         )
 
@@ -188,5 +188,5 @@ class _ChatChunks:
             choices=[] if choice is None else [choice],
             system_fingerprint=self._spelling.fingerprint,
             usage=usage if self._has_usage else msgspec.UNSET,
-            specdec=msgspec.UNSET if last is None else self._answer.extension(last),
+            specdec=msgspec.UNSET if last is None else self._spelling.shape.in_request(self._answer.extension(last)),
         )

@@ -41,6 +41,9 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, bool | str] | None = None
+    """vLLM's: whether and how hard the model thinks, in the words of its chat template."""
     prediction: Prediction | None = None
     speculative: SpeculativeParams | None = None
     specdec_trace: bool | None = None

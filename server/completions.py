@@ -33,7 +33,7 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
     """Continue one or several prompts."""
     service = service_of(request)
     completion, ignored = await read_body(
-        request, CompletionRequest, refused=COMPLETION_REFUSED, without_effect=WITHOUT_EFFECT
+        request, CompletionRequest, refused=COMPLETION_REFUSED, without_effect=WITHOUT_EFFECT | {"reasoning_effort"}
     )
     service.check_model(completion.model)
     params = _sampling_params(completion, service)

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from specdec import ConfigError
+from specdec.logs import LogFormat
 from specdec.server.auth import is_header_text
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9.\-\[\]:]+")
@@ -72,7 +73,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What a SIGTERM leaves running requests before they end with an error."""
     stall_timeout_s: float = 300.0
     """One engine step that takes longer turns /health to 503."""
-    log_level: Literal["critical", "error", "warning", "info", "debug"] = "warning"
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
+    """Of specdec's own records; libraries log from warnings on."""
+    log_format: LogFormat = "text"
+    """How serve() writes its log, one line per record."""
+    log_requests: bool = False
+    """Whether prompts are logged; without it nothing of a request's content is."""
 
     @property
     def is_guarded(self) -> bool:

@@ -11,6 +11,7 @@ from specdec import Tokenizer
 from specdec.server.call_families import with_tools_as_text
 from specdec.server.content import RefusalPart, TextPart
 from specdec.server.errors import bad_request
+from specdec.server.template_options import TemplateOptions
 
 
 class CalledFunction(msgspec.Struct, frozen=True):
@@ -65,6 +66,7 @@ def encode_conversation(
     messages: list[dict[str, object]],
     tools: list[dict[str, object]] | None,
     tokenizer: Tokenizer,
+    options: TemplateOptions,
     *,
     add_generation_prompt: bool = True,
 ) -> Prompt:
@@ -75,7 +77,7 @@ def encode_conversation(
     template = tokenizer.chat_template(has_tools=bool(tools))
     if template is not None and not template.takes_tools:
         messages, tools = with_tools_as_text(messages, tools), None
-    text = tokenizer.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+    text = tokenizer.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt, **options)
     return Prompt(text, tokenizer.encode(text))
 
 

@@ -21,7 +21,6 @@ from specdec import (
     SchemaError,
     SpecdecError,
 )
-from specdec.server.exchange import exchange_of
 
 logger = logging.getLogger(__name__)
 
@@ -151,12 +150,11 @@ def _of_http_exception(exception: HTTPException) -> ApiError:
     return ApiError(status, ErrorObject(message=message, type=kind, code=code), headers)
 
 
-def handle_exception(request: HttpRequest[Any, Any, Any], exception: Exception) -> Response[ErrorBody]:
+def handle_exception(_: HttpRequest[Any, Any, Any], exception: Exception) -> Response[ErrorBody]:
     """Litestar's handler for everything that a route, or the routing, raises."""
     failure = of_exception(exception)
     if failure.status >= 500 and not isinstance(exception, (ApiError, EngineError, HTTPException)):
-        request_id = exchange_of(request).request_id
-        logger.error("request %s failed", request_id, exc_info=exception)
+        logger.error("a request failed", exc_info=exception)
     return failure.response()
 
 

@@ -25,6 +25,8 @@ class Exchange:
     """The holder of the API key, without showing it; without keys everybody is one."""
     start: float = field(default_factory=time.monotonic)
     status: int = 0
+    account: Callable[[], dict[str, object]] | None = None
+    """What the access line says of the answer, once there is one."""
     on_end: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def at_end(self, close: Callable[[], None]) -> None:

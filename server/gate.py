@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import secrets
 from typing import TYPE_CHECKING
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from litestar.enums import ScopeType
 
+from specdec.logs import REQUEST_ID
+from specdec.server.access_log import log_access
 from specdec.server.auth import METRICS_PATH, PUBLIC_PATHS, ApiKeys, cache_salt, presented_key
 from specdec.server.config import ServerConfig
 from specdec.server.cors import Cors
@@ -20,8 +21,6 @@ from specdec.server.rate_limit import RateLimit
 
 if TYPE_CHECKING:
     from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
-
-logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 UNROUTED = "unrouted"
@@ -50,6 +49,8 @@ class Gate:
         salt = cache_salt(key if self._api_keys.guards else None)
         exchange = Exchange(_request_id(headers.get(b"x-request-id")), salt, caller=salt)
         exchange.enter(scope)
+        # uvicorn runs each request in a context of its own.
+        REQUEST_ID.set(exchange.request_id)
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -94,14 +95,7 @@ class Gate:
     def _record(self, scope: HTTPScope, exchange: Exchange) -> None:
         route = str(scope.get("path_template") or UNROUTED)
         self._metrics.observe_http(scope["method"], route, exchange.status, exchange.seconds)
-        logger.info(
-            "%s %s %s %d %.1f ms",
-            exchange.request_id,
-            scope["method"],
-            route,
-            exchange.status,
-            1e3 * exchange.seconds,
-        )
+        log_access(scope["method"], scope["path"], exchange)
 
 
 def _request_id(given: bytes | None) -> str:

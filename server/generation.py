@@ -11,6 +11,7 @@ from litestar import Request as HttpRequest
 from litestar import Response
 
 from specdec import DeltaStream, Request, RequestError, TokenDelta
+from specdec.server.access_log import log_prompts
 from specdec.server.answer import Answer
 from specdec.server.body import IGNORED_HEADER
 from specdec.server.connection import while_connected
@@ -49,12 +50,15 @@ async def respond(
         has_trace=has_trace,
         has_steps=service.config.per_request_spec_decode_metrics == "detailed",
     )
+    if service.config.log_requests:
+        await asyncio.to_thread(log_prompts, requests, service.engine.tokenizer)
     try:
         deltas = await while_connected(_submit(service, exchange, requests, answer), http_request.receive)
     except RequestError as error:
         if error.param is not None:
             error.param = params.get(error.param, error.param)
         raise
+    exchange.account = answer.account
     headers = {IGNORED_HEADER: ignored} if ignored else {}
     if chunks is not None:
         frames = event_frames(deltas, answer, chunks(answer), service.config.keep_alive_interval_s)

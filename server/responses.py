@@ -32,6 +32,7 @@ from specdec.server.responses_wire import (
 from specdec.server.sampling import sampling_params
 from specdec.server.service import Service, service_of
 from specdec.server.speculation import requested_speculation
+from specdec.server.template_options import template_options
 from specdec.server.tool_wire import (
     AllowedToolChoice,
     AllowedTools,
@@ -78,7 +79,9 @@ async def responses(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
         config=service.engine.config.speculative,
     )
     messages = input_messages(asked.input, asked.instructions, max_items=limits.max_messages)
-    prompt = await asyncio.to_thread(encode_conversation, messages, tools.for_template, tokenizer)
+    effort = None if asked.reasoning is None else asked.reasoning.effort
+    options = template_options(asked.chat_template_kwargs, effort, template=template, effort_param="reasoning.effort")
+    prompt = await asyncio.to_thread(encode_conversation, messages, tools.for_template, tokenizer, options)
     shape = answer_shape(
         tools,
         requested,
@@ -110,7 +113,7 @@ async def responses(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
             "max_tokens": "max_output_tokens",
             **requested.params,
         },
-        has_report=False,
+        has_report=shape.has_report,
         has_prediction=speculation.has_prediction,
         has_trace=speculation.trace,
         chunks=spelling.chunks if asked.stream else None,
@@ -164,20 +167,21 @@ def _sampling_params(asked: ResponsesRequest, service: Service) -> SamplingParam
 def _requested_constraint(asked: ResponsesRequest, *, max_schema_bytes: int) -> RequestedConstraint:
     match asked.text.format if asked.text is not None else None:
         case AnyObject():
-            text, options, param = ANY_OBJECT, None, "text.format"
-        case SchemaText(schema=schema, options=given):
+            text, options, param, has_report = ANY_OBJECT, None, "text.format", False
+        case SchemaText(schema=schema, options=given, report=report):
             text, param = bytes(schema).decode(), "text.format.schema"
-            options = given or None
+            options, has_report = given or None, bool(report)
         case _:
             return RequestedConstraint()
     constraint = json_schema(
         text, options, param=param, options_param="text.format.options", max_schema_bytes=max_schema_bytes
     )
-    return RequestedConstraint(constraint=constraint, param=param)
+    return RequestedConstraint(constraint=constraint, param=param, has_report=has_report)
 
 
 def _tool(tool: FunctionTool) -> Tool:
-    return Tool(FunctionDefinition(tool.name, tool.description, tool.parameters, tool.strict))
+    definition = FunctionDefinition(tool.name, tool.description, tool.parameters, tool.strict)
+    return Tool(definition, tool.options or None, tool.report or None)
 
 
 def _tool_choice(choice: FunctionChoice | None) -> ToolChoice | None:

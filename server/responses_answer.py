@@ -87,7 +87,7 @@ class ResponsesSpelling:
             incomplete_details=Incomplete() if is_cut else None,
             output=items.done,
             usage=_usage(answer.usage()),
-            specdec=answer.extension(),
+            specdec=self.shape.in_request(answer.extension()),
             metrics=answer.metrics(self.max_draft_tokens) if self.has_metrics else msgspec.UNSET,
         )
 

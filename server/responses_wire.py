@@ -23,13 +23,14 @@ class AnyObject(msgspec.Struct, frozen=True, tag_field="type", tag="json_object"
 
 
 class SchemaText(msgspec.Struct, frozen=True, tag_field="type", tag="json_schema", forbid_unknown_fields=True):
-    """An instance of the schema, whatever `strict` says; `options` are an extension."""
+    """An instance of the schema, whatever `strict` says; `options` and `report` are extensions."""
 
     name: str
     schema: msgspec.Raw
     description: str | None = None
     strict: bool | None = None
     options: Options | msgspec.UnsetType | None = msgspec.UNSET
+    report: bool | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class TextConfig(msgspec.Struct, frozen=True):
@@ -40,12 +41,17 @@ class TextConfig(msgspec.Struct, frozen=True):
 
 
 class FunctionTool(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
-    """A function and the schema of its arguments, which is enforced whatever `strict` says."""
+    """A function and the schema of its arguments, which is enforced whatever `strict` says.
+
+    `options` and `report` are extensions.
+    """
 
     name: str
     parameters: msgspec.Raw = msgspec.field(default_factory=lambda: ABSENT)
     strict: bool | None = None
     description: str | None = None
+    options: Options | msgspec.UnsetType | None = msgspec.UNSET
+    report: bool | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class ForcedFunction(msgspec.Struct, frozen=True, tag_field="type", tag="function", forbid_unknown_fields=True):
@@ -70,6 +76,14 @@ class EventOptions(msgspec.Struct, frozen=True):
     include_obfuscation: bool | None = None
 
 
+class AskedReasoning(msgspec.Struct, frozen=True):
+    """How hard the model shall think; summaries are never written."""
+
+    effort: str | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+
+
 class ResponsesRequest(SamplingFields, frozen=True, kw_only=True):
     """The body of POST /v1/responses; what it has of sampling beyond OpenAI's is as in chat completions."""
 
@@ -89,6 +103,8 @@ class ResponsesRequest(SamplingFields, frozen=True, kw_only=True):
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    reasoning: AskedReasoning | None = None
+    chat_template_kwargs: dict[str, bool | str] | None = None
     prediction: Prediction | None = None
     speculative: SpeculativeParams | None = None
     specdec_trace: bool | None = None

@@ -8,7 +8,6 @@ import gc
 import logging
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -16,7 +15,7 @@ import msgspec
 import uvicorn
 
 from specdec import AsyncEngine, ConfigError, EngineConfig, EngineDescription, EngineHandle, EngineProcess
-from specdec.engine_messages import LOG_FORMAT
+from specdec.logs import LogFormat, configure_logging
 from specdec.server.app import create_app
 from specdec.server.config import ServerConfig
 from specdec.server.http_protocol import HttpProtocol
@@ -56,10 +55,10 @@ def serve(
     short. Raises ConfigError if the address cannot be had, before anything is loaded, and what Engine raises.
     """
     config = server_config or ServerConfig()
-    _configure_logging(config)
+    configure_logging(logging.getLevelNamesMapping()[config.log_level.upper()], config.log_format)
     with _bind(config) as listener:
         start = time.monotonic()
-        with _loaded_engine(engine_config, progress, in_process=in_process) as engine:
+        with _loaded_engine(engine_config, progress, config.log_format, in_process=in_process) as engine:
             info = ServerInfo(
                 url=_url(config.host, listener.getsockname()[1]),
                 model_names=config.served_model_names or (engine.model_name,),
@@ -76,12 +75,12 @@ def serve(
 
 @contextlib.contextmanager
 def _loaded_engine(
-    config: EngineConfig, progress: Callable[..., None] | None, *, in_process: bool
+    config: EngineConfig, progress: Callable[..., None] | None, log_format: LogFormat, *, in_process: bool
 ) -> Iterator[EngineHandle]:
     if in_process:
         yield AsyncEngine.from_config(config, progress=progress)
         return
-    engine = EngineProcess.launch(config, progress=progress)
+    engine = EngineProcess.launch(config, progress=progress, log_format=log_format)
     try:
         yield engine
     finally:
@@ -175,11 +174,3 @@ def _url(host: str, port: int) -> str:
     if ":" in reachable and not reachable.startswith("["):
         reachable = f"[{reachable}]"
     return f"http://{reachable}:{port}"
-
-
-def _configure_logging(config: ServerConfig) -> None:
-    logging.basicConfig(
-        level=config.log_level.upper(),
-        stream=sys.stderr,
-        format=LOG_FORMAT,
-    )

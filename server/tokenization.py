@@ -14,12 +14,12 @@ from specdec.server.call_families import call_family
 from specdec.server.conversation import Message, encode_conversation, template_messages
 from specdec.server.errors import bad_request
 from specdec.server.service import Service, service_of
+from specdec.server.template_options import template_options
 from specdec.server.tool_wire import Tool
 from specdec.server.tools import requested_tools
 
 _REFUSED = {
     "chat_template": Refused((), "the model's own template is used"),
-    "chat_template_kwargs": Refused(({},), "the model's own template is used as it is"),
     "continue_final_message": Refused((False,), "every answer is a message of its own"),
 }
 
@@ -31,6 +31,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | None = None
     messages: list[Message] | None = None
     tools: list[Tool] | None = None
+    chat_template_kwargs: dict[str, bool | str] | None = None
     add_special_tokens: bool | None = None
     """Of a prompt: as /v1/completions does, if left out. A conversation has those that its template spells."""
     add_generation_prompt: bool | None = None
@@ -98,6 +99,12 @@ async def detokenize(request: HttpRequest[Any, Any, Any]) -> Detokenized:
 def _encoded(body: TokenizeRequest, service: Service) -> list[int]:
     tokenizer, limits = service.engine.tokenizer, service.config.limits
     if body.messages is None:
+        if body.chat_template_kwargs:
+            raise bad_request(
+                "chat_template_kwargs is for messages: a prompt has no template",
+                param="chat_template_kwargs",
+                code="conflicting_fields",
+            )
         assert body.prompt is not None, "it is either of them"
         return tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
     if body.add_special_tokens:
@@ -106,10 +113,12 @@ def _encoded(body: TokenizeRequest, service: Service) -> list[int]:
             param="add_special_tokens",
             code="conflicting_fields",
         )
-    family = call_family(tokenizer.chat_template(has_tools=bool(body.tools)))
+    template = tokenizer.chat_template(has_tools=bool(body.tools))
+    family = call_family(template)
     return encode_conversation(
         template_messages(body.messages, max_messages=limits.max_messages),
         requested_tools(body.tools, None, None, family=family, limits=limits).for_template,
         tokenizer,
+        template_options(body.chat_template_kwargs, None, template=template),
         add_generation_prompt=body.add_generation_prompt is not False,
     ).token_ids

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from specdec.server.response_format import ABSENT
+from specdec.server.schema_options import Options
 
 
 class FunctionDefinition(msgspec.Struct, frozen=True):
@@ -19,9 +20,11 @@ class FunctionDefinition(msgspec.Struct, frozen=True):
 
 
 class Tool(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
-    """A tool; functions are the only kind."""
+    """A tool; functions are the only kind. `options` and `report` are extensions, as beside other schemas."""
 
     function: FunctionDefinition
+    options: Options | None = None
+    report: bool | None = None
 
 
 class FunctionName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

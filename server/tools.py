@@ -15,6 +15,7 @@ from specdec.server.config import RequestLimits
 from specdec.server.constraint import RequestedConstraint
 from specdec.server.errors import ApiError, bad_request
 from specdec.server.response_format import check_size
+from specdec.server.schema_options import schema_options
 from specdec.server.tool_calls import CallReader
 from specdec.server.tool_wire import AllowedToolChoice, AllowedTools, FunctionDefinition, NamedTool, Tool, ToolChoice
 
@@ -37,6 +38,10 @@ class RequestedTools(msgspec.Struct, frozen=True, kw_only=True):
     """Where among the tools each function of the constraint stands."""
     path: str = "function."
     """From a tool to its name and parameters, in the words of the endpoint."""
+    has_report: bool = False
+    """Whether the answer shall carry the enforcement report: if one of the tools that may be called asks for it."""
+    whitespace_param: str | None = None
+    """The tool's field that says how calls are spaced, if one does."""
 
     def reader(self) -> CallReader | None:
         """For one choice; None where nothing can be called."""
@@ -67,10 +72,13 @@ class RequestedTools(msgspec.Struct, frozen=True, kw_only=True):
                 code="conflicting_fields",
             )
         asked = requested.constraint.options
-        options = msgspec.structs.replace(
-            calls.options, whitespace=asked.whitespace, max_whitespace=asked.max_whitespace
-        )
-        constraint = TextOrToolCalls(calls=msgspec.structs.replace(calls, options=options), text=requested.constraint)
+        if self.whitespace_param is not None and _whitespace(asked) != _whitespace(calls.options):
+            raise bad_request(
+                f"{self.whitespace_param} asks for other whitespace than {requested.param}; an answer has either",
+                param=self.whitespace_param,
+                code="conflicting_fields",
+            )
+        constraint = TextOrToolCalls(calls=_spaced(calls, asked), text=requested.constraint)
         return msgspec.structs.replace(self, constraint=constraint)
 
     def located(self, pointer: str) -> tuple[str, str]:
@@ -108,20 +116,26 @@ def requested_tools(
             places, is_required = _allowed(allowed, names, path), allowed.mode == "required"
         case _:
             places, is_required = list(range(len(names))), choice == "required"
+    options = _options(tools or (), limits)
+    spacing, whitespace_param = _spacing(tools or (), options, places)
     calls = ToolCalls(
         functions=tuple(
-            Function(name=names[place], parameters=_parameters_text(definitions[place])) for place in places
+            Function(name=names[place], parameters=_parameters_text(definitions[place]), options=options[place])
+            for place in places
         ),
         parallel=is_parallel is not False and family.is_parallel and not isinstance(choice, NamedTool),
         format=family.format,
         options=_ARGUMENT_OPTIONS,
     )
+    calls = _spaced(calls, spacing)
     return RequestedTools(
         constraint=calls if is_required else TextOrToolCalls(calls=calls),
         for_template=[_for_template(definition) for definition in definitions],
         family=family,
         places=tuple(places),
         path=path,
+        has_report=any(bool((tools or ())[place].report) for place in places),
+        whitespace_param=whitespace_param,
     )
 
 
@@ -149,6 +163,58 @@ def _check(definitions: Sequence[FunctionDefinition], limits: RequestLimits, pat
         check_size(
             "schemas of the tools", num_bytes, param=f"{where}parameters", max_schema_bytes=limits.max_schema_bytes
         )
+
+
+def _options(tools: Sequence[Tool], limits: RequestLimits) -> list[SchemaOptions | None]:
+    """Each tool's own. Raises SchemaError for documents beyond what the schemas leave of their limit."""
+    num_bytes_left = limits.max_schema_bytes - sum(len(bytes(tool.function.parameters)) for tool in tools)
+    found: list[SchemaOptions | None] = []
+    for index, tool in enumerate(tools):
+        if tool.options is None:
+            found.append(None)
+            continue
+        documents = tool.options.documents or {}
+        asked = schema_options(tool.options, param=f"tools[{index}].options", max_documents_bytes=num_bytes_left)
+        num_bytes_left -= sum(len(uri.encode()) + len(bytes(document)) for uri, document in documents.items())
+        is_open = tool.options.additional_properties == "schema"
+        found.append(asked if is_open else msgspec.structs.replace(asked, additional_properties="closed"))
+    return found
+
+
+def _spacing(
+    tools: Sequence[Tool], options: Sequence[SchemaOptions | None], places: Sequence[int]
+) -> tuple[SchemaOptions, str | None]:
+    """The options whose whitespace all calls have, and the field that says so. Raises ApiError if two fields differ."""
+    spacing, param = _ARGUMENT_OPTIONS, None
+    for place in places:
+        own, given = options[place], tools[place].options
+        if own is None or given is None or (given.whitespace is None and given.max_whitespace is None):
+            continue
+        if param is not None and _whitespace(own) != _whitespace(spacing):
+            raise bad_request(
+                f"tools[{place}].options asks for other whitespace than {param}; the calls of an answer have either",
+                param=f"tools[{place}].options",
+                code="conflicting_fields",
+            )
+        spacing, param = own, f"tools[{place}].options"
+    return spacing, param
+
+
+def _spaced(calls: ToolCalls, spacing: SchemaOptions) -> ToolCalls:
+    """The calls with the whitespace of these options."""
+
+    def spaced(options: SchemaOptions) -> SchemaOptions:
+        return msgspec.structs.replace(options, whitespace=spacing.whitespace, max_whitespace=spacing.max_whitespace)
+
+    functions = tuple(
+        function if function.options is None else msgspec.structs.replace(function, options=spaced(function.options))
+        for function in calls.functions
+    )
+    return msgspec.structs.replace(calls, functions=functions, options=spaced(calls.options))
+
+
+def _whitespace(options: SchemaOptions) -> tuple[str, int]:
+    return options.whitespace, options.max_whitespace
 
 
 def _allowed(allowed: AllowedTools, names: list[str], path: str) -> list[int]:

@@ -17,7 +17,6 @@ CHAT_REFUSED = {
     "modalities": Refused((["text"], []), 'this model writes text only; send ["text"] or nothing'),
     "web_search_options": Refused((), "this server reaches no network"),
     "chat_template": Refused((), "the model's own template is used"),
-    "chat_template_kwargs": Refused(({},), "the model's own template is used as it is"),
     "continue_final_message": Refused((False,), "every answer is a message of its own"),
     "echo": Refused((False,), "use /v1/completions"),
 }
@@ -38,7 +37,6 @@ RESPONSES_REFUSED = {
     "response_format": Refused((), "use text.format"),
     "structured_outputs": Refused((), "use text.format, or /v1/chat/completions"),
     "chat_template": Refused((), "the model's own template is used"),
-    "chat_template_kwargs": Refused(({},), "the model's own template is used as it is"),
     "messages": Refused((), "use input"),
     "max_tokens": Refused((), "use max_output_tokens"),
 }
@@ -51,7 +49,6 @@ WITHOUT_EFFECT = frozenset(
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
-        "reasoning_effort",
         "safety_identifier",
         "service_tier",
         "store",
@@ -61,5 +58,5 @@ WITHOUT_EFFECT = frozenset(
 )
 """OpenAI's fields that concern its own service, not the answer."""
 
-RESPONSES_WITHOUT_EFFECT = WITHOUT_EFFECT | {"reasoning"}
+RESPONSES_WITHOUT_EFFECT = WITHOUT_EFFECT | {"reasoning_effort"}
 """As above; nothing is ever stored, whatever `store` says, and the response says so."""

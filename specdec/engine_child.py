@@ -38,6 +38,7 @@ from specdec.engine_messages import (
 )
 from specdec.errors import EngineError, SpecdecError
 from specdec.frames import FrameProtocol
+from specdec.logs import configure_logging
 from specdec.models.progress import ModelProgress, ProgressCallback
 from specdec.request import TokenDelta
 from specdec.stats import EngineStats
@@ -279,7 +280,7 @@ class _Outbox:
 
 
 def _build(load: Load, progress: ProgressCallback) -> Engine:
-    logging.basicConfig(level=load.log_level, stream=sys.stderr, format=load.log_format)
+    configure_logging(load.log_level, load.log_format)
     from specdec.engine import Engine  # noqa: PLC0415, torch is loaded while the connection is looked after
 
     engine = Engine(load.config(), progress=progress)

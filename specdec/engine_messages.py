@@ -32,13 +32,11 @@ from specdec.errors import (
     SpecdecError,
 )
 from specdec.grammars.limits import Limits
+from specdec.logs import LogFormat
 from specdec.models.progress import ModelProgress
 from specdec.request import Request, RequestOutput, TokenDelta
 from specdec.speculative import SpeculativeConfig
 from specdec.stats import EngineStats
-
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-"""Of both processes."""
 
 
 class EngineFaultError(Exception):
@@ -53,17 +51,17 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     speculative: SpeculativeConfig | None
     grammar_limits: Limits | None
     log_level: int
-    log_format: str
+    log_format: LogFormat
 
     @classmethod
-    def of(cls, config: EngineConfig) -> Load:
-        """Raises ConfigError for an integer beyond 64 bits."""
+    def of(cls, config: EngineConfig, log_format: LogFormat = "text") -> Load:
+        """Of this process's log level. Raises ConfigError for an integer beyond 64 bits."""
         fields = {name: getattr(config, name) for name in EngineConfig.__struct_fields__}
         speculative, grammar_limits = fields.pop("speculative"), fields.pop("grammar_limits")
         for name, value in fields.items():
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 raise ConfigError(f"{name} is {value}; it must fit 64 bits", flag="--" + name.replace("_", "-"))
-        return cls(fields, speculative, grammar_limits, logging.getLogger().level, LOG_FORMAT)
+        return cls(fields, speculative, grammar_limits, logging.getLogger("specdec").getEffectiveLevel(), log_format)
 
     def config(self) -> EngineConfig:
         """What it was made of."""

@@ -43,6 +43,7 @@ from specdec.engine_messages import (
 )
 from specdec.errors import EngineDeadError
 from specdec.frames import FrameProtocol, receive_frame, send_frame
+from specdec.logs import LogFormat
 from specdec.models.progress import ProgressCallback
 from specdec.request import Request
 from specdec.stats import EngineStats
@@ -90,13 +91,15 @@ class EngineProcess(EngineHandle):
         """End the process at once; done at the latest when this is no longer used."""
 
     @classmethod
-    def launch(cls, config: EngineConfig, *, progress: ProgressCallback | None = None) -> Self:
+    def launch(
+        cls, config: EngineConfig, *, progress: ProgressCallback | None = None, log_format: LogFormat = "text"
+    ) -> Self:
         """Start the process and wait until it has loaded the model; `progress` is called meanwhile.
 
         Raises ConfigError and ModelError as Engine does, and EngineDeadError if the process ends for another reason.
         Interrupting it ends the process.
         """
-        load = Load.of(config)
+        load = Load.of(config, log_format)
         ours, theirs = socket.socketpair()
         try:
             process = _spawn(theirs)

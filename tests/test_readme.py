@@ -12,10 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from specdec.cli import app
+from specdec.server import ServerConfig
+from specdec.server.run import CUT_OFF_S, IDLE_CONNECTION_S
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
 OPENAI_EXAMPLE, PREDICTION_EXAMPLE, ENGINE_EXAMPLE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SPECDEC = str(Path(sys.executable).with_name("specdec"))
 
@@ -37,6 +40,27 @@ def test_every_path_that_is_linked_exists():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert len(links) > 8
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+def test_every_flag_of_the_deployment_page_exists():
+    text = DEPLOYMENT + (ROOT / "Containerfile").read_text(encoding="utf-8")
+    of_others = {"init", "cpus", "memory", "stop-timeout", "no-cache-dir", "index-url", "system", "uid", "home-dir",
+                 "from", "interval", "timeout", "start-period", "retries"}  # fmt: skip
+    named = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", text)) - of_others
+    assert {"host", "api-key-file", "kv-cache-memory", "log-format"} <= named
+    text = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).stdout
+    assert [flag for flag in sorted(named) if not re.search(rf"--{flag}\b", text)] == []
+
+
+def test_the_timeouts_of_the_deployment_page_fit_those_of_the_server():
+    longest_end_s = ServerConfig().shutdown_grace_s + CUT_OFF_S
+    assert longest_end_s < int(re.search(r"TimeoutStopSec=(\d+)", DEPLOYMENT)[1])
+    pod_end_s = int(re.search(r"terminationGracePeriodSeconds: (\d+)", DEPLOYMENT)[1])
+    assert longest_end_s + int(re.search(r'\[sleep, "(\d+)"\]', DEPLOYMENT)[1]) < pod_end_s
+    for idle in re.findall(r"keepalive(?:_timeout)? (\d+)s", DEPLOYMENT):
+        assert int(idle) < IDLE_CONNECTION_S
+    assert f"{IDLE_CONNECTION_S} s" in DEPLOYMENT
+    assert 2 * ServerConfig().keep_alive_interval_s < 60
 
 
 def printed_beside_a_server(example, *flags):

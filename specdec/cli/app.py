@@ -149,6 +149,17 @@ def serve(
             rich_help_panel="Server",
         ),
     ] = "none",
+    log_format: Annotated[
+        Literal["text", "json"],
+        typer.Option(help="One line of text, or one JSON object, for each record of the log.", rich_help_panel="Log"),
+    ] = "text",
+    log_level: Annotated[
+        Literal["critical", "error", "warning", "info", "debug"],
+        typer.Option(help="info has a line for each request, debug one for each probe too.", rich_help_panel="Log"),
+    ] = "info",
+    log_requests: Annotated[
+        bool, typer.Option("--log-requests", help="Log prompts, which are not logged otherwise.", rich_help_panel="Log")
+    ] = False,
     reasoning_parser: Annotated[
         str,
         typer.Option(
@@ -182,6 +193,9 @@ def serve(
         request_timeout_s=request_timeout,
         per_request_spec_decode_metrics=per_request_spec_decode_metrics,
         reasoning_parser=reasoning_parser,
+        log_format=log_format,
+        log_level=log_level,
+        log_requests=log_requests,
     )
     raise typer.Exit(serve_until_stopped(config, server_config, notes=engine.notes(), in_process=engine_in_process))
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
+import logging
 from collections.abc import Mapping
 
 import msgspec
 
 from specdec.cli.console import say
 from specdec.config import EngineConfig
-from specdec.models.progress import progress_bars
+from specdec.logs import FIELDS
+from specdec.models.progress import ModelProgress, ProgressCallback, progress_bars
 from specdec.server import RequestLimits, ServerConfig, ServerInfo, serve
 from specdec.speculative import SpeculativeConfig, Verification
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE_SCHEMA = {
     "type": "object",
@@ -27,20 +32,36 @@ def serve_until_stopped(
 ) -> int:
     """Serve until Ctrl-C or SIGTERM; the exit code. `notes` are printed for the device that was chosen."""
     server_config = msgspec.structs.replace(server_config, limits=request_limits(engine_config))
-    with progress_bars() as progress:
+    with contextlib.ExitStack() as stack:
+        progress = log_progress() if server_config.log_format == "json" else stack.enter_context(progress_bars())
 
         def ready(info: ServerInfo) -> None:
+            found = [notes[device]] if (device := info.engine.device.partition(":")[0]) in notes else []
+            if not server_config.is_guarded and not _is_loopback(server_config.host):
+                found.append(f"whoever reaches {server_config.host} can use this server; guard it with --api-key-file")
+            if server_config.log_format == "json":
+                logger.info("ready", extra={FIELDS: msgspec.to_builtins(info)})
+                for note in found:
+                    logger.warning("%s", note)
+                return
             for line in banner(info, engine_config.speculative, guarded=server_config.is_guarded):
                 say(line)
-            if not server_config.is_guarded and not _is_loopback(server_config.host):
-                say(
-                    f"note: whoever reaches {server_config.host} can use this server; guard it with --api-key-file",
-                    style="yellow",
-                )
-            if note := notes.get(info.engine.device.partition(":")[0]):
+            for note in found:
                 say(f"note: {note}", style="yellow")
 
         return serve(engine_config, server_config, on_ready=ready, progress=progress, in_process=in_process)
+
+
+def log_progress() -> ProgressCallback:
+    """A callback that logs each stage of pulling and loading once: bars are no lines of JSON."""
+    logged: set[str] = set()
+
+    def log(report: ModelProgress) -> None:
+        if report.description not in logged:
+            logged.add(report.description)
+            logger.info("%s", report.description, extra={FIELDS: {"stage": report.stage}})
+
+    return log
 
 
 def _is_loopback(host: str) -> bool:

@@ -8,6 +8,7 @@ import random
 import re
 from typing import Any
 
+import msgspec
 import pytest
 from budgeted_walks import walk, with_spare_tokens
 from checks import accepts, allowed_ids, check_state
@@ -67,6 +68,19 @@ CONSTRAINTS: list[Constraint] = [
     ToolCalls(functions=(_PLACE, _STOP)),
     ToolCalls(functions=(_PLACE, _STOP), parallel=True, format=_SHORT),
     ToolCalls(functions=(_PLACE,), format=_SHORT, options=SchemaOptions(whitespace="pretty")),
+    ToolCalls(
+        functions=(
+            msgspec.structs.replace(_PLACE, options=SchemaOptions(property_order="any")),
+            Function(
+                name="day",
+                parameters='{"properties":{"d":{"format":"nonsense","const":1}},"required":["d"]}',
+                options=SchemaOptions(unknown_format="annotation", additional_properties="closed"),
+            ),
+            Function(name="none", parameters='{"maxProperties":1,"properties":{"p":{"type":"null"}}}'),
+        ),
+        format=_SHORT,
+        options=SchemaOptions(additional_properties="closed"),
+    ),
     ToolCalls(functions=(_PLACE,), format=_SHORT, options=SchemaOptions(whitespace="flexible", property_order="any")),
     AfterMarker(marker="aab", then=_SCHEMA),
     AfterMarker(marker="é😀", then=Choice(choices=("a", "b"))),
@@ -326,6 +340,7 @@ def test_a_budget_reserves_what_comes_after_the_marker() -> None:
         (ToolCalls(functions=()), InvalidSchemaError, "function"),
         (ToolCalls(functions=(_PLACE, _PLACE)), InvalidSchemaError, "place"),
         (ToolCalls(functions=(Function(name=""),)), InvalidSchemaError, "name"),
+        (ToolCalls(functions=(Function(name="f", options=_FLEXIBLE),)), InvalidSchemaError, "whitespace"),
         (ToolCalls(functions=(Function(name="f", parameters='{"type":"string"}'),)), UnsatisfiableSchemaError, "'f'"),
         (ToolCalls(functions=(Function(name="f", parameters='{"type":"nothing"}'),)), InvalidSchemaError, "'f'"),
         (AfterMarker(marker="", then=_SCHEMA), InvalidSchemaError, "marker"),

@@ -15,9 +15,10 @@ from jsonschema import Draft202012Validator
 from live_server import LiveServer, chat_body, read_events, serving
 from tool_templates import MAY_THINK, THINKING, write_model_with_tools
 
-from specdec import Engine, EngineConfig
+from specdec import ChatTemplate, Engine, EngineConfig
 from specdec.server import ServerConfig
 from specdec.server.reasoning import ReasoningReader
+from specdec.server.template_options import template_options
 
 CHAT = "/v1/chat/completions"
 SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x", "<think>"]}}, "required": ["a"],
@@ -47,6 +48,81 @@ def ask(client: httpx.Client, **fields: object) -> tuple[dict, dict]:
     response = client.post(CHAT, json=chat_body(**fields))
     assert response.status_code == 200, response.text
     return response.json()["choices"][0], response.json()["usage"]
+
+
+SWITCHED = THINKING.replace(
+    "<think>\\n' }}{%- endif %}",
+    "<think>\\n' }}{%- if enable_thinking is defined and not enable_thinking %}{{- '\\n</think>\\n' }}{%- endif %}"
+    "{%- endif %}",
+)
+"""As Qwen3 has it: reasoning that can be turned off."""
+GRADED = MAY_THINK + "{{- 'Reasoning: ' + (reasoning_effort or 'medium') }}"
+
+
+def prompt_of(client: httpx.Client, **fields: object) -> str:
+    tokens = client.post("/tokenize", json=chat_body(**fields)).json()["tokens"]
+    return client.post("/detokenize", json={"tokens": tokens}).json()["prompt"]
+
+
+@pytest.fixture(scope="module")
+def switched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    assert SWITCHED != THINKING
+    folder, _ = write_model_with_tools(tmp_path_factory.mktemp("switched") / "model", SWITCHED)
+    engine = Engine(EngineConfig(model=str(folder), num_kv_blocks=300, check_outputs=True))
+    with serving(engine) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
+
+
+def test_thinking_is_turned_off_by_the_template_option_and_by_effort_none(switched: httpx.Client) -> None:
+    off = {"enable_thinking": False}
+    assert prompt_of(switched, chat_template_kwargs=off).endswith("<think>\n\n</think>\n")
+    assert prompt_of(switched).endswith("<think>\n")
+    fields = {"max_tokens": 60, "seed": 1, "response_format": RESPONSE_FORMAT}
+    for how in ({}, {"chat_template_kwargs": {"enable_thinking": True}}, {"reasoning_effort": "high"}):
+        assert ask(switched, **fields, **how)[0]["message"]["reasoning"]
+    for how in ({"chat_template_kwargs": off}, {"reasoning_effort": "none"}):
+        message = ask(switched, **fields, **how)[0]["message"]
+        assert "reasoning" not in message
+        assert message["content"].startswith("{")
+
+
+@pytest.mark.parametrize("effort", [None, "none", "high"])
+def test_responses_take_the_effort_of_reasoning(switched: httpx.Client, effort: str | None) -> None:
+    body = {"model": "tiny", "input": "Hi", "reasoning": {"effort": effort}, "max_output_tokens": 12, "seed": 1}
+    response = switched.post("/v1/responses", json={**body, "logit_bias": NO_END})
+    assert response.status_code == 200, response.text
+    has_reasoning = "reasoning" in [item["type"] for item in response.json()["output"]]
+    assert has_reasoning == (effort != "none")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"chat_template_kwargs": {"enable_thinking": "a\n"}}, "chat_template_kwargs.enable_thinking", "invalid_value"),
+        ({"chat_template_kwargs": {"enable_thinking": ""}}, "chat_template_kwargs.enable_thinking", "invalid_value"),
+        ({"chat_template_kwargs": {"thinking": True}}, "chat_template_kwargs.thinking", "unsupported_field"),
+        ({"chat_template_kwargs": {"enable_thinking": 1}}, "chat_template_kwargs[...]", "invalid_value"),
+        ({"chat_template_kwargs": {"tools": "x"}}, "chat_template_kwargs.tools", "unsupported_field"),
+        ({"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "none"}, "reasoning_effort",
+         "conflicting_fields"),
+        ({"reasoning_effort": "<|im_end|>"}, "reasoning_effort", "invalid_value"),
+    ],
+)  # fmt: skip
+def test_only_plain_values_of_options_that_the_template_has_are_taken(
+    switched: httpx.Client, fields: dict[str, object], param: str, code: str
+) -> None:
+    response = switched.post(CHAT, json=chat_body(**fields))
+    assert response.status_code == 400, response.text
+    assert (response.json()["error"]["param"], response.json()["error"]["code"]) == (param, code)
+
+
+def test_an_effort_goes_to_a_template_that_has_a_variable_for_it() -> None:
+    graded, switch, neither = (ChatTemplate(source, {}) for source in (GRADED, SWITCHED, MAY_THINK))
+    assert template_options(None, "high", template=graded) == {"reasoning_effort": "high"}
+    assert template_options({"reasoning_effort": "low"}, None, template=graded) == {"reasoning_effort": "low"}
+    assert template_options(None, "low", template=switch) == {"enable_thinking": True}
+    assert template_options(None, "low", template=neither) == {}
+    assert template_options(None, None, template=graded) == {}
 
 
 def test_a_constrained_answer_may_think_first_and_closes_inside_its_budget(client: httpx.Client) -> None:

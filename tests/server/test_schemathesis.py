@@ -15,7 +15,7 @@ from live_server import serving, wait_until
 from specdec import Engine
 from specdec.server import ServerConfig
 
-SCHEMATHESIS = Path(os.environ.get("SPECDEC_CLIENTS", ".venv-clients")) / "bin" / "schemathesis"
+SCHEMATHESIS = Path(os.environ.get("SPECDEC_CLIENTS", ".venv-clients")) / "schemathesis" / "bin" / "schemathesis"
 
 HOOKS = """
 import schemathesis

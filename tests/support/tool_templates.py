@@ -53,9 +53,11 @@ MARKERS = ("<tool_call>", "[TOOL_CALLS]")
 """Each a token of its own, the first one plain, the second one special, as in the vocabularies of the families."""
 
 
-def write_model_with_tools(folder: Path, template: str) -> tuple[Path, dict[str, int]]:
+def write_model_with_tools(
+    folder: Path, template: str, *, max_position_embeddings: int = 2048
+) -> tuple[Path, dict[str, int]]:
     """The tiny model with another template, and the ids of the markers."""
-    write_tiny_model(folder, seed=1, num_padding_rows=32)
+    write_tiny_model(folder, seed=1, num_padding_rows=32, max_position_embeddings=max_position_embeddings)
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_tokens([tokenizers.AddedToken(MARKERS[0], special=False, normalized=False)])
     tokenizer.add_special_tokens([tokenizers.AddedToken(MARKERS[1], special=True, normalized=False)])
