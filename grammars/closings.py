@@ -115,10 +115,10 @@ class Closings:
 
     def short_texts(self, stopwatch: Stopwatch) -> ShortTexts:
         """What a program holds of its short values, as far as half of the time to compile allows."""
-        most = self._values[True].most_bytes(stopwatch)
-        if not self._canonical and most is not None:
-            other = self._values[False].most_bytes(stopwatch)
-            most = None if other is None else max(most, other)
+        most: int | None = 0
+        for values in self._values.values():
+            own = values.most_bytes(stopwatch)
+            most = None if most is None or own is None else max(most, own)
         return ShortTexts(most, {is_canonical: values.known for is_canonical, values in self._values.items()})
 
     def bound(self, stack: Stack | None) -> int | None:

@@ -152,11 +152,16 @@ class ShortValues:
         """
         if len(self._rules) > _MAX_BOUNDED_RULES:
             return None
-        most = 0
-        for number, rule in enumerate(self._rules):
-            text = self.text(number)
-            if text is None or stopwatch.is_half_over() or any(array.is_unique for array in rule.arrays):
+        texts = list[bytes]()
+        for number in range(len(self._rules)):
+            if stopwatch.is_half_over():
                 return None
+            text = self.text(number)
+            texts += [] if text is None else [text]
+        if len(texts) < len(self._rules) or any(array.is_unique for rule in self._rules for array in rule.arrays):
+            return None
+        most = 0
+        for text, rule in zip(texts, self._rules, strict=True):
             most = max(most, len(text), *map(len, rule.literals), *map(len, rule.strings), _LONGEST_NUMERAL)
             for term in rule.terms:
                 num_code_points = term.min_length + term.language.longest_of_shortest_rests()
