@@ -229,3 +229,10 @@ def test_a_message_of_another_kind_is_refused() -> None:
         decode_to_engine(encode(Dispatch()))
     with pytest.raises(msgspec.ValidationError):
         decode_from_engine(encode(Dispatch(deltas=((1, TokenDelta(request_id=7, choice_index=0)),))))
+
+
+@pytest.mark.parametrize("fields", [{"max_tokens": 5.5}, {"temperature": True}, {"stop_token_ids": ("a",)}], ids=str)
+def test_values_of_other_types_than_the_fields_are_the_requests_own_fault(fields: dict[str, Any]) -> None:
+    request = Request(request_id="a", prompt_token_ids=(1,), sampling_params=SamplingParams(**fields))
+    with pytest.raises(errors.RequestError):
+        Submit.of(0, [request]).decoded()
