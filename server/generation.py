@@ -10,11 +10,11 @@ import msgspec
 from litestar import Request as HttpRequest
 from litestar import Response
 
-from specdec import DeltaStream, Request, RequestError, TokenDelta
+from specdec import DeltaStream, Request, TokenDelta
 from specdec.server.answer import Answer
 from specdec.server.body import IGNORED_HEADER
 from specdec.server.connection import while_connected
-from specdec.server.errors import ApiError, ErrorObject
+from specdec.server.errors import ApiError, ErrorObject, fields_named
 from specdec.server.event_stream import Chunks, event_frames, event_stream, gather_answer
 from specdec.server.exchange import Exchange, exchange_of
 from specdec.server.metrics import LatencyObserver
@@ -49,12 +49,8 @@ async def respond(
         has_trace=has_trace,
         has_steps=service.config.per_request_spec_decode_metrics == "detailed",
     )
-    try:
+    with fields_named(params):
         deltas = await while_connected(_submit(service, exchange, requests, answer), http_request.receive)
-    except RequestError as error:
-        if error.param is not None:
-            error.param = params.get(error.param, error.param)
-        raise
     headers = {IGNORED_HEADER: ignored} if ignored else {}
     if chunks is not None:
         frames = event_frames(deltas, answer, chunks(answer), service.config.keep_alive_interval_s)

@@ -78,7 +78,7 @@ async def responses(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
         config=service.engine.config.speculative,
     )
     messages = input_messages(asked.input, asked.instructions, max_items=limits.max_messages)
-    prompt = await asyncio.to_thread(encode_conversation, messages, tools.for_template, tokenizer)
+    prompt = await asyncio.to_thread(encode_conversation, messages, tools.for_template, tokenizer, field="input")
     shape = answer_shape(
         tools,
         requested,
@@ -105,7 +105,6 @@ async def responses(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
         ignored=ignored,
         params={
             "prompt": "input",
-            "messages": "input",
             "logprobs": "top_logprobs",
             "max_tokens": "max_output_tokens",
             **requested.params,
