@@ -143,6 +143,9 @@ class _Events:
         yield self._numbered(StateEvent(type=f"response.{response.status}", response=response))
 
     def fail(self, error: ErrorObject) -> Iterator[ResponseEvent]:
+        if not self._num_events:
+            # A response is created before anything else is said of it, that it failed included.
+            yield from self.begin()
         response = msgspec.structs.replace(
             self._spelling.begun(self._answer),
             status="failed",
