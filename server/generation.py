@@ -50,7 +50,7 @@ async def respond(
         has_steps=service.config.per_request_spec_decode_metrics == "detailed",
     )
     with fields_named(params):
-        deltas = await while_connected(_submit(service, exchange, requests, answer), http_request.receive)
+        deltas = await while_connected(_submit(service, exchange, requests), http_request.receive)
     headers = {IGNORED_HEADER: ignored} if ignored else {}
     if chunks is not None:
         frames = event_frames(deltas, answer, chunks(answer), service.config.keep_alive_interval_s)
@@ -59,7 +59,7 @@ async def respond(
     return Response(whole(answer), status_code=200, media_type="application/json", headers=headers)
 
 
-async def _submit(service: Service, exchange: Exchange, requests: Sequence[Request], answer: Answer) -> DeltaStream:
+async def _submit(service: Service, exchange: Exchange, requests: Sequence[Request]) -> DeltaStream:
     """Start the requests; they end with the exchange at the latest."""
     ticket = service.admission.admit(exchange.caller, requests)
     exchange.at_end(ticket.close)
@@ -67,7 +67,6 @@ async def _submit(service: Service, exchange: Exchange, requests: Sequence[Reque
 
     def observe(delta: TokenDelta) -> None:
         ticket.observe(delta)
-        answer.trace(delta)
         observe_latency(delta)
 
     deadline = _deadline(service, exchange)
