@@ -169,7 +169,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     minimum_tokens: int | None = None
     keyword: str | None = None
     pointer: str = ""
-    outputs: tuple[RequestOutput, ...] = ()
+    outputs: bytes = b""
+    """msgpack: a log-probability may be minus infinity, which JSON cannot say. Empty for none."""
 
 
 FAULT = "EngineFaultError"
@@ -181,6 +182,7 @@ _PLAIN = {
     )
 }  # fmt: skip
 _decode_failure = msgspec.json.Decoder(Failure).decode
+_decode_outputs = msgspec.msgpack.Decoder(tuple[RequestOutput, ...]).decode
 
 
 def pack_failure(error: BaseException) -> bytes:
@@ -198,7 +200,7 @@ def pack_failure(error: BaseException) -> bytes:
         minimum_tokens=getattr(error, "minimum_tokens", None),
         keyword=_encodable(getattr(error, "keyword", None)),
         pointer=_encodable(getattr(error, "pointer", "")),
-        outputs=getattr(error, "outputs", ()),
+        outputs=encode(outputs) if (outputs := getattr(error, "outputs", ())) else b"",
     )
     return msgspec.json.encode(failure)
 
@@ -220,7 +222,7 @@ def unpack_failure(packed: bytes) -> Exception:
             assert code is not None, "a SchemaError has a code"
             return SchemaError(message, keyword=failure.keyword, pointer=failure.pointer, param=param, code=code)
         case "GenerationError":
-            return GenerationError(message, failure.outputs)
+            return GenerationError(message, _decode_outputs(failure.outputs) if failure.outputs else ())
         case kind if kind in _PLAIN:
             return _PLAIN[kind](message)
         case _:

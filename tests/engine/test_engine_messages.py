@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import msgspec
@@ -30,7 +31,16 @@ from specdec.engine_messages import (
     unpack_failure,
 )
 from specdec.grammars import JsonSchema, Limits, SchemaOptions
-from specdec.request import Request, RequestOutput, SamplingParams, TokenDelta
+from specdec.request import (
+    CompletionOutput,
+    FinishReason,
+    Request,
+    RequestOutput,
+    SamplingParams,
+    SpeculationStats,
+    TokenDelta,
+    TokenLogprob,
+)
 from specdec.speculative import PROPOSERS, SpeculativeConfig, SpeculativeParams, Verification
 
 BIG_INTEGERS = st.integers(-(2**200), 2**200)
@@ -187,6 +197,18 @@ def test_every_error_arrives_as_itself(kind: type[errors.SpecdecError], data: st
     assert type(arrived) is kind
     assert str(arrived) == str(error)
     assert vars(arrived) == vars(error)
+
+
+def test_an_impossible_token_of_a_failed_answer_keeps_its_log_probability() -> None:
+    entry = TokenLogprob(token_id=1, token="a", token_bytes=b"a", logprob=-math.inf)
+    choice = CompletionOutput(
+        index=0, text="a", token_ids=(1,), finish_reason=FinishReason.ERROR, stop_reason=None, logprobs=(entry,),
+        seed=1, speculation=SpeculationStats(), error="x",
+    )  # fmt: skip
+    output = RequestOutput(request_id="r", prompt_token_ids=(1,), num_cached_tokens=0, choices=(choice,))
+    arrived = unpack_failure(pack_failure(errors.GenerationError("x", (output,))))
+    assert isinstance(arrived, errors.GenerationError)
+    assert arrived.outputs == (output,)
 
 
 @pytest.mark.parametrize("fault", [KeyError("secret path /etc/x"), RuntimeError("0xdeadbeef"), MemoryError()])
