@@ -24,6 +24,7 @@ _MAX_ERROR_CHARS: Final = 300
 class _Delta(msgspec.Struct, frozen=True):
     content: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class _Choice(msgspec.Struct, frozen=True):
@@ -188,7 +189,7 @@ async def _read_stream(response: httpx.Response, record: Exchange) -> None:
                 text = choice.text or choice.delta.content
                 if text:
                     record.texts.append(text)
-                if text or choice.delta.reasoning_content:
+                if text or choice.delta.reasoning_content or choice.delta.reasoning:
                     num_tokens = (record.num_output_tokens or 0) - num_counted
                     record.chunk_times.append(now)
                     record.chunk_tokens.append(num_tokens)

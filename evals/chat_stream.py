@@ -60,6 +60,13 @@ class _Logprobs(msgspec.Struct):
 
 class _Delta(msgspec.Struct):
     content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether it brings something of the answer, or of what the model thinks before it."""
+        return bool(self.content or self.reasoning_content or self.reasoning)
 
 
 class _Choice(msgspec.Struct):
@@ -179,10 +186,10 @@ async def _read(response: httpx.Response, start: float) -> StreamedAnswer:
             if chunk.specdec is not None and chunk.specdec.trace is not None:
                 drafts = tuple(draft for choice in chunk.specdec.trace for draft in choice.drafts)
             for choice in chunk.choices:
-                if choice.delta.content:
+                if choice.delta.has_tokens:
                     last = time.perf_counter()
                     first = first or last
-                    texts.append(choice.delta.content)
+                texts.append(choice.delta.content or "")
                 if choice.logprobs is not None:
                     pieces += [_bytes_of(piece) for piece in choice.logprobs.content or ()]
                 finish_reason = choice.finish_reason or finish_reason

@@ -92,6 +92,7 @@ class Answer:
             raise of_delta_error(delta.error)
         choice = self._choice_of(delta)
         choice.token_ids += delta.token_ids
+        choice.drafts += delta.drafts
         choice.finish_reason = delta.finish_reason
         if self._keeps_content:
             choice.texts.append(delta.text)
@@ -108,11 +109,6 @@ class Answer:
             self._last_token = time.monotonic()
             self._first_token = self._first_token or self._last_token
         return choice
-
-    def trace(self, delta: TokenDelta) -> None:
-        """Note what a delta says of its draft: when it arrives, since deltas that are joined keep one draft alone."""
-        if delta.drafts:
-            self._choice_of(delta).drafts += delta.drafts
 
     def usage(self) -> Usage:
         """The counts so far. A prompt counts once, however many choices it has."""

@@ -11,6 +11,7 @@ from specdec.server.answer import Answer, Choice
 from specdec.server.answer_reader import AnswerReader
 from specdec.server.constraint import RequestedConstraint
 from specdec.server.reasoning import ReasoningReader, after_reasoning, is_open, may_reason
+from specdec.server.text_logprobs import TextLogprobs
 from specdec.server.tools import RequestedTools
 from specdec.server.usage import Extension
 
@@ -36,11 +37,16 @@ class AnswerShape(msgspec.Struct, frozen=True, kw_only=True):
         """For one choice."""
         if not self.has_reasoning:
             return AnswerReader(None, self.tools.reader())
-        call_start = None
+        call_start, has_calls_after = None, True
         if isinstance(self.constraint, TextOrToolCalls):
-            call_start = self.constraint.calls.format.text_end or "{"
+            text_end = self.constraint.calls.format.text_end
+            call_start, has_calls_after = text_end or "{", bool(text_end)
         reasoning = ReasoningReader(is_begun=self.is_reasoning_begun, call_start=call_start)
-        return AnswerReader(reasoning, self.tools.reader())
+        return AnswerReader(reasoning, self.tools.reader(), has_calls_after_reasoning=has_calls_after)
+
+    def text_logprobs(self) -> TextLogprobs:
+        """For one choice."""
+        return TextLogprobs(self.tokenizer.pieces(skip_special_tokens=self.constraint is None))
 
     def count(self, *, answer: Answer, choice: Choice, reader: AnswerReader) -> None:
         """Note how much of a finished choice is reasoning."""

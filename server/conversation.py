@@ -10,7 +10,7 @@ import msgspec
 from specdec import Tokenizer
 from specdec.server.call_families import with_tools_as_text
 from specdec.server.content import RefusalPart, TextPart
-from specdec.server.errors import bad_request
+from specdec.server.errors import bad_request, fields_named
 from specdec.server.template_options import TemplateOptions
 
 
@@ -69,16 +69,18 @@ def encode_conversation(
     options: TemplateOptions,
     *,
     add_generation_prompt: bool = True,
+    field: str = "messages",
 ) -> Prompt:
     """The prompt. A template that knows no tools is told of them in the messages.
 
-    Raises RequestError where the template refuses the messages.
+    Raises RequestError, which names the `field` that the conversation came in, where the template refuses it.
     """
     template = tokenizer.chat_template(has_tools=bool(tools))
     if template is not None and not template.takes_tools:
         messages, tools = with_tools_as_text(messages, tools), None
-    text = tokenizer.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt, **options)
-    return Prompt(text, tokenizer.encode(text))
+    with fields_named({"messages": field, "prompt": field}):
+        text = tokenizer.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt, **options)
+        return Prompt(text, tokenizer.encode(text))
 
 
 def _template_message(where: str, message: Message, called: dict[str, str]) -> dict[str, object]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -65,6 +67,17 @@ class ApiError(Exception):
 def bad_request(message: str, *, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """400: the request cannot be served as asked; `param` is the field at fault."""
     return ApiError(400, ErrorObject(message=message, type="invalid_request_error", param=param, code=code))
+
+
+@contextlib.contextmanager
+def fields_named(params: Mapping[str, str]) -> Iterator[None]:
+    """What is raised within names a field as the endpoint does, by the engine's name of it."""
+    try:
+        yield
+    except RequestError as error:
+        if error.param is not None:
+            error.param = params.get(error.param, error.param)
+        raise
 
 
 def of_exception(exception: BaseException) -> ApiError:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from litestar.enums import ScopeType
+from litestar.utils.path import normalize_path
 
 from specdec.logs import REQUEST_ID
 from specdec.server.access_log import log_access
@@ -69,7 +70,7 @@ class Gate:
                 if scope["method"] == "OPTIONS" and asked_method is not None and self._cors.allows(origin):
                     asked_headers = headers.get(b"access-control-request-headers", b"")
                     await self._cors.answer_preflight(asked_headers, send_marked)
-                elif not self._admits(scope["path"], key):
+                elif not self._admits(scope, key):
                     await _send_error(_unauthorized(), send_marked)
                 elif (retry_after_s := self._seconds_to_wait(scope, exchange)) is not None:
                     self._metrics.count_rejection("rate_limit")
@@ -79,10 +80,10 @@ class Gate:
         finally:
             self._record(scope, exchange)
 
-    def _admits(self, path: str, key: bytes | None) -> bool:
-        if path in self._public_paths:
+    def _admits(self, scope: HTTPScope, key: bytes | None) -> bool:
+        if scope["path"] in self._public_paths:
             return True
-        keys = self._metrics_keys if path == METRICS_PATH else self._api_keys
+        keys = self._metrics_keys if _routed_path(scope) == METRICS_PATH else self._api_keys
         return not keys.guards or (keys.admits(key or b"") and key is not None)
 
     def _seconds_to_wait(self, scope: HTTPScope, exchange: Exchange) -> int | None:
@@ -96,6 +97,14 @@ class Gate:
         route = str(scope.get("path_template") or UNROUTED)
         self._metrics.observe_http(scope["method"], route, exchange.status, exchange.seconds)
         log_access(scope["method"], scope["path"], exchange)
+
+
+def _routed_path(scope: HTTPScope) -> str:
+    """The path as Litestar's router has it, for which /metrics/ and //metrics are /metrics."""
+    path = scope["path"]
+    if root_path := scope.get("root_path", ""):
+        path = path.split(root_path, maxsplit=1)[-1]
+    return normalize_path(path)
 
 
 def _request_id(given: bytes | None) -> str:

@@ -10,12 +10,12 @@ import msgspec
 from litestar import Request as HttpRequest
 from litestar import Response
 
-from specdec import DeltaStream, Request, RequestError, TokenDelta
+from specdec import DeltaStream, Request, TokenDelta
 from specdec.server.access_log import log_prompts
 from specdec.server.answer import Answer
 from specdec.server.body import IGNORED_HEADER
 from specdec.server.connection import while_connected
-from specdec.server.errors import ApiError, ErrorObject
+from specdec.server.errors import ApiError, ErrorObject, fields_named
 from specdec.server.event_stream import Chunks, event_frames, event_stream, gather_answer
 from specdec.server.exchange import Exchange, exchange_of
 from specdec.server.metrics import LatencyObserver
@@ -52,12 +52,8 @@ async def respond(
     )
     if service.config.log_requests:
         await asyncio.to_thread(log_prompts, requests, service.engine.tokenizer)
-    try:
-        deltas = await while_connected(_submit(service, exchange, requests, answer), http_request.receive)
-    except RequestError as error:
-        if error.param is not None:
-            error.param = params.get(error.param, error.param)
-        raise
+    with fields_named(params):
+        deltas = await while_connected(_submit(service, exchange, requests), http_request.receive)
     exchange.account = answer.account
     headers = {IGNORED_HEADER: ignored} if ignored else {}
     if chunks is not None:
@@ -67,7 +63,7 @@ async def respond(
     return Response(whole(answer), status_code=200, media_type="application/json", headers=headers)
 
 
-async def _submit(service: Service, exchange: Exchange, requests: Sequence[Request], answer: Answer) -> DeltaStream:
+async def _submit(service: Service, exchange: Exchange, requests: Sequence[Request]) -> DeltaStream:
     """Start the requests; they end with the exchange at the latest."""
     ticket = service.admission.admit(exchange.caller, requests)
     exchange.at_end(ticket.close)
@@ -75,7 +71,6 @@ async def _submit(service: Service, exchange: Exchange, requests: Sequence[Reque
 
     def observe(delta: TokenDelta) -> None:
         ticket.observe(delta)
-        answer.trace(delta)
         observe_latency(delta)
 
     deadline = _deadline(service, exchange)

@@ -6,9 +6,6 @@ import math
 import time
 from collections.abc import Callable
 
-_MAX_IDLE_CALLERS = 10_000
-"""So many are remembered before those with nothing to wait for are forgotten."""
-
 
 class RateLimit:
     """A token bucket for each caller: a minute's worth at once, then one as each comes due."""
@@ -18,7 +15,7 @@ class RateLimit:
         self._per_second = requests_per_minute / 60
         self._clock = clock
         self._buckets: dict[str, tuple[float, float]] = {}
-        """By caller: what was left, and when."""
+        """By caller: what was left, and when; those who came last are last."""
 
     def take(self, caller: str) -> int | None:
         """Count a request; None if it may be served, else the whole seconds after which one may be."""
@@ -27,14 +24,16 @@ class RateLimit:
         left = min(self._capacity, left + (now - then) * self._per_second)
         is_allowed = left >= 1
         self._buckets[caller] = (left - is_allowed, now)
-        if len(self._buckets) > _MAX_IDLE_CALLERS:
-            self._forget_idle(now)
+        self._forget_idle(now)
         return None if is_allowed else math.ceil((1 - left) / self._per_second)
 
     def _forget_idle(self, now: float) -> None:
-        """A caller whose bucket is full again is like one that never came."""
-        self._buckets = {
-            caller: (left, then)
-            for caller, (left, then) in self._buckets.items()
-            if left + (now - then) * self._per_second < self._capacity
-        }
+        """A caller whose bucket is full again is like one that never came.
+
+        Those who came first are full first, within a minute; a call adds one, so that two a call keep up.
+        """
+        for _ in range(2):
+            caller, (left, then) = next(iter(self._buckets.items()))
+            if left + (now - then) * self._per_second < self._capacity:
+                return
+            del self._buckets[caller]

@@ -44,7 +44,7 @@ class ResponseItems:
         """Of tokens whose text is held back."""
 
     def add(self, pieces: Iterable[AnswerPiece], logprobs: list[TextLogprob]) -> Iterator[ResponseEvent]:
-        """What the answer goes on with. Log-probabilities are those of text; nothing else has a place for its own."""
+        """What the answer goes on with; the log-probabilities are those of text, which alone has a place for them."""
         self._unsent += logprobs
         for piece in pieces:
             match piece:
@@ -64,8 +64,6 @@ class ResponseItems:
                 case ArgumentsPiece(text=text):
                     self._pieces.append(text)
                     yield ArgumentsDelta(item_id=self._id, output_index=len(self.done), delta=text)
-        if self._call is not None or self._is_reasoning:
-            self._unsent = []
 
     def finish(self, status: ItemStatus) -> Iterator[ResponseEvent]:
         """The end of the answer, which has one item at least, be it an empty text."""

@@ -81,7 +81,9 @@ async def responses(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
     messages = input_messages(asked.input, asked.instructions, max_items=limits.max_messages)
     effort = None if asked.reasoning is None else asked.reasoning.effort
     options = template_options(asked.chat_template_kwargs, effort, template=template, effort_param="reasoning.effort")
-    prompt = await asyncio.to_thread(encode_conversation, messages, tools.for_template, tokenizer, options)
+    prompt = await asyncio.to_thread(
+        encode_conversation, messages, tools.for_template, tokenizer, options, field="input"
+    )
     shape = answer_shape(
         tools,
         requested,
@@ -108,7 +110,6 @@ async def responses(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
         ignored=ignored,
         params={
             "prompt": "input",
-            "messages": "input",
             "logprobs": "top_logprobs",
             "max_tokens": "max_output_tokens",
             **requested.params,

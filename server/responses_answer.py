@@ -98,9 +98,10 @@ class ResponsesSpelling:
         items = ResponseItems()
         reader = self.shape.reader()
         pieces = _pieces(reader, choice.text, is_last=True)
-        for _ in itertools.chain(
-            items.add(pieces, _logprobs(choice.logprobs)), items.finish(_item_status(choice.finish_reason))
-        ):
+        logprobs = self.shape.text_logprobs()
+        logprobs.add(choice.logprobs)
+        of_text = _wired(logprobs.of_text(reader, is_last=True))
+        for _ in itertools.chain(items.add(pieces, of_text), items.finish(_item_status(choice.finish_reason))):
             pass
         self.shape.count(answer=answer, choice=choice, reader=reader)
         return self.ended(answer, choice.finish_reason, items)
@@ -117,6 +118,7 @@ class _Events:
         self._spelling = spelling
         self._answer = answer
         self._reader = spelling.shape.reader()
+        self._logprobs = spelling.shape.text_logprobs()
         self._items = ResponseItems()
         self._num_events = 0
 
@@ -128,7 +130,9 @@ class _Events:
     def add(self, choice: Choice, delta: TokenDelta) -> Iterator[ResponseEvent]:
         reason = delta.finish_reason
         pieces = _pieces(self._reader, delta.text, is_last=reason is not None)
-        events: Iterable[ResponseEvent] = self._items.add(pieces, _logprobs(delta.logprobs or ()))
+        self._logprobs.add(delta.logprobs or ())
+        of_text = _wired(self._logprobs.of_text(self._reader, is_last=reason is not None))
+        events: Iterable[ResponseEvent] = self._items.add(pieces, of_text)
         if reason is not None:
             events = itertools.chain(events, self._items.finish(_item_status(reason)))
         for event in events:
@@ -143,6 +147,9 @@ class _Events:
         yield self._numbered(StateEvent(type=f"response.{response.status}", response=response))
 
     def fail(self, error: ErrorObject) -> Iterator[ResponseEvent]:
+        if not self._num_events:
+            # A response is created before anything else is said of it, that it failed included.
+            yield from self.begin()
         response = msgspec.structs.replace(
             self._spelling.begun(self._answer),
             status="failed",
@@ -157,16 +164,15 @@ class _Events:
         return numbered
 
 
-def _pieces(reader: AnswerReader, text: str, *, is_last: bool) -> Iterable[AnswerPiece]:
-    pieces = reader.read(text)
-    return itertools.chain(pieces, reader.end()) if is_last else pieces
+def _pieces(reader: AnswerReader, text: str, *, is_last: bool) -> list[AnswerPiece]:
+    return [*reader.read(text), *(reader.end() if is_last else ())]
 
 
 def _item_status(reason: FinishReason) -> Literal["completed", "incomplete"]:
     return "incomplete" if reason is FinishReason.LENGTH else "completed"
 
 
-def _logprobs(entries: Iterable[TokenLogprob]) -> list[TextLogprob]:
+def _wired(entries: Iterable[TokenLogprob]) -> list[TextLogprob]:
     return [
         TextLogprob(
             entry.token,

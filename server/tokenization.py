@@ -69,14 +69,7 @@ async def tokenize(request: HttpRequest[Any, Any, Any]) -> Tokenized:
         service.check_model(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise bad_request("give either prompt or messages", param="prompt")
-    tokens = await asyncio.to_thread(_encoded, body, service)
-    text_of = service.engine.tokenizer.token_text
-    return Tokenized(
-        count=len(tokens),
-        max_model_len=service.engine.max_model_len,
-        tokens=tokens,
-        token_strs=[text_of(token_id) for token_id in tokens] if body.return_token_strs else None,
-    )
+    return await asyncio.to_thread(_tokenized, body, service)
 
 
 @post("/detokenize", status_code=200)
@@ -86,14 +79,29 @@ async def detokenize(request: HttpRequest[Any, Any, Any]) -> Detokenized:
     body, _ = await read_body(request, DetokenizeRequest, refused={}, without_effect=())
     if body.model is not None:
         service.check_model(body.model)
+    return await asyncio.to_thread(_detokenized, body.tokens, service)
+
+
+def _tokenized(body: TokenizeRequest, service: Service) -> Tokenized:
+    tokens = _encoded(body, service)
+    text_of = service.engine.tokenizer.token_text
+    return Tokenized(
+        count=len(tokens),
+        max_model_len=service.engine.max_model_len,
+        tokens=tokens,
+        token_strs=[text_of(token_id) for token_id in tokens] if body.return_token_strs else None,
+    )
+
+
+def _detokenized(tokens: list[int], service: Service) -> Detokenized:
     tokenizer = service.engine.tokenizer
-    for index, token_id in enumerate(body.tokens):
+    for index, token_id in enumerate(tokens):
         if not 0 <= token_id < tokenizer.vocab_size:
             raise bad_request(
                 f"tokens[{index}] is {token_id}; the vocabulary has ids 0 to {tokenizer.vocab_size - 1}",
                 param=f"tokens[{index}]",
             )
-    return Detokenized(await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special_tokens=False))
+    return Detokenized(tokenizer.decode(tokens, skip_special_tokens=False))
 
 
 def _encoded(body: TokenizeRequest, service: Service) -> list[int]:

@@ -75,16 +75,24 @@ class CallReader:
         self._depth = 0
         self.num_calls = 0
         """Calls that have begun."""
+        self.num_text_characters = 0
+        """Of the text that was read and is not held back."""
 
     @property
     def has_whole_calls(self) -> bool:
         """Whether there are calls, and none is open."""
         return self.num_calls > 0 and self._place is _Place.OUTSIDE
 
+    @property
+    def is_after_text(self) -> bool:
+        """Whether all that comes is calls."""
+        return self._place is not _Place.TEXT
+
     def read(self, text: str) -> Iterator[Piece]:
         """What the next piece of the answer says."""
         if self._place is _Place.TEXT:
             text, shown = self._after_free_text(text)
+            self.num_text_characters += len(shown)
             if shown:
                 yield TextPiece(shown)
         start = 0
@@ -109,6 +117,7 @@ class CallReader:
         """What is still held back, once the answer has ended."""
         if self._held:
             held, self._held = self._held, ""
+            self.num_text_characters += len(held)
             yield TextPiece(held)
 
     def _after_free_text(self, text: str) -> tuple[str, str]:

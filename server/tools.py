@@ -130,7 +130,9 @@ def requested_tools(
     calls = _spaced(calls, spacing)
     return RequestedTools(
         constraint=calls if is_required else TextOrToolCalls(calls=calls),
-        for_template=[_for_template(definition) for definition in definitions],
+        for_template=[
+            _for_template(definition, f"tools[{i}].{path}parameters") for i, definition in enumerate(definitions)
+        ],
         family=family,
         places=tuple(places),
         path=path,
@@ -241,9 +243,13 @@ def _parameters_text(definition: FunctionDefinition) -> str:
     return _NO_PARAMETERS if text == "null" else text
 
 
-def _for_template(definition: FunctionDefinition) -> dict[str, object]:
-    # Any: a schema is whatever JSON holds.
-    parameters: Any = json.loads(_parameters_text(definition))
+def _for_template(definition: FunctionDefinition, param: str) -> dict[str, object]:
+    """`param` is the field of its parameters."""
+    try:
+        # Any: a schema is whatever JSON holds.
+        parameters: Any = json.loads(_parameters_text(definition))
+    except RecursionError:
+        raise bad_request(f"{param} is nested too deeply", param=param) from None
     function: dict[str, object] = {"name": definition.name}
     if definition.description is not None:
         function["description"] = definition.description

@@ -89,9 +89,11 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
             raise _too_deep() from error
 
     def decoded(self) -> list[Request]:
-        """The requests. Raises RequestError for documents nested too deeply."""
+        """The requests. Raises RequestError for values of other types than the fields', and too deep documents."""
         try:
             return _decode_requests(self.requests)
+        except msgspec.ValidationError as error:
+            raise RequestError(f"the request is not what it should be: {error}") from error
         except RecursionError as error:
             raise _too_deep() from error
 

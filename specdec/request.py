@@ -58,17 +58,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             ("min_p", 0.0, 1.0),
             ("frequency_penalty", -2.0, 2.0),
             ("presence_penalty", -2.0, 2.0),
+            # Logits divided by less could overflow, and what a mask forbids times next to nothing is no number.
+            ("repetition_penalty", 0.01, 100.0),
         ):
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):
                 raise RequestError(f"{name} is {value}; it must be between {low:g} and {high:g}", param=name)
         if not (math.isfinite(self.top_p) and 0.0 < self.top_p <= 1.0):
             raise RequestError(f"top_p is {self.top_p}; it must be above 0 and at most 1", param="top_p")
-        if not (math.isfinite(self.repetition_penalty) and 0.0 < self.repetition_penalty <= 100.0):
-            raise RequestError(
-                f"repetition_penalty is {self.repetition_penalty}; it must be above 0 and at most 100",
-                param="repetition_penalty",
-            )
         for token_id, bias in self.logit_bias.items():
             if not (math.isfinite(bias) and -100.0 <= bias <= 100.0):
                 raise RequestError(

@@ -150,7 +150,8 @@ class Verifier:
 
     def _logprob(self, logits: Tensor, token_id: int, num_top: int) -> TokenLogprob:
         logprobs = torch.log_softmax(logits, dim=-1)
-        top = logprobs.topk(num_top)
+        # Rows beyond the tokenizer's ids, which pad the vocabulary, are no tokens.
+        top = logprobs[: len(self._pieces)].topk(num_top)
         return self._token_logprob(
             token_id,
             float(logprobs[token_id]),

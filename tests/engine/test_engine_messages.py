@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import msgspec
@@ -30,7 +31,16 @@ from specdec.engine_messages import (
     unpack_failure,
 )
 from specdec.grammars import JsonSchema, Limits, SchemaOptions
-from specdec.request import Request, RequestOutput, SamplingParams, TokenDelta
+from specdec.request import (
+    CompletionOutput,
+    FinishReason,
+    Request,
+    RequestOutput,
+    SamplingParams,
+    SpeculationStats,
+    TokenDelta,
+    TokenLogprob,
+)
 from specdec.speculative import PROPOSERS, SpeculativeConfig, SpeculativeParams, Verification
 
 BIG_INTEGERS = st.integers(-(2**200), 2**200)
@@ -189,6 +199,18 @@ def test_every_error_arrives_as_itself(kind: type[errors.SpecdecError], data: st
     assert vars(arrived) == vars(error)
 
 
+def test_an_impossible_token_of_a_failed_answer_keeps_its_log_probability() -> None:
+    entry = TokenLogprob(token_id=1, token="a", token_bytes=b"a", logprob=-math.inf)
+    choice = CompletionOutput(
+        index=0, text="a", token_ids=(1,), finish_reason=FinishReason.ERROR, stop_reason=None, logprobs=(entry,),
+        seed=1, speculation=SpeculationStats(), error="x",
+    )  # fmt: skip
+    output = RequestOutput(request_id="r", prompt_token_ids=(1,), num_cached_tokens=0, choices=(choice,))
+    arrived = unpack_failure(pack_failure(errors.GenerationError("x", (output,))))
+    assert isinstance(arrived, errors.GenerationError)
+    assert arrived.outputs == (output,)
+
+
 @pytest.mark.parametrize("fault", [KeyError("secret path /etc/x"), RuntimeError("0xdeadbeef"), MemoryError()])
 def test_a_fault_that_nobody_meant_arrives_without_what_it_says(fault: Exception) -> None:
     arrived = unpack_failure(pack_failure(fault))
@@ -229,3 +251,10 @@ def test_a_message_of_another_kind_is_refused() -> None:
         decode_to_engine(encode(Dispatch()))
     with pytest.raises(msgspec.ValidationError):
         decode_from_engine(encode(Dispatch(deltas=((1, TokenDelta(request_id=7, choice_index=0)),))))
+
+
+@pytest.mark.parametrize("fields", [{"max_tokens": 5.5}, {"temperature": True}, {"stop_token_ids": ("a",)}], ids=str)
+def test_values_of_other_types_than_the_fields_are_the_requests_own_fault(fields: dict[str, Any]) -> None:
+    request = Request(request_id="a", prompt_token_ids=(1,), sampling_params=SamplingParams(**fields))
+    with pytest.raises(errors.RequestError):
+        Submit.of(0, [request]).decoded()

@@ -1,5 +1,6 @@
 """The sampler against sampling written out: full softmax, full noise, nothing skipped."""
 
+import itertools
 import math
 
 import numpy as np
@@ -20,6 +21,7 @@ from written_out_sampling import (
 )
 
 from specdec import sampler as sampler_module
+from specdec.errors import RequestError
 from specdec.request import SamplingParams
 from specdec.sampler import Sampler, distributions, draw_from
 from specdec.speculative import PLAIN, SpeculationPlan, Verification
@@ -88,6 +90,31 @@ def test_a_padded_id_is_never_drawn_however_likely():
             logits.clone(), [row_of(SamplingParams(temperature=temperature, seed=1))]
         )
         assert token_id < NUM_TOKEN_IDS
+
+
+def test_no_extreme_of_the_parameters_draws_what_the_mask_forbids():
+    allowed = {3, 40, 90}
+    sampler = Sampler(Masks([allowed]), NUM_TOKEN_IDS)
+    context = tuple(range(0, NUM_TOKEN_IDS, 2))
+    for temperature, repetition_penalty, cut in itertools.product(
+        (0.0, 1e-300, 1.0, 100.0), (0.01, 100.0), ({"top_p": 1e-300}, {"top_k": 1}, {"min_p": 1.0}, {})
+    ):
+        params = SamplingParams(
+            temperature=temperature, repetition_penalty=repetition_penalty, seed=1, frequency_penalty=-2.0,
+            logit_bias={3: 100.0, 40: 100.0, 90: -100.0, 50: 100.0}, **cut,
+        )  # fmt: skip
+        logits = 1e3 * torch.randn(1, VOCAB_SIZE, generator=torch.Generator().manual_seed(1))
+        (token_id,) = sampler.sample(logits, [row_of(params, context, mask_row=0)])
+        assert token_id in allowed
+        assert not logits.isnan().any()
+        assert logits.amax() < torch.inf
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1e-300, 1e-45, 0.009, 101.0])
+def test_a_repetition_penalty_that_leaves_no_numbers_is_refused(penalty):
+    with pytest.raises(RequestError) as refused:
+        SamplingParams(repetition_penalty=penalty)
+    assert refused.value.param == "repetition_penalty"
 
 
 def test_greedy_ties_go_to_the_lowest_id():

@@ -195,3 +195,16 @@ def test_a_prompt_not_yet_computed_gives_nothing():
         torch.zeros(1, VOCAB_SIZE), [[], [None], []], batch_of(sequences), [Proposal(), Proposal(), Proposal()]
     )
     assert [len(outcome.token_ids) for outcome in outcomes] == [0, 1, 0]
+
+
+def test_padded_ids_are_none_of_the_likely_tokens():
+    sequence = sequence_of(SamplingParams(seed=3, logprobs=4))
+    logits = torch.zeros(1, VOCAB_SIZE)
+    logits[0, NUM_TOKEN_IDS:] = 5.0
+    verifier = Verifier(SAMPLER, [bytes([i]) for i in range(NUM_TOKEN_IDS)])
+    [outcome] = verifier.verify(logits.clone(), [[0]], batch_of([sequence]), [Proposal()])
+    [entry] = outcome.logprobs
+    assert len(entry.top) == 4
+    for each in (entry, *entry.top):
+        assert each.token_id < NUM_TOKEN_IDS
+        assert each.logprob == pytest.approx(float(logits.log_softmax(-1)[0, each.token_id]))

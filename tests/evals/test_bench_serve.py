@@ -218,14 +218,18 @@ def frame(**fields):
     return b"data: " + json.dumps(fields).encode() + b"\n\n"
 
 
-TEXTS = [frame(choices=[{"index": 0, "delta": {"content": text}, "finish_reason": None}]) for text in "abcd"]
+TEXTS, THOUGHTS = (
+    [frame(choices=[{"index": 0, "delta": {name: text}, "finish_reason": None}]) for text in "abcd"]
+    for name in ("content", "reasoning")
+)
 END = frame(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
 USAGE = frame(choices=[], usage={"prompt_tokens": 7, "completion_tokens": 12, "total_tokens": 19})
 DONE = b"data: [DONE]\n\n"
 
 
-def test_a_server_that_knows_less_is_measured_with_what_it_says(tmp_path):
-    with other_server(lambda _: (200, [b": hello\n\n", *TEXTS, END, USAGE, DONE])) as (app, url):
+@pytest.mark.parametrize("texts", [TEXTS, THOUGHTS], ids=["an answer", "thoughts"])
+def test_a_server_that_knows_less_is_measured_with_what_it_says(tmp_path, texts):
+    with other_server(lambda _: (200, [b": hello\n\n", *texts, END, USAGE, DONE])) as (app, url):
         exit_code, shown = bench(url, tmp_path, "--num-prompts", "5", "--constrained", "0", "--concurrency", "2")
     assert exit_code == 0, shown["failures"]
     assert not shown["target"]["is_specdec"]

@@ -149,6 +149,15 @@ def test_a_metrics_key_guards_the_metrics_of_an_open_server(make_engine: Callabl
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("path", ["/metrics/", "//metrics", "//metrics//"])
+def test_no_spelling_of_the_path_goes_round_the_metrics_key(path: str, make_engine: Callable[..., Engine]) -> None:
+    for config in (ServerConfig(metrics_key="watcher"), ServerConfig(api_keys=("user",), metrics_key="watcher")):
+        with serving(make_engine(), config) as server:
+            for key, status in (("", 401), ("user", 401), ("watcher", 200)):
+                headers = {"x-api-key": key} if key else {}
+                assert httpx.get(server.url + path, headers=headers).status_code == status, (config, key)
+
+
 def test_public_metrics_need_no_key(make_engine: Callable[..., Engine]) -> None:
     opened = statuses(ServerConfig(api_keys=("user",), has_public_metrics=True), make_engine)
     assert opened["/metrics", ""] == 200

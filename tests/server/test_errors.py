@@ -106,6 +106,9 @@ CHAT_FAULTS = [
     ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role", "invalid_value"),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "invalid_value"),
     ({"messages": user(3)}, "messages[0].content", "invalid_value"),
+    ({"messages": [{"role": "assistant", "tool_calls": [
+        {"type": "function", "function": {"name": "f", "arguments": '{"a": "\\ud800"}'}}]}]}, "messages",
+     "invalid_value"),
     ({"messages": user(None)}, "messages[0].content", "invalid_value"),
     ({"messages": user([{"type": "image_url", "image_url": {"url": "http://x"}}])}, "messages[0].content[0].type",
      "invalid_value"),

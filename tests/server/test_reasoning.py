@@ -15,10 +15,16 @@ from jsonschema import Draft202012Validator
 from live_server import LiveServer, chat_body, read_events, serving
 from tool_templates import MAY_THINK, THINKING, write_model_with_tools
 
-from specdec import ChatTemplate, Engine, EngineConfig
+from specdec import LLAMA_JSON, ChatTemplate, Engine, EngineConfig, Function, TextOrToolCalls, ToolCalls
 from specdec.server import ServerConfig
+from specdec.server.answer_reader import ReasoningPiece
+from specdec.server.answer_shape import AnswerShape
+from specdec.server.call_families import call_family
+from specdec.server.constraint import RequestedConstraint
 from specdec.server.reasoning import ReasoningReader
 from specdec.server.template_options import template_options
+from specdec.server.tool_calls import TextPiece
+from specdec.server.tools import RequestedTools
 
 CHAT = "/v1/chat/completions"
 SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x", "<think>"]}}, "required": ["a"],
@@ -248,3 +254,35 @@ def test_text_without_the_opening_tag_is_an_answer() -> None:
     assert reader.read("<th") == ("", "")
     assert reader.read("at is") == ("", "<that is")
     assert reader.num_characters == 0
+
+
+def test_the_logprobs_of_a_response_are_those_of_its_text_alone(client: httpx.Client) -> None:
+    fields = {
+        "model": "tiny", "input": "Hello", "max_output_tokens": 60, "seed": 3, "logit_bias": NO_END,
+        "text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}, "top_logprobs": 1,
+    }  # fmt: skip
+    [_, message] = client.post("/v1/responses", json=fields).json()["output"]
+    [part] = message["content"]
+    assert "".join(entry["token"] for entry in part["logprobs"]).lstrip() == part["text"]
+    streamed = [
+        json.loads(line.removeprefix("data: "))
+        for line in client.post("/v1/responses", json={**fields, "stream": True}).text.splitlines()
+        if line.startswith("data: {")
+    ]
+    sent = [entry for event in streamed if event["type"] == "response.output_text.delta" for entry in event["logprobs"]]
+    assert sent == part["logprobs"]
+
+
+def test_what_comes_after_reasoning_is_text_where_a_call_is_the_whole_answer() -> None:
+    calls = TextOrToolCalls(calls=ToolCalls(functions=(Function(name="f"),), format=LLAMA_JSON))
+    shape = AnswerShape(
+        constraint=calls, tools=RequestedTools(constraint=calls, family=call_family(None)),
+        requested=RequestedConstraint(), tokenizer=None, has_reasoning=True, is_reasoning_begun=True,
+    )  # fmt: skip
+    text = '{"name": "\\x", "parameters": {}}'
+    reader = shape.reader()
+    assert list(reader.read("hm</think>" + text)) == [ReasoningPiece("hm"), TextPiece(text)]
+    assert not reader.has_whole_calls
+    reader = shape.reader()
+    [begin, arguments] = reader.read('{"name": "f", "parameters": {}}')
+    assert (begin.name, arguments.text, reader.has_whole_calls) == ("f", "{}", True)

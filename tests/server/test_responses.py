@@ -284,6 +284,8 @@ REFUSED = [
     ({"tools": [*TOOLS, {"type": "function", "name": "x", "parameters": {"properties": {"a": {"type": "text"}}}}]},
      "tools[2].parameters", "invalid_json_schema"),
     ({"tools": TOOLS, "tool_choice": "required", "max_output_tokens": 3}, "max_output_tokens", "max_tokens_too_small"),
+    ({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"a": "\\ud800"}'}]}, "input",
+     "invalid_value"),
     ({"metadata": {str(number): "x" for number in range(17)}}, "metadata", "limit_exceeded"),
 ]  # fmt: skip
 
@@ -305,9 +307,10 @@ def test_unknown_fields_are_named_in_a_header(client: httpx.Client) -> None:
     assert response.headers["x-specdec-ignored"] == "frobnicate"
 
 
-def test_a_stream_that_cannot_go_on_ends_in_a_failed_response(make_engine: object) -> None:
+@pytest.mark.parametrize("at_step", [0, 5])
+def test_a_stream_that_cannot_go_on_ends_in_a_failed_response(at_step: int, make_engine: object) -> None:
     with (
-        serving(dying(slowed(make_engine(), 0.01), at_step=5)) as server,
+        serving(dying(slowed(make_engine(), 0.01), at_step)) as server,
         httpx.Client(base_url=server.url, timeout=30) as client,
     ):
         found = events(client, max_output_tokens=200)

@@ -370,7 +370,7 @@ def test_a_reader_that_is_slow_misses_nothing_of_the_trace() -> None:
     async def read() -> tuple[int, Answer]:
         request = Request(request_id="a", prompt_token_ids=(1,), sampling_params=SamplingParams(n=2), trace=True)
         answer = Answer([request], keeps_content=False, has_trace=True)
-        stream = DeltaStream([request], lambda _stream, *, abort: None, answer.trace)
+        stream = DeltaStream([request], lambda _stream, *, abort: None)
         for i in range(3 * MAX_WAITING_DELTAS):
             for choice_index in range(2):
                 draft = DraftTrace(token_ids=(i,), proposers=("ngram",), num_accepted=choice_index)

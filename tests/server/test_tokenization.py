@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import httpx
 import pytest
 from live_server import LiveServer, chat_body
@@ -21,6 +24,27 @@ def test_token_strs_are_the_tokens_as_text(client: httpx.Client) -> None:
     answer = client.post("/tokenize", json={"prompt": "the fox<|im_end|>", "return_token_strs": True}).json()
     assert "".join(answer["token_strs"]) == "the fox<|im_end|>"
     assert len(answer["token_strs"]) == answer["count"]
+
+
+def test_no_stream_waits_for_the_tokens_of_a_long_text(
+    client: httpx.Client, live: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_loop = []
+
+    def noting(work: object) -> object:
+        def noted(*arguments: object, **named: object) -> object:
+            with contextlib.suppress(RuntimeError):
+                has_loop.append(asyncio.get_running_loop())
+            return work(*arguments, **named)
+
+        return noted
+
+    tokenizer = live.engine.tokenizer
+    for name in ("encode", "token_text", "decode"):
+        monkeypatch.setattr(tokenizer, name, noting(getattr(tokenizer, name)))
+    tokens = client.post("/tokenize", json={"prompt": "the fox", "return_token_strs": True}).json()["tokens"]
+    assert client.post("/detokenize", json={"tokens": tokens}).status_code == 200
+    assert not has_loop
 
 
 @pytest.mark.parametrize("tools", [None, [{"type": "function", "function": {"name": "f"}}]])

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 
 import httpx
+import msgspec
 import openai
 import pytest
 from jsonschema import Draft202012Validator
@@ -23,6 +24,12 @@ from tool_requests import (
     strict_client,
     written,
 )
+
+from specdec.server import RequestLimits
+from specdec.server.call_families import call_family
+from specdec.server.errors import ApiError
+from specdec.server.tool_wire import FunctionDefinition, Tool
+from specdec.server.tools import requested_tools
 
 CHAT = "/v1/chat/completions"
 pytestmark = pytest.mark.filterwarnings("error")
@@ -268,6 +275,14 @@ def test_a_schema_at_fault_is_named_with_its_tool_keyword_and_place(
     error = response.json()["error"]
     assert (error["param"], error["code"]) == ("tools[3].function.parameters", code)
     assert (error.get("keyword"), error["pointer"]) == (keyword, pointer)
+
+
+def test_parameters_nested_too_deeply_are_refused_by_name() -> None:
+    parameters = msgspec.Raw(b'{"a":' * 5000 + b"1" + b"}" * 5000)
+    tools = [Tool(FunctionDefinition("now")), Tool(FunctionDefinition("f", parameters=parameters))]
+    with pytest.raises(ApiError) as refused:
+        requested_tools(tools, None, None, family=call_family(None), limits=RequestLimits())
+    assert (refused.value.status, refused.value.error.param) == (400, "tools[1].function.parameters")
 
 
 def test_a_budget_that_no_call_is_guaranteed_to_fit_is_refused_with_one_that_is(client: httpx.Client) -> None:
