@@ -17,7 +17,7 @@ from specdec.errors import ConfigError
 from specdec.evals.acceptance_arm import Arm, arms_of
 from specdec.evals.acceptance_group import GroupResult, measure_group
 from specdec.evals.acceptance_tables import show_groups
-from specdec.evals.driver import build_engine
+from specdec.evals.driver import answerable, build_engine
 from specdec.evals.environment import describe_environment, load_warning
 from specdec.evals.result import EvalResult
 from specdec.evals.terminal import Terminal
@@ -103,16 +103,22 @@ def run_acceptance(
     environment = msgspec.structs.replace(environment, num_threads=description.num_threads)
     params = SamplingParams(temperature=temperature, max_tokens=size.max_tokens)
     failures: list[str] = []
+    left_out: dict[str, str] = {}
     results: list[GroupResult] = []
     arms = {name: _arms(name, grid) for name in groups}
     num_runs = sum(len(arms[name]) for name in groups) * size.rounds * len(grid.concurrencies)
     with terminal.progress("acceptance", num_runs) as steps:
         for name, tasks in groups.items():
+            taken, refused = answerable(engine, spread_by_length(tasks, size.num_tasks), params)
+            left_out |= refused
+            if not taken:
+                failures.append(f"{name}: none of its tasks is taken: {next(iter(refused.values()))}")
+                continue
             for concurrency in grid.concurrencies:
                 steps.note(f"{name}, {concurrency} at once")
                 result, faults = measure_group(
                     name,
-                    spread_by_length(tasks, size.num_tasks),
+                    taken,
                     engine,
                     arms[name],
                     params,
@@ -123,11 +129,12 @@ def run_acceptance(
                 results.append(result)
                 failures += faults
     show_groups(results, terminal)
-    warning = load_warning(environment)
+    warnings = [f"left out {name}, which the engine does not take: {why}" for name, why in left_out.items()]
+    busy = load_warning(environment)
     return EvalResult(
         eval_name="acceptance",
         failures=tuple(failures),
-        warnings=() if warning is None else (warning,),
+        warnings=tuple(warnings) if busy is None else (*warnings, busy),
         settings={
             "model": model,
             "draft": draft,

@@ -194,7 +194,10 @@ class _Group:
             "seed": index,
         }
         if task.schema is not None:
-            schema = {"name": task.name, "schema": task.schema, "strict": True}
+            schema: dict[str, object] = {"name": task.name, "schema": task.schema, "strict": True}
+            if self._server.takes_speculative and task.unknown_format != "refuse":
+                # A field of specdec's alone.
+                schema["options"] = {"unknown_format": task.unknown_format}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         if arm.is_predicted and task.prediction is not None:
             body["prediction"] = {"type": "content", "content": task.prediction}

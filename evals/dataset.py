@@ -82,6 +82,7 @@ class _LabelledSchema(msgspec.Struct, frozen=True):
             category="schema",
             messages=(Message("user", schema_prompt(schema)),),
             schema=schema,
+            unknown_format="annotation",
         )
 
 

@@ -12,9 +12,9 @@ import msgspec
 
 from specdec.config import EngineConfig
 from specdec.engine import Engine
-from specdec.errors import BudgetTooSmallError
+from specdec.errors import BudgetTooSmallError, RequestError
 from specdec.evals.workload import Task
-from specdec.grammars import JsonSchema
+from specdec.grammars import JsonSchema, SchemaOptions
 from specdec.models.catalog import resolve_model
 from specdec.models.progress import progress_bars
 from specdec.request import Request, RequestOutput, SamplingParams
@@ -79,7 +79,9 @@ def request_of(
         request_id=f"eval-{next(_request_numbers)}",
         prompt_token_ids=tuple(engine.tokenizer.encode_chat(task.chat())),
         sampling_params=params,
-        constraint=None if schema is None else JsonSchema(schema=schema),
+        constraint=None
+        if schema is None
+        else JsonSchema(schema=schema, options=SchemaOptions(unknown_format=task.unknown_format)),
         cache_salt=cache_salt,
         speculative=speculative,
         prediction=task.prediction or "",
@@ -93,6 +95,20 @@ def request_of(
         enough = msgspec.structs.replace(params, max_tokens=error.minimum_tokens)
         return msgspec.structs.replace(request, sampling_params=enough)
     return request
+
+
+def answerable(engine: Engine, tasks: Sequence[Task], params: SamplingParams) -> tuple[list[Task], dict[str, str]]:
+    """The tasks that the engine takes, and by name why it does not take the others."""
+    taken: list[Task] = []
+    refused: dict[str, str] = {}
+    for task in tasks:
+        try:
+            request_of(engine, task, params)
+        except RequestError as error:
+            refused[task.name] = str(error)
+        else:
+            taken.append(task)
+    return taken, refused
 
 
 def drive(

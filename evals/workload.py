@@ -27,6 +27,9 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     prediction: str | None = None
     """Text that much of the answer is expected to repeat, as OpenAI's `prediction`; the file that is to be edited."""
 
+    unknown_format: Literal["refuse", "annotation"] = "refuse"
+    """What a format that nobody knows is to the schema; suites of other people's schemas have many."""
+
     @property
     def schema_text(self) -> str | None:
         return None if self.schema is None else msgspec.json.encode(self.schema).decode()

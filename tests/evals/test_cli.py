@@ -99,6 +99,28 @@ def test_acceptance_reports_rates_speeds_and_validity(tiny_model_folder, tmp_pat
     )
 
 
+def test_schemas_that_are_not_taken_are_left_out_by_name(tiny_model_folder, tmp_path):
+    path = tmp_path / "schemas.jsonl"
+    schemas = {
+        "known": {"enum": ["a", "b"]},
+        "strange": {"type": "string", "format": "nobody-knows", "maxLength": 3},
+        "no instance": {"allOf": [{"type": "string"}, {"type": "null"}]},
+    }
+    records = [{"name": name, "schema": schema, "tests": []} for name, schema in schemas.items()]
+    path.write_text("\n".join(map(json.dumps, records)))
+    exit_code, shown = acceptance(tiny_model_folder, 3, "--dataset", str(path))
+    assert exit_code == 0, shown["failures"]
+    [group] = [each for each in shown["groups"] if each["concurrency"] == 1]
+    assert group["num_requests"] == 2
+    left_out = [each for each in shown["warnings"] if each.startswith("left out")]
+    assert len(left_out) == 1
+    assert "no instance" in left_out[0]
+    path.write_text(json.dumps(records[2]))
+    exit_code, shown = acceptance(tiny_model_folder, 1, "--dataset", str(path))
+    assert exit_code == 1
+    assert "none of its tasks" in shown["failures"][0]
+
+
 def test_a_model_draft_that_is_not_masked_drafts_what_is_forbidden(tiny_model_folder, tiny_draft_folder):
     exit_code, shown = acceptance(
         *(tiny_model_folder, 2, "--draft", str(tiny_draft_folder), "--spec", "draft_model", "--compare-masks"),

@@ -83,6 +83,7 @@ def spoilt_drafts(monkeypatch):
     monkeypatch.setattr(ChainProposer, "propose", spoil)
 
 
+@pytest.mark.slow
 def test_a_right_engine_passes_every_cell_preemption_included(run):
     result = run(SMALL)
     assert result.failures == ()
