@@ -80,7 +80,8 @@ def test_a_sweep_over_specdec_reports_every_figure_and_leaves_nothing_behind(liv
         assert point["goodput_requests_per_s"] == pytest.approx(point["requests_per_s"])
         assert point["validity"]["num_valid"] == point["validity"]["num_answers"] > 0
         assert point["acceptance"]["source"] == "metrics"
-        assert 0 < point["acceptance"]["acceptance_rate"] <= 1 < point["acceptance"]["mean_acceptance_length"]
+        # What a model of random weights accepts is chance.
+        assert 0 <= point["acceptance"]["acceptance_rate"] <= 1 <= point["acceptance"]["mean_acceptance_length"]
         assert point["held"] == {}
     assert shown["memory"]["peak_mb"] >= shown["memory"]["last_mb"] > 50
     assert shown["memory"]["mb_per_minute"] is None
