@@ -6,6 +6,9 @@ import math
 import time
 from collections.abc import Callable
 
+_ROUNDING = 1e-6
+"""Requests: what sums of waits may lack of a whole one, so that whoever waited as told is served."""
+
 
 class RateLimit:
     """A token bucket for each caller: a minute's worth at once, then one as each comes due."""
@@ -22,8 +25,8 @@ class RateLimit:
         now = self._clock()
         left, then = self._buckets.pop(caller, (self._capacity, now))
         left = min(self._capacity, left + (now - then) * self._per_second)
-        is_allowed = left >= 1
-        self._buckets[caller] = (left - is_allowed, now)
+        is_allowed = left >= 1 - _ROUNDING
+        self._buckets[caller] = (max(0.0, left - is_allowed), now)
         self._forget_idle(now)
         return None if is_allowed else math.ceil((1 - left) / self._per_second)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import openai
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from live_server import LiveServer, chat_body, read_events, serving, slowed, wait_until
 
@@ -106,6 +106,7 @@ def test_whatever_comes_and_goes_nothing_is_left_counted(
 
 @settings(deadline=None)
 @given(st.integers(1, 600), st.lists(st.floats(0, 30), min_size=1, max_size=200))
+@example(1, [4.751537209745557, 0.0])
 def test_no_minute_has_more_than_twice_the_rate_and_whoever_waits_as_told_is_served(
     rate: int, pauses: list[float]
 ) -> None:
