@@ -6,9 +6,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CLIENTS := $(patsubst tests/clients/%.txt,.venv-clients/%/.installed,$(wildcard tests/clients/*.txt))
 ARGS ?=
+WORKERS ?= 2
 
 # Tests run beside other work: threads that wait should sleep.
 test test-model test-slow test-peers test-clients check: export OMP_WAIT_POLICY ?= passive
+
+# Workers that each take every core slow each other down. Files stay whole: what a file's tests share is built once.
+test test-slow: export OMP_NUM_THREADS ?= 1
+PARALLEL := -n $(WORKERS) --dist loadfile
 
 # Keeps the checkout's folders `kernels`, `server` and `evals` from being importable under those bare names.
 SAFE := PYTHONSAFEPATH=1
@@ -46,7 +51,7 @@ serve: $(STAMP) ## pull the default model and serve it on 127.0.0.1:8000
 	@$(BIN)/specdec serve $(ARGS)
 
 test: $(STAMP) ## the tests that need no model, no GPU and little time
-	$(SAFE) $(BIN)/pytest -m "not slow and not gpu and not model and not peers and not clients" $(ARGS)
+	$(SAFE) $(BIN)/pytest -m "not slow and not gpu and not model and not peers and not clients" $(PARALLEL) $(ARGS)
 
 test-model: $(STAMP) ## the tests on the default model, which they pull
 	@$(BIN)/specdec pull
@@ -67,7 +72,7 @@ test-clients: $(STAMP) $(CLIENTS) ## client libraries and schemathesis against t
 
 test-slow: $(STAMP) ## the tests that take more than ten seconds each
 	@$(BIN)/specdec pull
-	$(SAFE) $(BIN)/pytest -m "slow and not gpu" $(ARGS)
+	$(SAFE) $(BIN)/pytest -m "slow and not gpu" $(PARALLEL) $(ARGS)
 
 check: $(STAMP) ## lint, format, types, import directions, layout
 	$(BIN)/ruff check .
