@@ -15,6 +15,7 @@ from specdec.grammars.automaton import Automaton
 from specdec.grammars.frames import ArrayFrame, Frame
 from specdec.grammars.lexeme_bounds import LexemeBounds
 from specdec.grammars.masks import MaskWalker, fresh_item
+from specdec.grammars.next_items import NextItem
 from specdec.grammars.node_groups import NodeGroup
 from specdec.grammars.positions import Completed, Key, Literal, Position, Raw, String
 from specdec.grammars.stacks import Config, Stack
@@ -71,6 +72,27 @@ class GuardWalker(MaskWalker):
                 position, stack = fresh_item(position, stack)
         inner, _ = group.enter(self._fitting if self._fits(position, stack) else self._others)
         return inner
+
+    def _enter_next_item(self, item: NextItem, config: Config, before: bytes) -> None:
+        completion = self._bounds.completion(*config)
+        item.group.enter(self._fitting if self._fits(*config) else self._others)
+        if completion is None:
+            return
+        # Of the tokens that end here, those after which it would repeat the item before.
+        whole = item.text + completion.data
+        if whole.startswith(before):
+            self._decide_repeating(item, before, whole)
+
+    def _decide_repeating(self, item: NextItem, before: bytes, whole: bytes) -> None:
+        """Decide one by one the tokens of which the ended item is the first of `whole`."""
+        v = self._vocabulary
+        for node in item.group.nodes.tolist():
+            for index in range(v.trie_starts[node], v.trie_starts[node + 1]):
+                data = v.token_bytes(int(v.token_ids[index]))
+                assert data is not None, "only tokens with bytes are in the trie"
+                ended = before + data[: len(data) - len(item.text) - 1]
+                if whole.startswith(ended) and whole[len(ended) : len(ended) + 1] in (b",", b"]"):
+                    self._decide(range(index, index + 1))
 
     def _decide(self, indices: range) -> None:
         for index in indices:

@@ -26,6 +26,7 @@ from specdec.grammars.automaton import Automaton
 from specdec.grammars.frame_keys import FRESH
 from specdec.grammars.frames import ArrayFrame, ObjectFrame
 from specdec.grammars.layout import WHITESPACE
+from specdec.grammars.next_items import NextItem, next_items
 from specdec.grammars.node_groups import NodeGroup
 from specdec.grammars.node_steps import Words
 from specdec.grammars.positions import (
@@ -206,7 +207,10 @@ class MaskWalker:
         self.decided_singly = True
         following = group.step(ord(","))
         if following is not None:
-            self._decide_singly(following)
+            if group is not self._root and self._is_around(stack) and self._goes_on_together(position, stack):
+                self._follow_next_items(position, stack, frame, following)
+            else:
+                self._decide_singly(following)
         closing = group.step(ord("]"))
         if closing is None:
             return
@@ -217,6 +221,36 @@ class MaskWalker:
         closed = self._automaton.step(after, below, ord("]"))
         if closed is not None:
             self._pending.append((*closed, closing))
+
+    def _is_around(self, stack: Stack) -> bool:
+        """Whether the walk began inside the stack, so that its frame has the text up to there of the present item."""
+        below = self._config[1]
+        while below is not None and below.depth > stack.depth:
+            below = below.below
+        return below is stack
+
+    def _follow_next_items(self, position: Completed, stack: Stack, frame: ArrayFrame, group: NodeGroup) -> None:
+        """Follow the tokens below the nodes, at which a comma ended an item that the walk began inside."""
+        after, below = fresh_item(position, stack)
+        waiting = self._automaton.step(after, below, ord(","))
+        if waiting is None:
+            return
+        assert waiting[1] is not None, "items are in an array"
+        assert isinstance(waiting[1].frame, ArrayFrame), "it goes on"
+        if waiting[1].frame.seen is None:
+            self._pending.append((*waiting, group))
+            return
+        for item in next_items(self._automaton, waiting, group, frame.text):
+            if item.config is None:
+                self._decide_singly(item.group)
+            elif item.is_sure:
+                self._enter_next_item(item, item.config, frame.text)
+            else:
+                self._decide_ends(item.group)
+
+    def _enter_next_item(self, item: NextItem, config: Config, before: bytes) -> None:
+        """Allow the tokens that end at the nodes, inside an item after one that begins with `before`, or beyond it."""
+        item.group.enter(self.words)
 
     def _go_on(self, position: Position, stack: Stack | None, group: NodeGroup) -> None:
         """Follow the tokens below the nodes, at which the text is in this configuration."""

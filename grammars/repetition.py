@@ -30,6 +30,22 @@ class Repetitions:
             below = below.below
         return True
 
+    def can_differ_from_another(self, config: Config, text: bytes) -> bool:
+        """Whether an item can become one that did not occur, nor is one more, of which this is the beginning.
+
+        What is written of the item begins the text. False where that is not seen on the way along the text.
+        """
+        depth, begun = _present_item(config)
+        current: Config | None = config
+        while current is not None and len(begun) < len(text):
+            repeating = _repeating_bytes(current, depth) | {text[len(begun)]}
+            if self._takes_others(current, repeating, 1):
+                return True
+            begun = text[: len(begun) + 1]
+            current = self._feed(current, begun[-1:])
+        # Past its known beginning, the one more goes on with some byte.
+        return current is not None and self._takes_others(current, _repeating_bytes(current, depth), 2)
+
     def _finds_another(self, config: Config, depth: int) -> bool:
         """Follow the items that occurred until a byte may come that is none of theirs."""
         before: dict[Config, Config | None] = {}
@@ -39,7 +55,7 @@ class Repetitions:
             is_found = self._known.get(current)
             if is_found is None:
                 repeating = _repeating_bytes(current, depth)
-                is_found = self._takes_another(current, repeating)
+                is_found = self._takes_others(current, repeating, 1)
                 if not is_found:
                     for byte in repeating:
                         after = self._feed(current, bytes((byte,)))
@@ -52,11 +68,14 @@ class Repetitions:
         self._keep(before, found=None)
         return False
 
-    def _takes_another(self, config: Config, repeating: set[int]) -> bool:
-        return any(
-            byte not in repeating and self._feed(config, bytes((byte,))) is not None
-            for byte in self._possible_bytes(config)
-        )
+    def _takes_others(self, config: Config, repeating: set[int], num_others: int) -> bool:
+        """Whether as many bytes may come beside these."""
+        for byte in self._possible_bytes(config):
+            if byte not in repeating and self._feed(config, bytes((byte,))) is not None:
+                num_others -= 1
+                if not num_others:
+                    return True
+        return False
 
     def _keep(self, before: dict[Config, Config | None], found: Config | None) -> None:
         for config in before:
@@ -65,6 +84,16 @@ class Repetitions:
         while at is not None:
             self._known.put(at, True)
             at = before.get(at)
+
+
+def _present_item(config: Config) -> tuple[int, bytes]:
+    """The depth of the array that remembers its items, and what is written of the present one."""
+    below = config[1]
+    while below is not None:
+        if isinstance(below.frame, ArrayFrame) and below.frame.seen is not None:
+            return below.depth, below.frame.text
+        below = below.below
+    raise AssertionError("asked inside an item that is remembered")
 
 
 def _repeating_bytes(config: Config, depth: int) -> set[int]:
