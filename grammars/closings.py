@@ -434,6 +434,10 @@ class Closings:
                     yield from ((data_or_none, goal) for goal in met)
 
     def _completes(self, config: Config, data: bytes) -> bool:
+        """Whether the bytes, which would complete the text if items were not remembered, repeat none."""
+        repeated = _repeats_present_item(config, data)
+        if repeated is not None:
+            return not repeated
         after = self._automaton.feed(config, data)
         return after is not None and _accepts(self._automaton, after)
 
@@ -496,6 +500,27 @@ def _may_repeat(position: Position, stack: Stack | None) -> bool:
         if isinstance(frame, ArrayFrame) and (frame.is_repeating() or _must_go_on(frame)):
             return True
     return False
+
+
+def _repeats_present_item(config: Config, data: bytes) -> bool | None:
+    """Whether the present item ends as one that occurred; None where more than that matters."""
+    position, stack = config
+    if isinstance(position, (ArrayStart, ArrayEnd)) and position.frame.seen is not None:
+        return None
+    frame: ArrayFrame | None = None
+    while stack is not None and stack.is_remembered:
+        if isinstance(stack.frame, ArrayFrame) and stack.frame.seen is not None:
+            if frame is not None:
+                return None
+            frame = stack.frame
+        stack = stack.below
+    if frame is None or not frame.all_may_close() or not all(run.rule.is_unique for run in frame.runs):
+        return None
+    text, whole = frame.text, frame.text + data
+    return any(
+        one.startswith(text) and whole.startswith(one) and whole[len(one) : len(one) + 1] in (b",", b"]")
+        for one in frame.seen or ()
+    )
 
 
 def _must_go_on(frame: ArrayFrame) -> bool:
