@@ -137,6 +137,10 @@ class Automaton:
         """
         return self._repetitions.can_differ_from_another(config, text)
 
+    def can_differ_from_any(self, config: Config) -> bool:
+        """The same, whatever the other; False where it is not seen at once."""
+        return self._repetitions.can_differ_from_any(config)
+
     def _feed(self, config: Config, data: bytes) -> Config | None:
         """What `feed` does, but for asking whether a remembered item can still become another."""
         position, stack = config

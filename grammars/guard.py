@@ -15,7 +15,7 @@ from specdec.grammars.automaton import Automaton
 from specdec.grammars.frames import ArrayFrame, Frame
 from specdec.grammars.lexeme_bounds import LexemeBounds
 from specdec.grammars.masks import MaskWalker, fresh_item
-from specdec.grammars.next_items import NextItem
+from specdec.grammars.next_items import NextItems, NextPlace
 from specdec.grammars.node_groups import NodeGroup
 from specdec.grammars.positions import Completed, Key, Literal, Position, Raw, String
 from specdec.grammars.stacks import Config, Stack
@@ -36,6 +36,7 @@ class GuardWalker(MaskWalker):
         vocabulary: Vocabulary,
         bodies: StringBodies,
         automaton: Automaton,
+        next_items: NextItems,
         bounds: LexemeBounds,
         config: Config,
         num_tokens: int,
@@ -45,7 +46,7 @@ class GuardWalker(MaskWalker):
         self._fitting, self._others = np.zeros((2, vocabulary.num_words), np.uint32)
         self._decided: dict[int, bool] = {}
         """By token, whether it fits, where tokens are decided one by one."""
-        super().__init__(vocabulary, bodies, automaton, config)
+        super().__init__(vocabulary, bodies, automaton, next_items, config)
         self.words = self._fitting
         for token_id, fits in self._decided.items():
             bit = np.uint32(1 << (token_id & 31))
@@ -73,25 +74,26 @@ class GuardWalker(MaskWalker):
         inner, _ = group.enter(self._fitting if self._fits(position, stack) else self._others)
         return inner
 
-    def _enter_next_item(self, item: NextItem, config: Config, before: bytes) -> None:
-        completion = self._bounds.completion(*config)
-        item.group.enter(self._fitting if self._fits(*config) else self._others)
-        if completion is None:
+    def _enter_next(self, place: NextPlace, before: bytes) -> None:
+        place.group.enter(self._fitting if self._fits(*place.config) else self._others)
+        completion = self._bounds.completion(*place.config)
+        if completion is None or place.item is None:
             return
         # Of the tokens that end here, those after which it would repeat the item before.
-        whole = item.text + completion.data
-        if whole.startswith(before):
-            self._decide_repeating(item, before, whole)
+        completed = place.item + completion.data
+        if completed.startswith(before):
+            self._decide_repeating(place, before, completed)
 
-    def _decide_repeating(self, item: NextItem, before: bytes, whole: bytes) -> None:
-        """Decide one by one the tokens of which the ended item is the first of `whole`."""
+    def _decide_repeating(self, place: NextPlace, before: bytes, completed: bytes) -> None:
+        """Decide one by one the tokens that end an item which is the first of `completed`."""
         v = self._vocabulary
-        for node in item.group.nodes.tolist():
+        num_beyond = len(place.since_comma) + 1
+        for node in place.group.nodes.tolist():
             for index in range(v.trie_starts[node], v.trie_starts[node + 1]):
                 data = v.token_bytes(int(v.token_ids[index]))
                 assert data is not None, "only tokens with bytes are in the trie"
-                ended = before + data[: len(data) - len(item.text) - 1]
-                if whole.startswith(ended) and whole[len(ended) : len(ended) + 1] in (b",", b"]"):
+                ended = before + data[: len(data) - num_beyond]
+                if completed.startswith(ended) and completed[len(ended) : len(ended) + 1] in (b",", b"]"):
                     self._decide(range(index, index + 1))
 
     def _decide(self, indices: range) -> None:

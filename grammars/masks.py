@@ -26,7 +26,7 @@ from specdec.grammars.automaton import Automaton
 from specdec.grammars.frame_keys import FRESH
 from specdec.grammars.frames import ArrayFrame, ObjectFrame
 from specdec.grammars.layout import WHITESPACE
-from specdec.grammars.next_items import NextItem, next_items
+from specdec.grammars.next_items import NextItems, NextPlace
 from specdec.grammars.node_groups import NodeGroup
 from specdec.grammars.node_steps import Words
 from specdec.grammars.positions import (
@@ -68,6 +68,7 @@ class MaskWalker:
         vocabulary: Vocabulary,
         bodies: StringBodies,
         automaton: Automaton,
+        next_items: NextItems,
         config: Config,
         like: tuple[Words, int, Reach] | None = None,
     ) -> None:
@@ -78,6 +79,7 @@ class MaskWalker:
         self._vocabulary = vocabulary
         self._bodies = bodies
         self._automaton = automaton
+        self._next_items = next_items
         self._config = config
         self._depth = _depth(config[1])
         self._root = bodies.root
@@ -240,17 +242,17 @@ class MaskWalker:
         if waiting[1].frame.seen is None:
             self._pending.append((*waiting, group))
             return
-        for item in next_items(self._automaton, waiting, group, frame.text):
-            if item.config is None:
-                self._decide_singly(item.group)
-            elif item.is_sure:
-                self._enter_next_item(item, item.config, frame.text)
+        for place, is_allowed, undecided in self._next_items.follow(waiting, group, frame.text):
+            if undecided is not None:
+                self._decide_singly(undecided)
+            elif is_allowed:
+                self._enter_next(place, frame.text)
             else:
-                self._decide_ends(item.group)
+                self._decide_ends(place.group)
 
-    def _enter_next_item(self, item: NextItem, config: Config, before: bytes) -> None:
-        """Allow the tokens that end at the nodes, inside an item after one that begins with `before`, or beyond it."""
-        item.group.enter(self.words)
+    def _enter_next(self, place: NextPlace, before: bytes) -> None:  # noqa: ARG002, the completions of a guard need it
+        """Allow the tokens that end at the place, after an item that begins with `before`."""
+        place.group.enter(self.words)
 
     def _go_on(self, position: Position, stack: Stack | None, group: NodeGroup) -> None:
         """Follow the tokens below the nodes, at which the text is in this configuration."""

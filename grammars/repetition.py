@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import ArrayFrame
+from specdec.grammars.positions import Literal
 from specdec.grammars.stacks import Config
 
 Feed = Callable[[Config, bytes], Config | None]
 PossibleBytes = Callable[[Config], bytes]
 """Every byte that `Feed` takes, and others perhaps; the likely ones first."""
+
+_ENDS = frozenset(b",]")
 
 
 class Repetitions:
@@ -39,12 +42,26 @@ class Repetitions:
         current: Config | None = config
         while current is not None and len(begun) < len(text):
             repeating = _repeating_bytes(current, depth) | {text[len(begun)]}
-            if self._takes_others(current, repeating, 1):
+            if self._others(current, repeating, 1):
                 return True
             begun = text[: len(begun) + 1]
             current = self._feed(current, begun[-1:])
         # Past its known beginning, the one more goes on with some byte.
-        return current is not None and self._takes_others(current, _repeating_bytes(current, depth), 2)
+        return current is not None and len(self._others(current, _repeating_bytes(current, depth), 2)) == 2
+
+    def can_differ_from_any(self, config: Config) -> bool:
+        """The same, whatever one more had occurred. False where that is not seen by the first choice of bytes."""
+        depth, _ = _present_item(config)
+        while True:
+            repeating = _repeating_bytes(config, depth)
+            # What ends a number makes one and the same item.
+            if len(self._others(config, repeating | _ENDS if isinstance(config[0], Literal) else repeating, 2)) == 2:
+                return True
+            taken = self._others(config, set(), 2)
+            after = self._feed(config, taken) if len(taken) == 1 else None
+            if after is None or after[1] is None or after[1].depth < depth:
+                return False
+            config = after
 
     def _finds_another(self, config: Config, depth: int) -> bool:
         """Follow the items that occurred until a byte may come that is none of theirs."""
@@ -55,7 +72,7 @@ class Repetitions:
             is_found = self._known.get(current)
             if is_found is None:
                 repeating = _repeating_bytes(current, depth)
-                is_found = self._takes_others(current, repeating, 1)
+                is_found = bool(self._others(current, repeating, 1))
                 if not is_found:
                     for byte in repeating:
                         after = self._feed(current, bytes((byte,)))
@@ -68,14 +85,15 @@ class Repetitions:
         self._keep(before, found=None)
         return False
 
-    def _takes_others(self, config: Config, repeating: set[int], num_others: int) -> bool:
-        """Whether as many bytes may come beside these."""
+    def _others(self, config: Config, repeating: set[int], most: int) -> bytes:
+        """Bytes that may come beside these, at most so many."""
+        found = bytearray()
         for byte in self._possible_bytes(config):
             if byte not in repeating and self._feed(config, bytes((byte,))) is not None:
-                num_others -= 1
-                if not num_others:
-                    return True
-        return False
+                found.append(byte)
+                if len(found) == most:
+                    break
+        return bytes(found)
 
     def _keep(self, before: dict[Config, Config | None], found: Config | None) -> None:
         for config in before:
