@@ -12,6 +12,7 @@ import msgspec
 
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
+from specdec.grammars.closings import must_go_on
 from specdec.grammars.frame_keys import FRESH
 from specdec.grammars.frames import Frame, ObjectFrame
 from specdec.grammars.lexeme_bounds import Frames, LexemeBounds
@@ -82,6 +83,9 @@ class Ceilings:
 
     def _cost(self, place: Place, position: Position, frames: Frames, stack: Stack | None) -> int | None:
         whole = self._automaton.pushed(frames, stack)
+        if must_go_on(whole) and not place.is_inside:
+            # What must follow depends on an item, of which the walk did not know the text.
+            return None
         if place.is_inside:
             return self._bounds.inside(position, (), whole)
         cost = self._bounds.at(position, whole)

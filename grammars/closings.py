@@ -8,10 +8,12 @@ what the frame's own goal needs further out. Of the goals still possible, the on
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterable, Iterator
 from heapq import nsmallest
 from weakref import WeakKeyDictionary
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -80,6 +82,7 @@ class Closings:
         }
         self._canonical = canonical
         self._after: WeakKeyDictionary[Stack, dict[int, Spelling | None]] = WeakKeyDictionary()
+        self._most_of: WeakKeyDictionary[Stack, dict[int, int | None]] = WeakKeyDictionary()
         self._most_per_frame = program.short_texts.most_per_frame
         self._has_raw_text = program.raw_text is not None
         self._most_after_key: BoundedCache[tuple[ObjectFrame, Stack | None], int] = BoundedCache(1024)
@@ -136,13 +139,23 @@ class Closings:
         return (depth + 2 + self._speller.max_opened) * per_frame
 
     def cost_after(self, stack: Stack | None, goal: int) -> int | None:
-        """The tokens of `after`, laid out."""
+        """The tokens of `after`, laid out; where items must follow that differ from the present one, no fewer."""
+        if stack is not None and must_go_on(stack):
+            return self._known_most_after(stack, goal)
         compact = self.after(stack, goal)
         if compact is None or stack is None or not isinstance(self._automaton.layout, Pretty):
             return None if compact is None else compact.num_tokens
         resolved = self._automaton.resolve(Completed(frozenset((goal,))), stack)
         spelling = None if resolved is None else self._laid_out(resolved, compact)
         return None if spelling is None else spelling.num_tokens
+
+    def _known_most_after(self, stack: Stack, goal: int) -> int | None:
+        known = self._most_of.get(stack)
+        if known is None:
+            known = self._most_of[stack] = {}
+        if goal not in known:
+            known[goal] = self._most_after(stack, goal)
+        return known[goal]
 
     def most_after_key(self, frame: ObjectFrame, stack: Stack | None) -> int | None:
         """The most tokens that it takes after a key that may come next, whichever; None where some are too many."""
@@ -165,6 +178,13 @@ class Closings:
             for number in range(len(rule.free)) if frame.takes_free_keys() else ():
                 steps += rule.after_free(*run.progress, number)
             after = self.after(stack, run.goal)
+            if must_go_on(stack):
+                extra = self.cost_after(stack, run.goal)
+                if extra is None:
+                    yield None
+                    return
+            else:
+                extra = 0
             for declared, num_keys, pending, child in dict.fromkeys(steps):
                 value = values.text(child)
                 following = run._replace(declared=declared, num_keys=num_keys, pending=pending)
@@ -178,7 +198,7 @@ class Closings:
                         ObjectFrame((following._replace(child=child),), frame.seen, frame.has_one_free_key)
                     )
                     spelling = self._laid_out((waiting, stack), self._speller.spell(b":" + value + rest, after))
-                    yield None if spelling is None else spelling.num_tokens
+                    yield None if spelling is None else spelling.num_tokens + extra
 
     def most_after_plain_key(self, frame: ObjectFrame) -> tuple[tuple[int, int], ...] | None:
         """Goals of the frame, each with no fewer tokens than it takes to meet it after any key that may come next.
@@ -209,12 +229,61 @@ class Closings:
             return EMPTY
         if isinstance(position, Raw):
             return self._raw_closing(position.state)
-        found = self._best(self._parts(position, stack), stack)
-        if found is not None:
-            found = self._laid_out(config, found)
+        found = self._obvious(config)
         if _may_repeat(position, stack) and (found is None or not self._completes(config, found.data)):
             return self._search(config)
         return found
+
+    def _obvious(self, config: Config) -> Spelling | None:
+        """The cheapest of what would complete the configuration if its present item had not occurred."""
+        position, stack = config
+        parts = self._parts(position, stack)
+        found = self._best_of_items(parts, stack) if must_go_on(stack) else self._best(parts, stack)
+        return None if found is None else self._laid_out(config, found)
+
+    def _best_of_items(self, parts: Iterable[Part], stack: Stack | None) -> Spelling | None:
+        """As `_best`, where the items after the present one must be unlike it as well: its text is known there."""
+        found = [one for data, goal in parts if (one := self._with_rest(data, goal, stack)) is not None]
+        return min(found, key=lambda one: (one.num_tokens, len(one.data)), default=None)
+
+    def _with_rest(self, data: bytes, goal: int, stack: Stack | None) -> Spelling | None:
+        assert stack is not None, "some item around is remembered"
+        frame = stack.frame
+        assert not isinstance(frame, RawFrame), "raw text is around no remembered item"
+        if isinstance(frame, ArrayFrame) and frame.seen is not None:
+            rest = self._best(self._frame_parts(frame.with_text(data), goal, stack.below), stack.below)
+            return None if rest is None else self._speller.spell(data, rest)
+        parts = self._frame_parts(frame, goal, stack.below)
+        return self._best_of_items(((data + more, met) for more, met in parts), stack.below)
+
+    def _most_after(self, stack: Stack, goal: int) -> int | None:
+        """No fewer tokens than `after` takes, whichever the present item is; None where that is not known.
+
+        One that the rest of the array does not begin with changes nothing about it.
+        """
+        frame, below = stack.frame, stack.below
+        assert not isinstance(frame, RawFrame), "raw text is around no remembered item"
+        if not (isinstance(frame, ArrayFrame) and frame.seen is not None):
+            costs = [
+                self._speller.num_tokens(data) + cost
+                for data, met in self._frame_parts(frame, goal, below)
+                if (cost := self.cost_after(below, met)) is not None
+            ]
+            return min(costs, default=None)
+        items = {_NO_ITEM}
+        for data, _ in self._frame_parts(msgspec.structs.replace(frame, text=_NO_ITEM), goal, below):
+            items.update(_items(data))
+        most = 0
+        for item in items - frame.seen:
+            written = msgspec.structs.replace(frame, text=item)
+            after = written.after_value(frozenset((goal,)))
+            rest = self._best(self._frame_parts(written, goal, below), below)
+            if rest is not None and after is not None:
+                rest = self._laid_out((ArrayEnd(after), below), rest)
+            if rest is None:
+                return None
+            most = max(most, rest.num_tokens)
+        return most
 
     @functools.cached_property
     def raw_costs(self) -> NDArray[np.int64]:
@@ -453,9 +522,7 @@ class Closings:
                     continue
                 before[after] = current
                 text = data + bytes((byte,))
-                found = self._best(self._parts(*after), after[1])
-                if found is not None:
-                    found = self._laid_out(after, found)
+                found = self._obvious(after)
                 if found is not None and (not _may_repeat(*after) or self._completes(after, found.data)):
                     return self._known_along(before, current, text, found)
                 pending.append((after, text))
@@ -479,6 +546,22 @@ class Closings:
                 return spelling
 
 
+_NO_ITEM = b"\xff"
+"""No text has this byte."""
+
+
+def _items(rest: bytes) -> Iterator[bytes]:
+    """The items of the end of an array, each with a comma before it but for the first, perhaps."""
+    text = rest.decode()
+    begin = 0
+    while text[begin] != "]":
+        begin += text[begin] == ","
+        _, end = _DECODER.raw_decode(text, begin)
+        yield text[begin:end].encode()
+        begin = end
+
+
+_DECODER = json.JSONDecoder()
 _DEVIATING = bytes(dict.fromkeys(b'"],}0123456789abcdefghijklmnopqrstuvwxyz-.{[:_ ' + bytes(range(0x20, 0x100))))
 
 
@@ -521,6 +604,15 @@ def _repeats_present_item(config: Config, data: bytes) -> bool | None:
         one.startswith(text) and whole.startswith(one) and whole[len(one) : len(one) + 1] in (b",", b"]")
         for one in frame.seen or ()
     )
+
+
+def must_go_on(stack: Stack | None) -> bool:
+    """Whether items must follow the present one that are unlike it and all before it."""
+    while stack is not None and stack.is_remembered:
+        if isinstance(stack.frame, ArrayFrame) and _must_go_on(stack.frame):
+            return True
+        stack = stack.below
+    return False
 
 
 def _must_go_on(frame: ArrayFrame) -> bool:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from specdec.grammars.automaton import Automaton
+from specdec.grammars.closings import must_go_on
 from specdec.grammars.frames import ArrayFrame, Frame
 from specdec.grammars.lexeme_bounds import LexemeBounds
 from specdec.grammars.masks import MaskWalker, fresh_item
@@ -67,6 +68,10 @@ class GuardWalker(MaskWalker):
         return cost + self._bounds.margins(position, tuple(opened)) <= self._num_tokens
 
     def _enter(self, position: Position, stack: Stack | None, group: NodeGroup) -> NodeGroup:
+        if must_go_on(stack):
+            # What must follow depends on the present item, of which the walk does not know the text.
+            self._decide_ends(group)
+            return group.enter(self._others)[0]
         if isinstance(position, Completed) and stack is not None and stack.is_remembered:
             frame = stack.frame
             if isinstance(frame, ArrayFrame) and frame.seen is not None:
