@@ -87,19 +87,7 @@ class GuardWalker(MaskWalker):
         # Of the tokens that end here, those after which it would repeat the item before.
         completed = place.item + completion.data
         if completed.startswith(before):
-            self._decide_repeating(place, before, completed)
-
-    def _decide_repeating(self, place: NextPlace, before: bytes, completed: bytes) -> None:
-        """Decide one by one the tokens that end an item which is the first of `completed`."""
-        v = self._vocabulary
-        num_beyond = len(place.since_comma) + 1
-        for node in place.group.nodes.tolist():
-            for index in range(v.trie_starts[node], v.trie_starts[node + 1]):
-                data = v.token_bytes(int(v.token_ids[index]))
-                assert data is not None, "only tokens with bytes are in the trie"
-                ended = before + data[: len(data) - num_beyond]
-                if completed.startswith(ended) and completed[len(ended) : len(ended) + 1] in (b",", b"]"):
-                    self._decide(range(index, index + 1))
+            self._decide_some(place, before, lambda ended: _begins_with_item(completed, ended))
 
     def _decide(self, indices: range) -> None:
         for index in indices:
@@ -158,3 +146,8 @@ class GuardWalker(MaskWalker):
             for token_id in token_ids.tolist():
                 if self._token_fits(token_id):
                     self._fitting[token_id >> 5] |= np.uint32(1 << (token_id & 31))
+
+
+def _begins_with_item(completed: bytes, item: bytes) -> bool:
+    """Whether the item is the first of what completes an array."""
+    return completed.startswith(item) and completed[len(item) : len(item) + 1] in (b",", b"]")

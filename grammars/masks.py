@@ -17,6 +17,7 @@ Sharing:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import msgspec
@@ -242,13 +243,25 @@ class MaskWalker:
         if waiting[1].frame.seen is None:
             self._pending.append((*waiting, group))
             return
-        for place, is_allowed, undecided in self._next_items.follow(waiting, group, frame.text):
-            if undecided is not None:
-                self._decide_singly(undecided)
-            elif is_allowed:
-                self._enter_next(place, frame.text)
-            else:
+        before = frame.text
+        for place in self._next_items.follow(waiting, group):
+            if not self._next_items.is_sure(place, before):
                 self._decide_ends(place.group)
+                continue
+            self._enter_next(place, before)
+            if place.may_repeat(before):
+                self._decide_some(place, before, place.repeats)
+
+    def _decide_some(self, place: NextPlace, before: bytes, is_doubtful: Callable[[bytes], bool]) -> None:
+        """Decide one by one, of the tokens that end at the place, those that ended a doubtful item."""
+        v = self._vocabulary
+        num_beyond = len(place.since_comma) + 1
+        for node in place.group.nodes.tolist():
+            for index in range(v.trie_starts[node], v.trie_starts[node + 1]):
+                data = v.token_bytes(int(v.token_ids[index]))
+                assert data is not None, "only tokens with bytes are in the trie"
+                if is_doubtful(before + data[: len(data) - num_beyond]):
+                    self._decide(range(index, index + 1))
 
     def _enter_next(self, place: NextPlace, before: bytes) -> None:  # noqa: ARG002, the completions of a guard need it
         """Allow the tokens that end at the place, after an item that begins with `before`."""

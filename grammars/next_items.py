@@ -15,6 +15,7 @@ from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import ArrayFrame
 from specdec.grammars.node_groups import NodeGroup
+from specdec.grammars.positions import Literal
 from specdec.grammars.stacks import Config, Stack
 
 
@@ -27,10 +28,19 @@ class NextPlace(NamedTuple):
     since_comma: bytes
     item: bytes | None
     """What is written of the present item; None where none is begun or waited for."""
-    ended: bytes | None
-    """The item that the last byte ended, with that byte."""
+    ended: tuple[bytes, ...]
+    """The items since the comma."""
     can_differ: bool
     """Whether the present item can become one that did not occur, whichever was the one before the comma."""
+
+    def may_repeat(self, before: bytes) -> bool:
+        """Whether an item is the one before the comma, or can become it, where that one began like this."""
+        items = self.ended if self.item is None else (self.item, *self.ended)
+        return any(len(one) > len(before) and one.startswith(before) for one in items)
+
+    def repeats(self, before: bytes) -> bool:
+        """The same, where this is all of the item before the comma."""
+        return before in self.ended or (self.item is not None and before.startswith(self.item))
 
 
 class NextItems:
@@ -40,53 +50,48 @@ class NextItems:
         self._automaton = automaton
         self._known: BoundedCache[tuple[Config, NodeGroup], list[NextPlace]] = BoundedCache(192)
 
-    def follow(
-        self, waiting: Config, group: NodeGroup, before: bytes
-    ) -> Iterator[tuple[NextPlace, bool, NodeGroup | None]]:
-        """The places below the nodes, at which an item is waited for after one that is longer than `before`.
-
-        With each comes whether the tokens that end there are allowed, whatever the item before; if not, that depends on
-        each of them. Where it also does for the tokens that go on from them, their nodes come last. A token in no place
-        is not allowed.
-        """
+    def follow(self, waiting: Config, group: NodeGroup) -> list[NextPlace]:
+        """The places below the nodes, at which an item is waited for. A token that ends in none is not allowed."""
         places = self._known.get((waiting, group))
         if places is None:
             places = list(self._places(waiting, group))
             self._known.put((waiting, group), places)
-        undecided: list[bytes] = []
-        for place in places:
-            item = place.item
-            if undecided and place.since_comma.startswith(tuple(undecided)):
-                continue
-            if any(
-                one is not None and len(one) > len(before) and one.startswith(before) for one in (item, place.ended)
-            ):
-                # It may be the item before.
-                undecided.append(place.since_comma)
-                yield place, False, place.group
-                continue
-            is_unlike = place.can_differ or item is None or not before.startswith(item)
-            yield place, is_unlike or self._automaton.can_differ_from_another(place.config, before), None
+        return places
+
+    def is_sure(self, place: NextPlace, before: bytes) -> bool:
+        """Whether the tokens that end at the place are allowed, whatever the item before the comma.
+
+        That one is longer than `before`, which it begins with, and `place.repeats` it not.
+        """
+        if place.can_differ or place.item is None or not before.startswith(place.item):
+            return True
+        return self._automaton.can_differ_from_another(place.config, before)
 
     def _places(self, waiting: Config, group: NodeGroup) -> Iterator[NextPlace]:
         """Those nearer to the comma before those beyond them."""
         around = waiting[1]
         assert around is not None, "items are in an array"
-        pending: list[tuple[Config, NodeGroup, bytes, bytes | None]] = [(waiting, group, b"", None)]
+        pending: list[tuple[Config, NodeGroup, bytes, tuple[bytes, ...]]] = [(waiting, group, b"", ())]
         while pending:
-            config, nodes, text, longer = pending.pop()
+            config, nodes, text, ended = pending.pop()
             item = _present_item(config[1], around.depth)
             can_differ = item is not None and self._automaton.can_differ_from_any(config)
-            yield NextPlace(nodes, config, text, item, None if item == longer else longer, can_differ)
+            yield NextPlace(nodes, config, text, item, ended, can_differ)
             stack = config[1]
             possible = self._automaton.possible_bytes(config) if stack is not None and stack.is_remembered else None
             for byte in nodes.following_bytes():
                 if possible is None or byte in possible:
                     after = self._automaton.feed(config, bytes((byte,)))
                     children = nodes.step(byte)
-                    if after is not None and children is not None:
-                        added = bytes((byte,))
-                        pending.append((after, children, text + added, None if item is None else item + added))
+                    if after is None or children is None:
+                        continue
+                    added = bytes((byte,))
+                    now_ended = ended
+                    if item is not None and _present_item(after[1], around.depth) != item + added:
+                        # What ends a number is no part of it.
+                        is_beyond = isinstance(config[0], Literal) and stack is not None and stack.depth == around.depth
+                        now_ended = (*ended, item if is_beyond else item + added)
+                    pending.append((after, children, text + added, now_ended))
 
 
 def _present_item(stack: Stack | None, depth: int) -> bytes | None:
