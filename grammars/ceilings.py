@@ -12,12 +12,12 @@ import msgspec
 
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
-from specdec.grammars.closings import must_go_on
 from specdec.grammars.frame_keys import FRESH
 from specdec.grammars.frames import Frame, ObjectFrame
 from specdec.grammars.lexeme_bounds import Frames, LexemeBounds
 from specdec.grammars.positions import Completed, Key, Position
 from specdec.grammars.reach import Place, Reach
+from specdec.grammars.repeated_items import must_go_on
 from specdec.grammars.stacks import Config, Stack
 
 _UNKNOWN = 2**30

@@ -8,18 +8,17 @@ what the frame's own goal needs further out. Of the goals still possible, the on
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable, Iterator
 from heapq import nsmallest
 from weakref import WeakKeyDictionary
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import ArrayFrame, Frame, ObjectFrame, RawFrame
+from specdec.grammars.item_closings import ItemClosings, Part
 from specdec.grammars.layout import Pretty
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.positions import (
@@ -43,6 +42,7 @@ from specdec.grammars.positions import (
     Value,
 )
 from specdec.grammars.program import Program, ShortTexts
+from specdec.grammars.repeated_items import may_repeat, must_go_on
 from specdec.grammars.rules import UNLIMITED, ObjectRule
 from specdec.grammars.short_values import ShortValues
 from specdec.grammars.speller import EMPTY, Speller, Spelling
@@ -55,10 +55,6 @@ from specdec.grammars.walk import DEAD
 _MAX_COMPARED = 16
 """Ways to go on that are compared at one position."""
 _MAX_PADDING = 100_000
-_MAX_SEARCHED = 4000
-
-Part = tuple[bytes, int]
-"""Bytes that complete the value at a position, and a goal that it then meets."""
 
 
 class Closings:
@@ -82,7 +78,7 @@ class Closings:
         }
         self._canonical = canonical
         self._after: WeakKeyDictionary[Stack, dict[int, Spelling | None]] = WeakKeyDictionary()
-        self._most_of: WeakKeyDictionary[Stack, dict[int, int | None]] = WeakKeyDictionary()
+        self._of_items = ItemClosings(self, automaton, speller)
         self._most_per_frame = program.short_texts.most_per_frame
         self._has_raw_text = program.raw_text is not None
         self._most_after_key: BoundedCache[tuple[ObjectFrame, Stack | None], int] = BoundedCache(1024)
@@ -113,7 +109,7 @@ class Closings:
         if known is None:
             known = self._after[stack] = {}
         if goal not in known:
-            known[goal] = self._best(self._frame_parts(stack.frame, goal, stack.below), stack.below)
+            known[goal] = self.best(self.rest_of_frame(stack.frame, goal, stack.below), stack.below)
         return known[goal]
 
     def short_texts(self, stopwatch: Stopwatch) -> ShortTexts:
@@ -141,21 +137,13 @@ class Closings:
     def cost_after(self, stack: Stack | None, goal: int) -> int | None:
         """The tokens of `after`, laid out; where items must follow that differ from the present one, no fewer."""
         if stack is not None and must_go_on(stack):
-            return self._known_most_after(stack, goal)
+            return self._of_items.most_after(stack, goal)
         compact = self.after(stack, goal)
         if compact is None or stack is None or not isinstance(self._automaton.layout, Pretty):
             return None if compact is None else compact.num_tokens
         resolved = self._automaton.resolve(Completed(frozenset((goal,))), stack)
-        spelling = None if resolved is None else self._laid_out(resolved, compact)
+        spelling = None if resolved is None else self.laid_out(resolved, compact)
         return None if spelling is None else spelling.num_tokens
-
-    def _known_most_after(self, stack: Stack, goal: int) -> int | None:
-        known = self._most_of.get(stack)
-        if known is None:
-            known = self._most_of[stack] = {}
-        if goal not in known:
-            known[goal] = self._most_after(stack, goal)
-        return known[goal]
 
     def most_after_key(self, frame: ObjectFrame, stack: Stack | None) -> int | None:
         """The most tokens that it takes after a key that may come next, whichever; None where some are too many."""
@@ -197,7 +185,7 @@ class Closings:
                     waiting = AfterKey(
                         ObjectFrame((following._replace(child=child),), frame.seen, frame.has_one_free_key)
                     )
-                    spelling = self._laid_out((waiting, stack), self._speller.spell(b":" + value + rest, after))
+                    spelling = self.laid_out((waiting, stack), self._speller.spell(b":" + value + rest, after))
                     yield None if spelling is None else spelling.num_tokens + extra
 
     def most_after_plain_key(self, frame: ObjectFrame) -> tuple[tuple[int, int], ...] | None:
@@ -229,61 +217,20 @@ class Closings:
             return EMPTY
         if isinstance(position, Raw):
             return self._raw_closing(position.state)
-        found = self._obvious(config)
-        if _may_repeat(position, stack) and (found is None or not self._completes(config, found.data)):
-            return self._search(config)
+        found = self.obvious(config)
+        if not may_repeat(position, stack) or self._of_items.completes(config, found):
+            return found
+        found = None
+        for along, found in self._of_items.search(config):
+            self._known.put(along, found)
         return found
 
-    def _obvious(self, config: Config) -> Spelling | None:
+    def obvious(self, config: Config) -> Spelling | None:
         """The cheapest of what would complete the configuration if its present item had not occurred."""
         position, stack = config
         parts = self._parts(position, stack)
-        found = self._best_of_items(parts, stack) if must_go_on(stack) else self._best(parts, stack)
-        return None if found is None else self._laid_out(config, found)
-
-    def _best_of_items(self, parts: Iterable[Part], stack: Stack | None) -> Spelling | None:
-        """As `_best`, where the items after the present one must be unlike it as well: its text is known there."""
-        found = [one for data, goal in parts if (one := self._with_rest(data, goal, stack)) is not None]
-        return min(found, key=lambda one: (one.num_tokens, len(one.data)), default=None)
-
-    def _with_rest(self, data: bytes, goal: int, stack: Stack | None) -> Spelling | None:
-        assert stack is not None, "some item around is remembered"
-        frame = stack.frame
-        assert not isinstance(frame, RawFrame), "raw text is around no remembered item"
-        if isinstance(frame, ArrayFrame) and frame.seen is not None:
-            rest = self._best(self._frame_parts(frame.with_text(data), goal, stack.below), stack.below)
-            return None if rest is None else self._speller.spell(data, rest)
-        parts = self._frame_parts(frame, goal, stack.below)
-        return self._best_of_items(((data + more, met) for more, met in parts), stack.below)
-
-    def _most_after(self, stack: Stack, goal: int) -> int | None:
-        """No fewer tokens than `after` takes, whichever the present item is; None where that is not known.
-
-        One that the rest of the array does not begin with changes nothing about it.
-        """
-        frame, below = stack.frame, stack.below
-        assert not isinstance(frame, RawFrame), "raw text is around no remembered item"
-        if not (isinstance(frame, ArrayFrame) and frame.seen is not None):
-            costs = [
-                self._speller.num_tokens(data) + cost
-                for data, met in self._frame_parts(frame, goal, below)
-                if (cost := self.cost_after(below, met)) is not None
-            ]
-            return min(costs, default=None)
-        items = {_NO_ITEM}
-        for data, _ in self._frame_parts(msgspec.structs.replace(frame, text=_NO_ITEM), goal, below):
-            items.update(_items(data))
-        most = 0
-        for item in items - frame.seen:
-            written = msgspec.structs.replace(frame, text=item)
-            after = written.after_value(frozenset((goal,)))
-            rest = self._best(self._frame_parts(written, goal, below), below)
-            if rest is not None and after is not None:
-                rest = self._laid_out((ArrayEnd(after), below), rest)
-            if rest is None:
-                return None
-            most = max(most, rest.num_tokens)
-        return most
+        found = self._of_items.best(parts, stack) if must_go_on(stack) else self.best(parts, stack)
+        return None if found is None else self.laid_out(config, found)
 
     @functools.cached_property
     def raw_costs(self) -> NDArray[np.int64]:
@@ -305,7 +252,7 @@ class Closings:
         rest = self.of(self._automaton.enter_raw(end)) if end in raw_text.values else EMPTY
         return None if rest is None else self._speller.spell(tail, rest)
 
-    def _laid_out(self, config: Config, compact: Spelling) -> Spelling | None:
+    def laid_out(self, config: Config, compact: Spelling) -> Spelling | None:
         """What completes the configuration where this would if it were compact; None where it would not."""
         if not isinstance(self._automaton.layout, Pretty):
             return compact
@@ -329,7 +276,8 @@ class Closings:
                 position, stack = line
         return self._speller.spell(bytes(data))
 
-    def _best(self, parts: Iterable[Part], stack: Stack | None) -> Spelling | None:
+    def best(self, parts: Iterable[Part], stack: Stack | None) -> Spelling | None:
+        """The part with what follows it that takes the fewest tokens; None where there is none."""
         best: Spelling | None = None
         for data, goal in parts:
             rest = self.after(stack, goal)
@@ -383,12 +331,12 @@ class Closings:
 
     def frame_parts(self, frame: Frame, goal: int) -> Iterator[Part]:
         """How the frame may end soonest once its child has met the goal; no item around is remembered."""
-        assert not isinstance(frame, RawFrame), "raw text is no value"
-        return self._frame_parts(frame, goal, None)
+        return self.rest_of_frame(frame, goal, None)
 
-    def _frame_parts(self, frame: ObjectFrame | ArrayFrame, child: int, below: Stack | None) -> Iterator[Part]:
+    def rest_of_frame(self, frame: Frame, goal: int, below: Stack | None) -> Iterator[Part]:
         """How the frame ends once its child has met a goal."""
-        after = frame.after_value(frozenset((child,)))
+        assert not isinstance(frame, RawFrame), "raw text is no value"
+        after = frame.after_value(frozenset((goal,)))
         if isinstance(after, ObjectFrame):
             yield from self._object_parts(after, below, has_keys=True)
         elif after is not None:
@@ -501,123 +449,6 @@ class Closings:
                 data_or_none = self.tails.of_text(automaton, position.state, position.length, term)
                 if data_or_none is not None:
                     yield from ((data_or_none, goal) for goal in met)
-
-    def _completes(self, config: Config, data: bytes) -> bool:
-        """Whether the bytes, which would complete the text if items were not remembered, repeat none."""
-        repeated = _repeats_present_item(config, data)
-        if repeated is not None:
-            return not repeated
-        after = self._automaton.feed(config, data)
-        return after is not None and _accepts(self._automaton, after)
-
-    def _search(self, config: Config) -> Spelling | None:
-        """A completion where the obvious one would repeat an item: the first that deviates from it by few bytes."""
-        pending = [(config, b"")]
-        before: dict[Config, Config | None] = {config: None}
-        for current, data in pending:
-            possible = frozenset(self._automaton.possible_bytes(current))
-            for byte in _DEVIATING:
-                after = self._automaton.feed(current, bytes((byte,))) if byte in possible else None
-                if after is None or after in before:
-                    continue
-                before[after] = current
-                text = data + bytes((byte,))
-                found = self._obvious(after)
-                if found is not None and (not _may_repeat(*after) or self._completes(after, found.data)):
-                    return self._known_along(before, current, text, found)
-                pending.append((after, text))
-            if len(before) > _MAX_SEARCHED:
-                break
-        return None
-
-    def _known_along(self, before: dict[Config, Config | None], last: Config, text: bytes, found: Spelling) -> Spelling:
-        """The completion that the search found, kept for all that it came through: it is the first one from there too.
-
-        `text` leads from where the search began to the byte after `last`.
-        """
-        at: Config | None = last
-        begin = len(text) - 1
-        while True:
-            spelling = self._speller.spell(text[begin:], found)
-            assert at is not None, "the search began at one"
-            self._known.put(at, spelling)
-            at, begin = before[at], begin - 1
-            if at is None:
-                return spelling
-
-
-_NO_ITEM = b"\xff"
-"""No text has this byte."""
-
-
-def _items(rest: bytes) -> Iterator[bytes]:
-    """The items of the end of an array, each with a comma before it but for the first, perhaps."""
-    text = rest.decode()
-    begin = 0
-    while text[begin] != "]":
-        begin += text[begin] == ","
-        _, end = _DECODER.raw_decode(text, begin)
-        yield text[begin:end].encode()
-        begin = end
-
-
-_DECODER = json.JSONDecoder()
-_DEVIATING = bytes(dict.fromkeys(b'"],}0123456789abcdefghijklmnopqrstuvwxyz-.{[:_ ' + bytes(range(0x20, 0x100))))
-
-
-def _accepts(automaton: Automaton, config: Config) -> bool:
-    position, stack = config
-    if stack is not None:
-        return False
-    if isinstance(position, Literal):
-        return bool(automaton.value_rules.of(position.goals, None).met_by_literal(position.text, position.number))
-    return isinstance(position, Done)
-
-
-def _may_repeat(position: Position, stack: Stack | None) -> bool:
-    """Whether what would complete the text, if items were not remembered, might repeat one."""
-    if isinstance(position, (ArrayStart, ArrayEnd)) and _must_go_on(position.frame):
-        return True
-    while stack is not None and stack.is_remembered:
-        frame, stack = stack.frame, stack.below
-        if isinstance(frame, ArrayFrame) and (frame.is_repeating() or _must_go_on(frame)):
-            return True
-    return False
-
-
-def _repeats_present_item(config: Config, data: bytes) -> bool | None:
-    """Whether the present item ends as one that occurred; None where more than that matters."""
-    position, stack = config
-    if isinstance(position, (ArrayStart, ArrayEnd)) and position.frame.seen is not None:
-        return None
-    frame: ArrayFrame | None = None
-    while stack is not None and stack.is_remembered:
-        if isinstance(stack.frame, ArrayFrame) and stack.frame.seen is not None:
-            if frame is not None:
-                return None
-            frame = stack.frame
-        stack = stack.below
-    if frame is None or not frame.all_may_close() or not all(run.rule.is_unique for run in frame.runs):
-        return None
-    text, whole = frame.text, frame.text + data
-    return any(
-        one.startswith(text) and whole.startswith(one) and whole[len(one) : len(one) + 1] in (b",", b"]")
-        for one in frame.seen or ()
-    )
-
-
-def must_go_on(stack: Stack | None) -> bool:
-    """Whether items must follow the present one that are unlike it and all before it."""
-    while stack is not None and stack.is_remembered:
-        if isinstance(stack.frame, ArrayFrame) and _must_go_on(stack.frame):
-            return True
-        stack = stack.below
-    return False
-
-
-def _must_go_on(frame: ArrayFrame) -> bool:
-    """Whether the items that complete the array must be unlike its others."""
-    return frame.seen is not None and not frame.all_may_close()
 
 
 def _text_parts(texts: TextSet, prefix: bytes) -> Iterator[Part]:

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 import numpy as np
 
 from specdec.grammars.automaton import Automaton
-from specdec.grammars.closings import must_go_on
 from specdec.grammars.frames import ArrayFrame, Frame
 from specdec.grammars.lexeme_bounds import LexemeBounds
 from specdec.grammars.masks import MaskWalker, fresh_item
 from specdec.grammars.next_items import NextItems, NextPlace
 from specdec.grammars.node_groups import NodeGroup
 from specdec.grammars.positions import Completed, Key, Literal, Position, Raw, String
+from specdec.grammars.repeated_items import ends_item, must_go_on
 from specdec.grammars.stacks import Config, Stack
 from specdec.grammars.string_bodies import StringBodies
 from specdec.grammars.vocabulary import Vocabulary
@@ -87,7 +87,7 @@ class GuardWalker(MaskWalker):
         # Of the tokens that end here, those after which it would repeat the item before.
         completed = place.item + completion.data
         if completed.startswith(before):
-            self._decide_some(place, before, lambda ended: _begins_with_item(completed, ended))
+            self._decide_some(place, before, lambda ended: ends_item(completed, ended))
 
     def _decide(self, indices: range) -> None:
         for index in indices:
@@ -146,8 +146,3 @@ class GuardWalker(MaskWalker):
             for token_id in token_ids.tolist():
                 if self._token_fits(token_id):
                     self._fitting[token_id >> 5] |= np.uint32(1 << (token_id & 31))
-
-
-def _begins_with_item(completed: bytes, item: bytes) -> bool:
-    """Whether the item is the first of what completes an array."""
-    return completed.startswith(item) and completed[len(item) : len(item) + 1] in (b",", b"]")
