@@ -13,8 +13,9 @@ import numpy as np
 
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.frames import ArrayFrame, Frame
+from specdec.grammars.item_walk import fresh_item
 from specdec.grammars.lexeme_bounds import LexemeBounds
-from specdec.grammars.masks import MaskWalker, fresh_item
+from specdec.grammars.masks import MaskWalker
 from specdec.grammars.next_items import NextItems, NextPlace
 from specdec.grammars.node_groups import NodeGroup
 from specdec.grammars.positions import Completed, Key, Literal, Position, Raw, String
