@@ -83,12 +83,10 @@ class Ceilings:
 
     def _cost(self, place: Place, position: Position, frames: Frames, stack: Stack | None) -> int | None:
         whole = self._automaton.pushed(frames, stack)
-        if must_go_on(whole) and not place.is_inside:
-            # What must follow depends on an item, of which the walk did not know the text.
-            return None
         if place.is_inside:
             return self._bounds.inside(position, (), whole)
-        cost = self._bounds.at(position, whole)
+        # What must follow depends on an item, of which the walk did not know the text.
+        cost = self._bounds.most_at(position, whole) if must_go_on(whole) else self._bounds.at(position, whole)
         return None if cost is None else cost + self._bounds.margins(position, frames)
 
 

@@ -145,6 +145,10 @@ class Closings:
         spelling = None if resolved is None else self.laid_out(resolved, compact)
         return None if spelling is None else spelling.num_tokens
 
+    def most_at(self, position: Position, stack: Stack | None) -> int | None:
+        """No fewer tokens than `of` takes where items must follow, whichever the present one that did not occur."""
+        return self._of_items.most_at(self._parts(position, stack), stack)
+
     def most_after_key(self, frame: ObjectFrame, stack: Stack | None) -> int | None:
         """The most tokens that it takes after a key that may come next, whichever; None where some are too many."""
         known = self._most_after_key.get((frame, stack))
@@ -218,7 +222,7 @@ class Closings:
         if isinstance(position, Raw):
             return self._raw_closing(position.state)
         found = self.obvious(config)
-        if not may_repeat(position, stack) or self._of_items.completes(config, found):
+        if not may_repeat(stack) or self._of_items.completes(config, found):
             return found
         found = None
         for along, found in self._of_items.search(config):

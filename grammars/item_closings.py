@@ -76,15 +76,19 @@ class ItemClosings:
             known[goal] = self._find_most_after(stack, goal)
         return known[goal]
 
+    def most_at(self, parts: Iterable[Part], stack: Stack | None) -> int | None:
+        """No fewer tokens than the cheapest of the parts takes with what follows it, whatever the present item."""
+        costs = [
+            self._speller.num_tokens(data) + cost
+            for data, goal in parts
+            if (cost := self._completions.cost_after(stack, goal)) is not None
+        ]
+        return min(costs, default=None)
+
     def _find_most_after(self, stack: Stack, goal: int) -> int | None:
         frame, below = stack.frame, stack.below
         if not isinstance(frame, ArrayFrame) or frame.seen is None:
-            costs = [
-                self._speller.num_tokens(data) + cost
-                for data, met in self._completions.rest_of_frame(frame, goal, below)
-                if (cost := self._completions.cost_after(below, met)) is not None
-            ]
-            return min(costs, default=None)
+            return self.most_at(self._completions.rest_of_frame(frame, goal, below), below)
         # An item changes what follows only where it would be one of what follows another.
         items = {NO_ITEM}
         for data, _ in self._completions.rest_of_frame(msgspec.structs.replace(frame, text=NO_ITEM), goal, below):
@@ -132,7 +136,7 @@ class ItemClosings:
                 before[after] = current
                 text = data + bytes((byte,))
                 found = self._completions.obvious(after)
-                if found is not None and (not may_repeat(*after) or self.completes(after, found)):
+                if found is not None and (not may_repeat(after[1]) or self.completes(after, found)):
                     return self._along(before, current, text, found)
                 pending.append((after, text))
             if len(before) > _MAX_SEARCHED:

@@ -6,8 +6,7 @@ item that occurred, or go on from there, are decided one by one, by the exact te
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Iterable
 
 import msgspec
 import numpy as np
@@ -25,9 +24,6 @@ from specdec.grammars.vocabulary import Vocabulary
 
 class ItemWalk:
     """What MaskWalker inherits; it follows what is in `_pending`."""
-
-    _costs_tokens: ClassVar[bool] = False
-    """Whether the mask is of tokens that cost no more than some number."""
 
     def __init__(
         self, vocabulary: Vocabulary, root: NodeGroup, automaton: Automaton, next_items: NextItems, config: Config
@@ -51,40 +47,38 @@ class ItemWalk:
         """
         if frame.seen is None:
             return group
-        if isinstance(position, Completed) and self._goes_on_together(position, stack):
-            repeating = self._repeating_nodes(stack, frame)
+        if isinstance(position, Completed):
+            needed = frozenset(self._needed_after(position, stack))
+            if needed and not (self._is_around(stack) or stack in self._items_begun):
+                self._decide_singly(group)
+                return NodeGroup(self._vocabulary, [])
+            repeating = self._repeating_nodes(stack, frame, frame.seen | needed)
             fresh = [node for node in group.nodes.tolist() if node not in repeating]
             if len(fresh) < len(group):
-                self._decide_singly(
-                    NodeGroup(self._vocabulary, [node for node in group.nodes.tolist() if node in repeating])
+                self._decide_after(
+                    frame, NodeGroup(self._vocabulary, [node for node in group.nodes.tolist() if node in repeating])
                 )
                 return NodeGroup(self._vocabulary, fresh)
-        elif isinstance(position, Value) and group is not self._root and self._is_after_known_items(group):
+        elif isinstance(position, Value) and group is not self._root:
+            if not self._is_after_known_items(group):
+                # What is begun inside a token may repeat what ended inside it.
+                self._decide_singly(group)
+                return NodeGroup(self._vocabulary, [])
             self._items_begun[stack] = group
-        elif isinstance(position, Completed) or (isinstance(position, Value) and group is not self._root):
-            # What is begun inside a token may repeat what ended inside it.
-            self._decide_singly(group)
-            return NodeGroup(self._vocabulary, [])
         return group
+
+    def _needed_after(self, position: Completed, stack: Stack) -> Iterable[bytes]:  # noqa: ARG002, a guard needs it
+        """Items that a completion of the array has after the present one, where that is unlike them as well."""
+        return ()
 
     def _is_after_known_items(self, group: NodeGroup) -> bool:
         """Whether all items before the one that begins at the nodes had ended where the walk began."""
         return isinstance(self._config[0], ArrayEnd) and group is self._root.step(ord(","))
 
-    def _goes_on_together(self, position: Completed, stack: Stack) -> bool:
-        """Whether all items that are unlike those before them may be followed together.
-
-        Where tokens are costed, what completes an array that must go on is unlike what occurred, and might be the
-        present item.
-        """
-        if not self._costs_tokens:
-            return True
-        return fresh_item(position, stack)[0].frame.all_may_close()
-
-    def _repeating_nodes(self, stack: Stack, frame: ArrayFrame) -> frozenset[int]:
-        """The nodes at which the present item has become one that occurred."""
+    def _repeating_nodes(self, stack: Stack, frame: ArrayFrame, items: Iterable[bytes]) -> frozenset[int]:
+        """The nodes at which the present item has become one of these."""
         nodes: list[int] = []
-        for one in frame.seen or ():
+        for one in items:
             if one.startswith(frame.text):
                 group: NodeGroup | None = self._items_begun.get(stack, self._root)
                 for byte in one[len(frame.text) :]:
@@ -128,14 +122,18 @@ class ItemWalk:
         self.decided_singly = True
         following = group.step(ord(","))
         if following is not None:
-            if group is not self._root and self._is_around(stack) and self._goes_on_together(position, stack):
-                self._follow_next_items(position, stack, frame, following)
+            if group is self._root:
+                self._follow_next_items(self._automaton.feed(self._config, b","), following, None)
+            elif self._is_around(stack):
+                self._follow_next_items(
+                    self._automaton.step(*fresh_item(position, stack), ord(",")), following, frame.text
+                )
             else:
                 self._decide_singly(following)
         closing = group.step(ord("]"))
         if closing is None:
             return
-        if group is self._root and (frame.text in (frame.seen or ()) or not self._goes_on_together(position, stack)):
+        if group is self._root and frame.text in (frame.seen or ()):
             self._decide_singly(closing)
             return
         after, below = fresh_item(position, stack)
@@ -150,10 +148,11 @@ class ItemWalk:
             below = below.below
         return below is stack
 
-    def _follow_next_items(self, position: Completed, stack: Stack, frame: ArrayFrame, group: NodeGroup) -> None:
-        """Follow the tokens below the nodes, at which a comma ended an item that the walk began inside."""
-        after, below = fresh_item(position, stack)
-        waiting = self._automaton.step(after, below, ord(","))
+    def _follow_next_items(self, waiting: Config | None, group: NodeGroup, before: bytes | None) -> None:
+        """Follow the tokens below the nodes, at which a comma ended an item that begins with `before`.
+
+        None where what waits knows the item.
+        """
         if waiting is None:
             return
         assert waiting[1] is not None, "items are in an array"
@@ -161,13 +160,12 @@ class ItemWalk:
         if waiting[1].frame.seen is None:
             self._pending.append((*waiting, group))
             return
-        before = frame.text
         for place in self._next_items.follow(waiting, group):
-            if not self._next_items.is_sure(place, before):
+            if before is None or self._next_items.is_sure(place, before):
+                self._enter_next(place, before)
+            else:
                 self._decide_ends(place.group)
-                continue
-            self._enter_next(place, before)
-            if place.may_repeat(before):
+            if before is not None and place.may_repeat(before):
                 self._decide_some(place, before, place.repeats)
 
     def _decide_some(self, place: NextPlace, before: bytes, is_doubtful: Callable[[bytes], bool]) -> None:
@@ -181,9 +179,21 @@ class ItemWalk:
                 if is_doubtful(before + data[: len(data) - num_beyond]):
                     self._decide(range(index, index + 1))
 
-    def _enter_next(self, place: NextPlace, before: bytes) -> None:  # noqa: ARG002, the completions of a guard need it
-        """Allow the tokens that end at the place, after an item that begins with `before`."""
+    def _enter_next(self, place: NextPlace, before: bytes | None) -> None:  # noqa: ARG002, a guard needs it
+        """Allow the tokens that end at the place, after an item that begins with `before`; None if it is known."""
         place.group.enter(self.words)
+
+    def _decide_after(self, frame: ArrayFrame, group: NodeGroup) -> None:
+        """Decide the tokens at and below the nodes, at which an item is complete, one by one."""
+        if not all(run.rule.is_unique for run in frame.runs):
+            # Past a repetition whitespace may come.
+            self._decide_singly(group)
+            return
+        self._decide_ends(group)
+        for byte in b",]":
+            below = group.step(byte)
+            if below is not None:
+                self._decide_singly(below)
 
     def _decide_singly(self, group: NodeGroup) -> None:
         """Decide all tokens at and below the nodes by the automaton, from where the walk began."""

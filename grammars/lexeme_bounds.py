@@ -43,6 +43,10 @@ class LexemeBounds:
         spelling = self.completion(position, stack)
         return None if spelling is None else spelling.num_tokens
 
+    def most_at(self, position: Position, stack: Stack | None) -> int | None:
+        """As `at`, where other items must follow the present one, of which no text is known but what all begin with."""
+        return self._closings.most_at(position, stack)
+
     def completion(self, position: Position, stack: Stack | None) -> Spelling | None:
         """A short one; None where every one that was tried is too long."""
         if isinstance(position, Completed):

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 
 from specdec.grammars.frames import ArrayFrame
-from specdec.grammars.positions import ArrayEnd, ArrayStart, Position
 from specdec.grammars.stacks import Config, Stack
 
 NO_ITEM = b"\xff"
@@ -15,36 +14,27 @@ NO_ITEM = b"\xff"
 _DECODER = json.JSONDecoder()
 
 
-def may_repeat(position: Position, stack: Stack | None) -> bool:
-    """Whether what would complete the text, if items were not remembered, might repeat one."""
-    if isinstance(position, (ArrayStart, ArrayEnd)) and _needs_others(position.frame):
-        return True
+def may_repeat(stack: Stack | None) -> bool:
+    """Whether what would complete the text, if items were not remembered, might repeat one with the present item."""
     while stack is not None and stack.is_remembered:
-        frame, stack = stack.frame, stack.below
-        if isinstance(frame, ArrayFrame) and (frame.is_repeating() or _needs_others(frame)):
+        if isinstance(stack.frame, ArrayFrame) and stack.frame.is_repeating():
             return True
+        stack = stack.below
     return False
 
 
 def must_go_on(stack: Stack | None) -> bool:
     """Whether items must follow the present one that are unlike it and all before it."""
     while stack is not None and stack.is_remembered:
-        if isinstance(stack.frame, ArrayFrame) and _needs_others(stack.frame):
+        frame, stack = stack.frame, stack.below
+        if isinstance(frame, ArrayFrame) and frame.seen is not None and not frame.all_may_close():
             return True
-        stack = stack.below
     return False
-
-
-def _needs_others(frame: ArrayFrame) -> bool:
-    """Whether the items that complete the array must be unlike its others."""
-    return frame.seen is not None and not frame.all_may_close()
 
 
 def repeats_present_item(config: Config, data: bytes) -> bool | None:
     """Whether the bytes end the present item as one that occurred; None where more than that matters."""
-    position, stack = config
-    if isinstance(position, (ArrayStart, ArrayEnd)) and position.frame.seen is not None:
-        return None
+    stack = config[1]
     frame: ArrayFrame | None = None
     while stack is not None and stack.is_remembered:
         if isinstance(stack.frame, ArrayFrame) and stack.frame.seen is not None:
@@ -52,7 +42,7 @@ def repeats_present_item(config: Config, data: bytes) -> bool | None:
                 return None
             frame = stack.frame
         stack = stack.below
-    if frame is None or not frame.all_may_close() or not all(run.rule.is_unique for run in frame.runs):
+    if frame is None or not all(run.rule.is_unique for run in frame.runs):
         return None
     return any(ends_item(frame.text + data, one) for one in frame.seen or () if one.startswith(frame.text))
 
