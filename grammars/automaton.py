@@ -130,6 +130,17 @@ class Automaton:
             return None
         return after
 
+    def can_differ_from_another(self, config: Config, text: bytes) -> bool:
+        """Whether a remembered item can become one that did not occur, nor is another that begins with the text.
+
+        `text` goes on from what is written of the item. False where it is not seen at once.
+        """
+        return self._repetitions.can_differ_from_another(config, text)
+
+    def can_differ_from_any(self, config: Config) -> bool:
+        """The same, whatever the other; False where it is not seen at once."""
+        return self._repetitions.can_differ_from_any(config)
+
     def _feed(self, config: Config, data: bytes) -> Config | None:
         """What `feed` does, but for asking whether a remembered item can still become another."""
         position, stack = config
@@ -161,7 +172,8 @@ class Automaton:
         """In a remembered item, which is compact: those that `_feed` takes, and others where that is not clear."""
         position, stack = config
         if isinstance(position, Value):
-            return _FIRST_OF_VALUES
+            rules = self.value_rules.of(position.goals, stack)
+            return rules.opening_bytes + bytes(rules.literal_bytes)
         if isinstance(position, (AfterKey, ObjectStart, ObjectNext, ObjectEnd, ArrayEnd)):
             return self._bare_structure_bytes(position)
         if isinstance(position, ArrayStart):

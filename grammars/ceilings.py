@@ -17,6 +17,7 @@ from specdec.grammars.frames import Frame, ObjectFrame
 from specdec.grammars.lexeme_bounds import Frames, LexemeBounds
 from specdec.grammars.positions import Completed, Key, Position
 from specdec.grammars.reach import Place, Reach
+from specdec.grammars.repeated_items import must_go_on
 from specdec.grammars.stacks import Config, Stack
 
 _UNKNOWN = 2**30
@@ -84,7 +85,8 @@ class Ceilings:
         whole = self._automaton.pushed(frames, stack)
         if place.is_inside:
             return self._bounds.inside(position, (), whole)
-        cost = self._bounds.at(position, whole)
+        # What must follow depends on an item, of which the walk did not know the text.
+        cost = self._bounds.most_at(position, whole) if must_go_on(whole) else self._bounds.at(position, whole)
         return None if cost is None else cost + self._bounds.margins(position, frames)
 
 

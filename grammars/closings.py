@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import ArrayFrame, Frame, ObjectFrame, RawFrame
+from specdec.grammars.item_closings import ItemClosings, Part
 from specdec.grammars.layout import Pretty
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.positions import (
@@ -41,6 +42,7 @@ from specdec.grammars.positions import (
     Value,
 )
 from specdec.grammars.program import Program, ShortTexts
+from specdec.grammars.repeated_items import may_repeat, must_go_on
 from specdec.grammars.rules import UNLIMITED, ObjectRule
 from specdec.grammars.short_values import ShortValues
 from specdec.grammars.speller import EMPTY, Speller, Spelling
@@ -53,10 +55,6 @@ from specdec.grammars.walk import DEAD
 _MAX_COMPARED = 16
 """Ways to go on that are compared at one position."""
 _MAX_PADDING = 100_000
-_MAX_SEARCHED = 4000
-
-Part = tuple[bytes, int]
-"""Bytes that complete the value at a position, and a goal that it then meets."""
 
 
 class Closings:
@@ -80,6 +78,7 @@ class Closings:
         }
         self._canonical = canonical
         self._after: WeakKeyDictionary[Stack, dict[int, Spelling | None]] = WeakKeyDictionary()
+        self._of_items = ItemClosings(self, automaton, speller)
         self._most_per_frame = program.short_texts.most_per_frame
         self._has_raw_text = program.raw_text is not None
         self._most_after_key: BoundedCache[tuple[ObjectFrame, Stack | None], int] = BoundedCache(1024)
@@ -110,7 +109,7 @@ class Closings:
         if known is None:
             known = self._after[stack] = {}
         if goal not in known:
-            known[goal] = self._best(self._frame_parts(stack.frame, goal, stack.below), stack.below)
+            known[goal] = self.best(self.rest_of_frame(stack.frame, goal, stack.below), stack.below)
         return known[goal]
 
     def short_texts(self, stopwatch: Stopwatch) -> ShortTexts:
@@ -136,13 +135,19 @@ class Closings:
         return (depth + 2 + self._speller.max_opened) * per_frame
 
     def cost_after(self, stack: Stack | None, goal: int) -> int | None:
-        """The tokens of `after`, laid out."""
+        """The tokens of `after`, laid out; where items must follow that differ from the present one, no fewer."""
+        if stack is not None and must_go_on(stack):
+            return self._of_items.most_after(stack, goal)
         compact = self.after(stack, goal)
         if compact is None or stack is None or not isinstance(self._automaton.layout, Pretty):
             return None if compact is None else compact.num_tokens
         resolved = self._automaton.resolve(Completed(frozenset((goal,))), stack)
-        spelling = None if resolved is None else self._laid_out(resolved, compact)
+        spelling = None if resolved is None else self.laid_out(resolved, compact)
         return None if spelling is None else spelling.num_tokens
+
+    def most_at(self, position: Position, stack: Stack | None) -> int | None:
+        """No fewer tokens than `of` takes where items must follow, whichever the present one that did not occur."""
+        return self._of_items.most_at(self._parts(position, stack), stack)
 
     def most_after_key(self, frame: ObjectFrame, stack: Stack | None) -> int | None:
         """The most tokens that it takes after a key that may come next, whichever; None where some are too many."""
@@ -165,6 +170,13 @@ class Closings:
             for number in range(len(rule.free)) if frame.takes_free_keys() else ():
                 steps += rule.after_free(*run.progress, number)
             after = self.after(stack, run.goal)
+            if must_go_on(stack):
+                extra = self.cost_after(stack, run.goal)
+                if extra is None:
+                    yield None
+                    return
+            else:
+                extra = 0
             for declared, num_keys, pending, child in dict.fromkeys(steps):
                 value = values.text(child)
                 following = run._replace(declared=declared, num_keys=num_keys, pending=pending)
@@ -177,8 +189,8 @@ class Closings:
                     waiting = AfterKey(
                         ObjectFrame((following._replace(child=child),), frame.seen, frame.has_one_free_key)
                     )
-                    spelling = self._laid_out((waiting, stack), self._speller.spell(b":" + value + rest, after))
-                    yield None if spelling is None else spelling.num_tokens
+                    spelling = self.laid_out((waiting, stack), self._speller.spell(b":" + value + rest, after))
+                    yield None if spelling is None else spelling.num_tokens + extra
 
     def most_after_plain_key(self, frame: ObjectFrame) -> tuple[tuple[int, int], ...] | None:
         """Goals of the frame, each with no fewer tokens than it takes to meet it after any key that may come next.
@@ -209,12 +221,20 @@ class Closings:
             return EMPTY
         if isinstance(position, Raw):
             return self._raw_closing(position.state)
-        found = self._best(self._parts(position, stack), stack)
-        if found is not None:
-            found = self._laid_out(config, found)
-        if _may_repeat(position, stack) and (found is None or not self._completes(config, found.data)):
-            return self._search(config)
+        found = self.obvious(config)
+        if not may_repeat(stack) or self._of_items.completes(config, found):
+            return found
+        found = None
+        for along, found in self._of_items.search(config):
+            self._known.put(along, found)
         return found
+
+    def obvious(self, config: Config) -> Spelling | None:
+        """The cheapest of what would complete the configuration if its present item had not occurred."""
+        position, stack = config
+        parts = self._parts(position, stack)
+        found = self._of_items.best(parts, stack) if must_go_on(stack) else self.best(parts, stack)
+        return None if found is None else self.laid_out(config, found)
 
     @functools.cached_property
     def raw_costs(self) -> NDArray[np.int64]:
@@ -236,7 +256,7 @@ class Closings:
         rest = self.of(self._automaton.enter_raw(end)) if end in raw_text.values else EMPTY
         return None if rest is None else self._speller.spell(tail, rest)
 
-    def _laid_out(self, config: Config, compact: Spelling) -> Spelling | None:
+    def laid_out(self, config: Config, compact: Spelling) -> Spelling | None:
         """What completes the configuration where this would if it were compact; None where it would not."""
         if not isinstance(self._automaton.layout, Pretty):
             return compact
@@ -260,7 +280,8 @@ class Closings:
                 position, stack = line
         return self._speller.spell(bytes(data))
 
-    def _best(self, parts: Iterable[Part], stack: Stack | None) -> Spelling | None:
+    def best(self, parts: Iterable[Part], stack: Stack | None) -> Spelling | None:
+        """The part with what follows it that takes the fewest tokens; None where there is none."""
         best: Spelling | None = None
         for data, goal in parts:
             rest = self.after(stack, goal)
@@ -314,12 +335,12 @@ class Closings:
 
     def frame_parts(self, frame: Frame, goal: int) -> Iterator[Part]:
         """How the frame may end soonest once its child has met the goal; no item around is remembered."""
-        assert not isinstance(frame, RawFrame), "raw text is no value"
-        return self._frame_parts(frame, goal, None)
+        return self.rest_of_frame(frame, goal, None)
 
-    def _frame_parts(self, frame: ObjectFrame | ArrayFrame, child: int, below: Stack | None) -> Iterator[Part]:
+    def rest_of_frame(self, frame: Frame, goal: int, below: Stack | None) -> Iterator[Part]:
         """How the frame ends once its child has met a goal."""
-        after = frame.after_value(frozenset((child,)))
+        assert not isinstance(frame, RawFrame), "raw text is no value"
+        after = frame.after_value(frozenset((goal,)))
         if isinstance(after, ObjectFrame):
             yield from self._object_parts(after, below, has_keys=True)
         elif after is not None:
@@ -432,75 +453,6 @@ class Closings:
                 data_or_none = self.tails.of_text(automaton, position.state, position.length, term)
                 if data_or_none is not None:
                     yield from ((data_or_none, goal) for goal in met)
-
-    def _completes(self, config: Config, data: bytes) -> bool:
-        after = self._automaton.feed(config, data)
-        return after is not None and _accepts(self._automaton, after)
-
-    def _search(self, config: Config) -> Spelling | None:
-        """A completion where the obvious one would repeat an item: the first that deviates from it by few bytes."""
-        pending = [(config, b"")]
-        before: dict[Config, Config | None] = {config: None}
-        for current, data in pending:
-            possible = frozenset(self._automaton.possible_bytes(current))
-            for byte in _DEVIATING:
-                after = self._automaton.feed(current, bytes((byte,))) if byte in possible else None
-                if after is None or after in before:
-                    continue
-                before[after] = current
-                text = data + bytes((byte,))
-                found = self._best(self._parts(*after), after[1])
-                if found is not None:
-                    found = self._laid_out(after, found)
-                if found is not None and (not _may_repeat(*after) or self._completes(after, found.data)):
-                    return self._known_along(before, current, text, found)
-                pending.append((after, text))
-            if len(before) > _MAX_SEARCHED:
-                break
-        return None
-
-    def _known_along(self, before: dict[Config, Config | None], last: Config, text: bytes, found: Spelling) -> Spelling:
-        """The completion that the search found, kept for all that it came through: it is the first one from there too.
-
-        `text` leads from where the search began to the byte after `last`.
-        """
-        at: Config | None = last
-        begin = len(text) - 1
-        while True:
-            spelling = self._speller.spell(text[begin:], found)
-            assert at is not None, "the search began at one"
-            self._known.put(at, spelling)
-            at, begin = before[at], begin - 1
-            if at is None:
-                return spelling
-
-
-_DEVIATING = bytes(dict.fromkeys(b'"],}0123456789abcdefghijklmnopqrstuvwxyz-.{[:_ ' + bytes(range(0x20, 0x100))))
-
-
-def _accepts(automaton: Automaton, config: Config) -> bool:
-    position, stack = config
-    if stack is not None:
-        return False
-    if isinstance(position, Literal):
-        return bool(automaton.value_rules.of(position.goals, None).met_by_literal(position.text, position.number))
-    return isinstance(position, Done)
-
-
-def _may_repeat(position: Position, stack: Stack | None) -> bool:
-    """Whether what would complete the text, if items were not remembered, might repeat one."""
-    if isinstance(position, (ArrayStart, ArrayEnd)) and _must_go_on(position.frame):
-        return True
-    while stack is not None and stack.is_remembered:
-        frame, stack = stack.frame, stack.below
-        if isinstance(frame, ArrayFrame) and (frame.is_repeating() or _must_go_on(frame)):
-            return True
-    return False
-
-
-def _must_go_on(frame: ArrayFrame) -> bool:
-    """Whether the items that complete the array must be unlike its others."""
-    return frame.seen is not None and not frame.all_may_close()
 
 
 def _text_parts(texts: TextSet, prefix: bytes) -> Iterator[Part]:

@@ -27,6 +27,7 @@ from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import RawFrame
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.masks import MaskWalker
+from specdec.grammars.next_items import NextItems
 from specdec.grammars.positions import Literal, Raw
 from specdec.grammars.stacks import Config
 from specdec.grammars.string_bodies import StringBodies
@@ -87,7 +88,7 @@ class ByteWalks:
         if isinstance(position, Literal) and stack is not None and isinstance(stack.frame, RawFrame):
             # The walk would look for special tokens, of which a vocabulary of bytes knows nothing.
             return bytes(byte for byte in range(256) if automaton.feed(config, bytes((byte,))) is not None), False
-        walker = MaskWalker(self._bytes, self._bodies, automaton, config)
+        walker = MaskWalker(self._bytes, self._bodies, automaton, NextItems(automaton), config)
         allowed = np.unpackbits(walker.words.view(np.uint8), bitorder="little")[:256]
         return bytes(np.flatnonzero(allowed).tolist()), walker.may_end
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from decimal import Decimal
 
 import msgspec
@@ -33,7 +34,7 @@ from specdec.grammars.numbers import NumberSet
 from specdec.grammars.rules import ArrayRule, Choices, Count, FreeKeys, ObjectRule, Rule
 from specdec.grammars.spelling import spell_string
 from specdec.grammars.strings import StringSet, StringTerm
-from specdec.grammars.unique import check_unique, rules_below
+from specdec.grammars.unique import can_be_remembered, check_unique, rules_below
 from specdec.grammars.values import ANY_OBJECT, ANYTHING, ArrayShape, Goal, ObjectShape, Property, ValueSet
 
 MAX_LISTED_NUMBERS = 64
@@ -108,7 +109,14 @@ class Goals:
                     for below in rules_below(array, rules):
                         if below.numbers is not None:
                             self._lexicon.numerals(below.numbers, canonical=True)
-        return rules
+        return [self._without_dropped_arrays(rule, rules) for rule in rules]
+
+    def _without_dropped_arrays(self, rule: Rule, rules: list[Rule]) -> Rule:
+        """The rule with the arrays that the automaton keeps (automaton.py), so that completions are among them."""
+        free = tuple(array for array in rule.arrays if not array.is_unique)
+        if len(free) == len(rule.arrays) or all(can_be_remembered(array, rules, self._lexicon) for array in free):
+            return rule
+        return replace(rule, arrays=free)
 
     def contradiction(self) -> str:
         """Pointer of a subschema that cannot be satisfied and makes the root so."""

@@ -22,6 +22,7 @@ from specdec.grammars.lexeme_bounds import LexemeBounds
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.mask_table import EOS_ROW, MaskTable
 from specdec.grammars.masks import MaskWalker, position_alike, shared_position
+from specdec.grammars.next_items import NextItems
 from specdec.grammars.node_steps import Words
 from specdec.grammars.positions import Done, Key, Literal, Position, Raw, Terminated
 from specdec.grammars.program import Program
@@ -112,6 +113,7 @@ class Grammar:
         self._masks: BoundedCache[tuple[object, Position | Frame | None], CachedMask] = BoundedCache(_MAX_CACHED)
         self._unlike: BoundedCache[Config, bool] = BoundedCache(_MAX_CACHED)
         """Where `_mask_alike` finds none."""
+        self._next_items = NextItems(self._automaton)
         self._bounds = LexemeBounds(self._automaton, self._closings, runtime.speller)
         self._ceilings = Ceilings(self._automaton, self._bounds)
         self._guarded: BoundedCache[tuple[GrammarState, int], Words] = BoundedCache(128)
@@ -243,10 +245,9 @@ class Grammar:
 
         `plan` completes the state's text in at most num_tokens + 1 tokens. End-of-sequence needs no token.
         """
-        base = self.mask_row(state)
         bound = self._closings.bound(state.stack)
         if (bound is not None and bound <= num_tokens) or self._fits_all(state, num_tokens):
-            return base
+            return self.mask_row(state)
         words = self._guarded_words(state, num_tokens).copy()
         for token_id in self.first_tokens(plan, num_tokens):
             words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
@@ -260,13 +261,18 @@ class Grammar:
         if words is None:
             runtime = self._runtime
             config = state.position, state.stack
-            walker = GuardWalker(runtime.vocabulary, runtime.bodies, self._automaton, self._bounds, config, num_tokens)
+            walker = GuardWalker(
+                runtime.vocabulary, runtime.bodies, self._automaton, self._next_items, self._bounds, config, num_tokens
+            )
             words = walker.words
             self._guarded.put((state, num_tokens), words)
         return words
 
     def _fits_all(self, state: GrammarState, num_tokens: int) -> bool:
         """Whether so many tokens are known to complete the text after any token of the state's mask."""
+        if state.stack is not None and state.stack.is_remembered:
+            # Some tokens are decided one by one, and where they lead is not kept.
+            return False
         self.mask_row(state)
         mask = state._mask  # noqa: SLF001, the grammar's own cache on its state
         assert mask is not None, "the row was found"
@@ -321,7 +327,7 @@ class Grammar:
         runtime.num_computed_masks += 1
         config = state.position, state.stack
         like = None if shared is not state.position else self._mask_alike(*config)
-        walker = MaskWalker(runtime.vocabulary, runtime.bodies, self._automaton, config, like)
+        walker = MaskWalker(runtime.vocabulary, runtime.bodies, self._automaton, self._next_items, config, like)
         if walker.may_end:
             walker.words |= runtime.mask_table.eos_words
         row = runtime.mask_table.intern(walker.words)

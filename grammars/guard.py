@@ -6,17 +6,20 @@ the text after it, or a little more where many tokens are bounded together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.frames import ArrayFrame, Frame
+from specdec.grammars.item_walk import fresh_item
 from specdec.grammars.lexeme_bounds import LexemeBounds
-from specdec.grammars.masks import MaskWalker, fresh_item
+from specdec.grammars.masks import MaskWalker
+from specdec.grammars.next_items import NextItems, NextPlace
 from specdec.grammars.node_groups import NodeGroup
-from specdec.grammars.positions import Completed, Key, Literal, Position, Raw, String
+from specdec.grammars.positions import ArrayEnd, Completed, Key, Literal, Position, Raw, String
+from specdec.grammars.repeated_items import ends_item, items_of, must_go_on
 from specdec.grammars.stacks import Config, Stack
 from specdec.grammars.string_bodies import StringBodies
 from specdec.grammars.vocabulary import Vocabulary
@@ -28,13 +31,12 @@ _MAX_EXACT = 16
 class GuardWalker(MaskWalker):
     """One walk: `words` has the tokens after which `num_tokens` more are known to complete the text."""
 
-    _costs_tokens = True
-
     def __init__(
         self,
         vocabulary: Vocabulary,
         bodies: StringBodies,
         automaton: Automaton,
+        next_items: NextItems,
         bounds: LexemeBounds,
         config: Config,
         num_tokens: int,
@@ -44,7 +46,7 @@ class GuardWalker(MaskWalker):
         self._fitting, self._others = np.zeros((2, vocabulary.num_words), np.uint32)
         self._decided: dict[int, bool] = {}
         """By token, whether it fits, where tokens are decided one by one."""
-        super().__init__(vocabulary, bodies, automaton, config)
+        super().__init__(vocabulary, bodies, automaton, next_items, config)
         self.words = self._fitting
         for token_id, fits in self._decided.items():
             bit = np.uint32(1 << (token_id & 31))
@@ -57,20 +59,50 @@ class GuardWalker(MaskWalker):
         cost = self._bounds.at(position, stack)
         if cost is None or cost > self._num_tokens:
             return False
+        return cost + self._margins(position, stack) <= self._num_tokens
+
+    def _margins(self, position: Position, stack: Stack | None) -> int:
         opened: list[Frame] = []
         # A frame as deep as the innermost one may have had the key that FRESH stands for.
         while stack is not None and stack.depth >= self._depth:
             opened.append(stack.frame)
             stack = stack.below
-        return cost + self._bounds.margins(position, tuple(opened)) <= self._num_tokens
+        return self._bounds.margins(position, tuple(opened))
 
     def _enter(self, position: Position, stack: Stack | None, group: NodeGroup) -> NodeGroup:
         if isinstance(position, Completed) and stack is not None and stack.is_remembered:
             frame = stack.frame
             if isinstance(frame, ArrayFrame) and frame.seen is not None:
                 position, stack = fresh_item(position, stack)
-        inner, _ = group.enter(self._fitting if self._fits(position, stack) else self._others)
-        return inner
+        fits = self._fits_whatever_item(position, stack) if must_go_on(stack) else self._fits(position, stack)
+        if not fits and must_go_on(stack):
+            self._decide_ends(group)
+        return group.enter(self._fitting if fits else self._others)[0]
+
+    def _fits_whatever_item(self, position: Position, stack: Stack | None) -> bool:
+        """The same where other items must follow the present one, of which the walk does not know the text."""
+        cost = self._bounds.most_at(position, stack)
+        return cost is not None and cost + self._margins(position, stack) <= self._num_tokens
+
+    def _needed_after(self, position: Completed, stack: Stack) -> Iterable[bytes]:
+        after, below = fresh_item(position, stack)
+        if after.frame.all_may_close():
+            return ()
+        completion = self._bounds.completion(after, below)
+        return () if completion is None else items_of(completion.data)
+
+    def _enter_next(self, place: NextPlace, before: bytes | None) -> None:
+        place.group.enter(self._fitting if self._fits(*place.config) else self._others)
+        completion = self._bounds.completion(*place.config)
+        if completion is None or before is None:
+            return
+        # Of the tokens that end here, those after which it would repeat the item before.
+        if must_go_on(place.config[1]) or (place.item is None and isinstance(place.config[0], ArrayEnd)):
+            begun = b"" if place.item is None else b"," + place.item
+            items = frozenset(items_of(begun + completion.data))
+            self._decide_some(place, before, items.__contains__)
+        elif place.item is not None and (completed := place.item + completion.data).startswith(before):
+            self._decide_some(place, before, lambda ended: ends_item(completed, ended))
 
     def _decide(self, indices: range) -> None:
         for index in indices:

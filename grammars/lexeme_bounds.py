@@ -16,7 +16,7 @@ from specdec.grammars.layout import Pretty
 from specdec.grammars.part_costs import PartCosts
 from specdec.grammars.positions import Completed, Key, Literal, ObjectNext, Position, Raw, String
 from specdec.grammars.rules import last_run
-from specdec.grammars.speller import Speller
+from specdec.grammars.speller import Speller, Spelling
 from specdec.grammars.stacks import Stack
 from specdec.grammars.text_automaton import LONGEST_CODE_POINT
 from specdec.grammars.walk import DEAD
@@ -40,13 +40,21 @@ class LexemeBounds:
 
     def at(self, position: Position, stack: Stack | None) -> int | None:
         """The tokens of a short completion."""
+        spelling = self.completion(position, stack)
+        return None if spelling is None else spelling.num_tokens
+
+    def most_at(self, position: Position, stack: Stack | None) -> int | None:
+        """As `at`, where other items must follow the present one, of which no text is known but what all begin with."""
+        return self._closings.most_at(position, stack)
+
+    def completion(self, position: Position, stack: Stack | None) -> Spelling | None:
+        """A short one; None where every one that was tried is too long."""
         if isinstance(position, Completed):
             resolved = self._automaton.resolve(position, stack)
             if resolved is None:
                 return None
             position, stack = resolved
-        spelling = self._closings.of((position, stack))
-        return None if spelling is None else spelling.num_tokens
+        return self._closings.of((position, stack))
 
     def near(self, position: Position, frames: Frames, stack: Stack | None) -> int | None:
         """As `at`, in a hurry: no fewer tokens than that."""

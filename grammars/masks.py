@@ -17,20 +17,18 @@ Sharing:
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-import msgspec
 import numpy as np
 
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.frame_keys import FRESH
 from specdec.grammars.frames import ArrayFrame, ObjectFrame
+from specdec.grammars.item_walk import ItemWalk
 from specdec.grammars.layout import WHITESPACE
+from specdec.grammars.next_items import NextItems
 from specdec.grammars.node_groups import NodeGroup
 from specdec.grammars.node_steps import Words
 from specdec.grammars.positions import (
     AfterKey,
-    ArrayEnd,
     ArrayStart,
     Completed,
     Done,
@@ -52,21 +50,16 @@ from specdec.grammars.value_rules import UNBOUNDED, KeyClasses, ValueRules
 from specdec.grammars.vocabulary import Vocabulary
 from specdec.grammars.walk import DEAD
 
-_FRESH_ITEM = b"\xff"
-"""An item unlike any other: no text has this byte."""
 
-
-class MaskWalker:
+class MaskWalker(ItemWalk):
     """One walk: `words` is the mask, the rest is what it depended on."""
-
-    _costs_tokens: ClassVar[bool] = False
-    """Whether the mask is of tokens that cost no more than some number."""
 
     def __init__(
         self,
         vocabulary: Vocabulary,
         bodies: StringBodies,
         automaton: Automaton,
+        next_items: NextItems,
         config: Config,
         like: tuple[Words, int, Reach] | None = None,
     ) -> None:
@@ -74,22 +67,13 @@ class MaskWalker:
 
         The mask of `config`, in a key that may become special, differs from it by the special keys alone.
         """
-        self._vocabulary = vocabulary
+        super().__init__(vocabulary, bodies.root, automaton, next_items, config)
         self._bodies = bodies
-        self._automaton = automaton
-        self._config = config
         self._depth = _depth(config[1])
-        self._root = bodies.root
-        self._pending: list[tuple[Position, Stack | None, NodeGroup]] = []
-        self.words: Words = np.zeros(vocabulary.num_words, np.uint32)
         self.may_end = False
         """Whether the text is complete without another token."""
         self.num_frames_read = 0
         """How many frames of the stack the mask depends on; one more than there are if on the stack's end."""
-        self.decided_singly = False
-        """Whether some tokens were decided one by one, by the exact text so far."""
-        self._items_begun: dict[Stack, NodeGroup] = {}
-        """Where an item begins inside a token, after items that are known; all others began before it."""
         self._arrivals: list[Arrival] = []
         self._like: Reach | None = None
         if like is None:
@@ -121,102 +105,6 @@ class MaskWalker:
         if has_ended:
             self._arrivals.append((position, stack, False))
         return inner
-
-    def _not_repeating(self, position: Position, stack: Stack, frame: ArrayFrame, group: NodeGroup) -> NodeGroup:
-        """The nodes at which a remembered item is unlike all before it, as far as that can be told for all at once.
-
-        The tokens below the others are decided one by one.
-        """
-        if frame.seen is None:
-            return group
-        if isinstance(position, Completed) and self._goes_on_together(position, stack):
-            repeating = self._repeating_nodes(stack, frame)
-            fresh = [node for node in group.nodes.tolist() if node not in repeating]
-            if len(fresh) < len(group):
-                self._decide_singly(
-                    NodeGroup(self._vocabulary, [node for node in group.nodes.tolist() if node in repeating])
-                )
-                return NodeGroup(self._vocabulary, fresh)
-        elif isinstance(position, Value) and group is not self._root and self._is_after_known_items(group):
-            self._items_begun[stack] = group
-        elif isinstance(position, Completed) or (isinstance(position, Value) and group is not self._root):
-            # What is begun inside a token may repeat what ended inside it.
-            self._decide_singly(group)
-            return NodeGroup(self._vocabulary, [])
-        return group
-
-    def _is_after_known_items(self, group: NodeGroup) -> bool:
-        """Whether all items before the one that begins at the nodes had ended where the walk began."""
-        return isinstance(self._config[0], ArrayEnd) and group is self._root.step(ord(","))
-
-    def _goes_on_together(self, position: Completed, stack: Stack) -> bool:
-        """Whether all items that are unlike those before them may be followed together.
-
-        Where tokens are costed, what completes an array that must go on is unlike what occurred, and might be the
-        present item.
-        """
-        if not self._costs_tokens:
-            return True
-        return fresh_item(position, stack)[0].frame.all_may_close()
-
-    def _repeating_nodes(self, stack: Stack, frame: ArrayFrame) -> frozenset[int]:
-        """The nodes at which the present item has become one that occurred."""
-        nodes: list[int] = []
-        for one in frame.seen or ():
-            if one.startswith(frame.text):
-                group: NodeGroup | None = self._items_begun.get(stack, self._root)
-                for byte in one[len(frame.text) :]:
-                    group = None if group is None else group.step(byte)
-                nodes += [] if group is None else group.nodes.tolist()
-        return frozenset(nodes)
-
-    def _decide_repetitions(self) -> None:
-        """Decide the tokens that go on as an item that occurred, one by one."""
-        below = self._config[1]
-        while below is not None and below.is_remembered:
-            if isinstance(below.frame, ArrayFrame) and below.frame.seen is not None:
-                self._decide_repetitions_of(below.frame, self._root)
-            below = below.below
-        for stack, group in self._items_begun.items():
-            assert isinstance(stack.frame, ArrayFrame), "only arrays have items"
-            # Nothing of the item is written yet, and it may be that all there is has occurred.
-            self._decide_ends(group)
-            self._decide_repetitions_of(stack.frame, group)
-
-    def _decide_repetitions_of(self, frame: ArrayFrame, begin: NodeGroup) -> None:
-        self.decided_singly = True
-        # Items that begin alike are followed together.
-        after: dict[bytes, NodeGroup | None] = {}
-        for one in frame.seen or ():
-            rest = one[len(frame.text) :] if one.startswith(frame.text) else b""
-            group: NodeGroup | None = begin
-            for end in range(1, len(rest) + 1):
-                begun = rest[:end]
-                if begun not in after:
-                    assert group is not None, "the loop ends where none is left"
-                    group = after[begun] = group.step(rest[end - 1])
-                    if group is not None:
-                        self._decide_ends(group)
-                group = after[begun]
-                if group is None:
-                    break
-
-    def _go_on_after_item(self, position: Completed, stack: Stack, frame: ArrayFrame, group: NodeGroup) -> None:
-        """Follow the tokens below the nodes, at which a remembered item is complete."""
-        self.decided_singly = True
-        following = group.step(ord(","))
-        if following is not None:
-            self._decide_singly(following)
-        closing = group.step(ord("]"))
-        if closing is None:
-            return
-        if group is self._root and (frame.text in (frame.seen or ()) or not self._goes_on_together(position, stack)):
-            self._decide_singly(closing)
-            return
-        after, below = fresh_item(position, stack)
-        closed = self._automaton.step(after, below, ord("]"))
-        if closed is not None:
-            self._pending.append((*closed, closing))
 
     def _go_on(self, position: Position, stack: Stack | None, group: NodeGroup) -> None:
         """Follow the tokens below the nodes, at which the text is in this configuration."""
@@ -452,32 +340,6 @@ class MaskWalker:
         if waiting is not None:
             self._pending.append((AfterKey(waiting), stack, group))
 
-    def _decide_singly(self, group: NodeGroup) -> None:
-        """Decide all tokens at and below the nodes by the automaton, from where the walk began."""
-        v = self._vocabulary
-        for node in group.nodes.tolist():
-            self.decided_singly = True
-            self._decide(range(v.trie_starts[node], v.trie_starts[v.trie_skips[node]]))
-
-    def _decide_ends(self, group: NodeGroup) -> None:
-        """Decide the tokens that end at the nodes by the automaton, from where the walk began."""
-        v = self._vocabulary
-        for node in group.nodes.tolist():
-            self._decide(range(v.trie_starts[node], v.trie_starts[node + 1]))
-
-    def _decide(self, indices: range) -> None:
-        """Decide the tokens of these places in the trie's order, by the automaton, from where the walk began."""
-        v = self._vocabulary
-        for index in indices:
-            token_id = int(v.token_ids[index])
-            data = v.token_bytes(token_id)
-            assert data is not None, "only tokens with bytes are in the trie"
-            bit = np.uint32(1 << (token_id & 31))
-            if self._automaton.feed(self._config, data) is not None:
-                self.words[token_id >> 5] |= bit
-            else:
-                self.words[token_id >> 5] &= ~bit
-
     def _walk_texts(
         self, texts: TextSet, prefix: bytes, group: NodeGroup, *, mark_inside: bool
     ) -> list[tuple[int, bytes]]:
@@ -507,15 +369,6 @@ def position_alike(position: Position, automaton: Automaton) -> Key | None:
     if automaton.keys.classes(position.frame) is not None:
         return None
     return Key(automaton.keys.fresh(position.frame), position.state, FRESH)
-
-
-def fresh_item(position: Completed, stack: Stack) -> tuple[ArrayEnd, Stack | None]:
-    """After a remembered item unlike all before it, whichever."""
-    frame = stack.frame
-    assert isinstance(frame, ArrayFrame), "only arrays remember"
-    after = msgspec.structs.replace(frame, text=_FRESH_ITEM).after_value(position.goals)
-    assert after is not None, "it is in no array"
-    return ArrayEnd(after), stack.below
 
 
 def _depth(stack: Stack | None) -> int:

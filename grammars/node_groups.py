@@ -61,13 +61,15 @@ class NodeGroup:
 
     def can_follow(self, bytes_: frozenset[int]) -> bool:
         """False only where no child is one of the bytes."""
-        if not self._is_kept:
-            return True
+        return not self._is_kept or not self.following_bytes().isdisjoint(bytes_)
+
+    def following_bytes(self) -> frozenset[int]:
+        """Those that lead to children."""
         if self._child_bytes is None:
             v = self._vocabulary
             flags = v.kernels.child_bytes(self.nodes, v.trie_bytes, v.trie_skips)
             self._child_bytes = frozenset(np.flatnonzero(flags).tolist())
-        return not self._child_bytes.isdisjoint(bytes_)
+        return self._child_bytes
 
     def step(self, byte: int) -> NodeGroup | None:
         """The children by the byte; None where there are none."""

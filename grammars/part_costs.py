@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from specdec.grammars.bounded_cache import BoundedCache
-from specdec.grammars.closings import Closings, Part
+from specdec.grammars.closings import Closings
 from specdec.grammars.frames import Frame, ObjectFrame
+from specdec.grammars.item_closings import Part
 from specdec.grammars.positions import Done, Position
 from specdec.grammars.speller import Speller
 from specdec.grammars.stacks import Stack

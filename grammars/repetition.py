@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 from specdec.grammars.bounded_cache import BoundedCache
 from specdec.grammars.frames import ArrayFrame
+from specdec.grammars.positions import Literal
 from specdec.grammars.stacks import Config
 
 Feed = Callable[[Config, bytes], Config | None]
 PossibleBytes = Callable[[Config], bytes]
 """Every byte that `Feed` takes, and others perhaps; the likely ones first."""
+
+_ENDS = frozenset(b",]")
 
 
 class Repetitions:
@@ -30,6 +33,36 @@ class Repetitions:
             below = below.below
         return True
 
+    def can_differ_from_another(self, config: Config, text: bytes) -> bool:
+        """Whether an item can become one that did not occur, nor is one more, of which this is the beginning.
+
+        What is written of the item begins the text. False where that is not seen on the way along the text.
+        """
+        depth, begun = _present_item(config)
+        current: Config | None = config
+        while current is not None and len(begun) < len(text):
+            repeating = _repeating_bytes(current, depth) | {text[len(begun)]}
+            if self._others(current, repeating, 1):
+                return True
+            begun = text[: len(begun) + 1]
+            current = self._feed(current, begun[-1:])
+        # Past its known beginning, the one more goes on with some byte.
+        return current is not None and len(self._others(current, _repeating_bytes(current, depth), 2)) == 2
+
+    def can_differ_from_any(self, config: Config) -> bool:
+        """The same, whatever one more had occurred. False where that is not seen by the first choice of bytes."""
+        depth, _ = _present_item(config)
+        while True:
+            repeating = _repeating_bytes(config, depth)
+            # What ends a number makes one and the same item.
+            if len(self._others(config, repeating | _ENDS if isinstance(config[0], Literal) else repeating, 2)) == 2:
+                return True
+            taken = self._others(config, set(), 2)
+            after = self._feed(config, taken) if len(taken) == 1 else None
+            if after is None or after[1] is None or after[1].depth < depth:
+                return False
+            config = after
+
     def _finds_another(self, config: Config, depth: int) -> bool:
         """Follow the items that occurred until a byte may come that is none of theirs."""
         before: dict[Config, Config | None] = {}
@@ -39,7 +72,7 @@ class Repetitions:
             is_found = self._known.get(current)
             if is_found is None:
                 repeating = _repeating_bytes(current, depth)
-                is_found = self._takes_another(current, repeating)
+                is_found = bool(self._others(current, repeating, 1))
                 if not is_found:
                     for byte in repeating:
                         after = self._feed(current, bytes((byte,)))
@@ -52,11 +85,15 @@ class Repetitions:
         self._keep(before, found=None)
         return False
 
-    def _takes_another(self, config: Config, repeating: set[int]) -> bool:
-        return any(
-            byte not in repeating and self._feed(config, bytes((byte,))) is not None
-            for byte in self._possible_bytes(config)
-        )
+    def _others(self, config: Config, repeating: set[int], most: int) -> bytes:
+        """Bytes that may come beside these, at most so many."""
+        found = bytearray()
+        for byte in self._possible_bytes(config):
+            if byte not in repeating and self._feed(config, bytes((byte,))) is not None:
+                found.append(byte)
+                if len(found) == most:
+                    break
+        return bytes(found)
 
     def _keep(self, before: dict[Config, Config | None], found: Config | None) -> None:
         for config in before:
@@ -65,6 +102,16 @@ class Repetitions:
         while at is not None:
             self._known.put(at, True)
             at = before.get(at)
+
+
+def _present_item(config: Config) -> tuple[int, bytes]:
+    """The depth of the array that remembers its items, and what is written of the present one."""
+    below = config[1]
+    while below is not None:
+        if isinstance(below.frame, ArrayFrame) and below.frame.seen is not None:
+            return below.depth, below.frame.text
+        below = below.below
+    raise AssertionError("asked inside an item that is remembered")
 
 
 def _repeating_bytes(config: Config, depth: int) -> set[int]:

@@ -125,6 +125,50 @@ def test_walks_end_within_their_budget_with_tokens_over_many_symbols() -> None:
     _check_walks(range(2000, 2040), all_keywords.random_schema, merged_vocabulary(), num_checked=1)
 
 
+_DISTINCT = [
+    {"enum": ["ba", "bab", "b", "a"]},
+    {"enum": [1, 12, 2, 0, "a"]},
+    {"type": "integer", "minimum": 0, "maximum": 12},
+    {"type": "string", "maxLength": 1},
+    {"type": "string"},
+    {"type": "array", "items": {"enum": [1, 12, "a"]}, "maxItems": 2},
+    {
+        "type": "object",
+        "properties": {"id": {"enum": ["ba", "bab", "q"]}, "n": {"type": "integer"}},
+        "required": ["id"],
+        "additionalProperties": False,
+    },
+    {"type": "object", "propertyNames": {"pattern": "^a*$"}, "maxProperties": 1},
+    {},
+]
+
+
+def _distinct_items(rng: random.Random) -> Any:
+    """Arrays that must go on with items unlike those before, some of them inside other values."""
+    array: dict[str, Any] = {"type": "array", "uniqueItems": True, "items": rng.choice(_DISTINCT)}
+    array["minItems"] = rng.randint(2, 4)
+    if rng.random() < 0.3:
+        array["prefixItems"] = [rng.choice(_DISTINCT)]
+    if rng.random() < 0.3:
+        return {"anyOf": [array, {"type": "array", "items": rng.choice(_DISTINCT), "minItems": 1, "maxItems": 2}]}
+    if rng.random() < 0.4:
+        return {"type": "object", "properties": {"x": array, "y": rng.choice(_DISTINCT)}, "required": ["x", "y"]}
+    return {"type": "array", "items": array} if rng.random() < 0.3 else array
+
+
+@pytest.mark.parametrize("make_vocabulary", [small_vocabulary, merged_vocabulary], ids=["small", "merged"])
+def test_arrays_that_must_go_on_with_other_items_end_within_their_budget(
+    make_vocabulary: Callable[[], Vocabulary],
+) -> None:
+    num = 40 if make_vocabulary is small_vocabulary else 15
+    _check_walks(range(3000, 3000 + num), _distinct_items, make_vocabulary(), num_checked=20, num_walks=2)
+
+
+@pytest.mark.slow
+def test_arrays_that_must_go_on_with_other_items_end_within_their_budget_over_many_schemas() -> None:
+    _check_walks(range(30_000, 30_600), _distinct_items, small_vocabulary(), num_checked=30)
+
+
 @pytest.mark.slow
 def test_walks_end_within_their_budget_over_many_schemas() -> None:
     _check_walks(range(10_000, 10_400), schemas.random_schema, merged_vocabulary())

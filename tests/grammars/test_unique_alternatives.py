@@ -60,6 +60,21 @@ def test_alternatives_that_cannot_be_remembered_are_kept_alone() -> None:
     assert any("only that alternative" in one.reason for one in grammar.report.restrictions)
 
 
+def test_a_budget_plans_no_alternative_that_is_not_kept() -> None:
+    schema = {
+        "type": "array",
+        "anyOf": [
+            {"uniqueItems": True, "items": {"type": "integer"}},
+            {"items": {"type": "object", "maxProperties": 1}, "minItems": 1},
+        ],
+    }
+    grammar = GrammarCompiler(small_vocabulary()).compile_json_schema(schema)
+    plan = grammar.initial_plan
+    assert plan is not None, "short answers are enough"
+    assert plan.data == b"[{}]"
+    assert accepts(grammar, plan.data)
+
+
 def test_closed_walks_validate_and_instances_are_accepted() -> None:
     vocabulary = small_vocabulary()
     for seed in range(60):

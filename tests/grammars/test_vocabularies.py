@@ -1,0 +1,192 @@
+"""Vocabularies of other makes and sizes: masks are what `advance` takes, and every instance can be written."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from made_vocabularies import MadeVocabulary, VocabularyName, made_vocabulary
+
+from specdec.grammars import BudgetedGrammar, BudgetedState, Grammar, GrammarCompiler, GrammarState, SchemaOptions
+from specdec.grammars.judge import Judge
+
+_FLEXIBLE = SchemaOptions(whitespace="flexible")
+_COMPACT = SchemaOptions()
+_ITEM = {
+    "type": "object",
+    "properties": {"id": {"enum": ["ba", "bab", "née"]}, "n": {"type": "integer"}},
+    "required": ["id"],
+    "additionalProperties": False,
+}
+_CASES: list[tuple[Any, SchemaOptions, list[Any]]] = [
+    (
+        {"type": "object", "properties": {"name": {"type": "string"}, "on": {"type": "boolean"}}, "required": ["name"]},
+        _FLEXIBLE,
+        [{"name": "é😀 — 中国"}, {"name": 'a "quoted"\n\\ line', "on": True, "日本": [1.5, {"x": None}]}],
+    ),
+    (
+        {"type": "array", "uniqueItems": True, "items": {"type": "string", "maxLength": 12}},
+        _COMPACT,
+        [["", "ba", "bab", "b", "中", "中国", '"'], ["ru", "rura", "rurara"]],
+    ),
+    (
+        {"type": "array", "uniqueItems": True, "items": _ITEM, "minItems": 2},
+        _COMPACT,
+        [[{"id": "ba"}, {"id": "bab"}], [{"id": "ba", "n": 1}, {"id": "ba", "n": 12}, {"id": "née"}]],
+    ),
+    ({"type": "string", "pattern": "^[a-zà-ÿж-я]{2,9}-\\d+$"}, _COMPACT, ["née-1204", "шя-0", "babeli-77"]),
+    ({"type": "array", "items": {"type": "number", "multipleOf": 0.25}}, _FLEXIBLE, [[0.25, -128, 1e3, 100000.75], []]),
+    (
+        {"type": "object", "patternProperties": {"^k": {"type": "string"}, "é$": {"type": "array"}}},
+        _COMPACT,
+        [{"ka": "x", "é": [], "": 0, "plain": {"deep": [[["😀"]]]}}],
+    ),
+    ({"enum": ["é😀", "née", 'a"b', "bab", 12, 128.5, None, ["ba", {"x": "中"}]]}, _COMPACT, ["é😀", 128.5, None]),
+]
+
+
+@pytest.fixture(scope="module", params=get_args(VocabularyName))
+def made(request: pytest.FixtureRequest) -> MadeVocabulary:
+    return made_vocabulary(request.param)
+
+
+@pytest.fixture(scope="module")
+def compiler(made: MadeVocabulary) -> GrammarCompiler:
+    return GrammarCompiler(made.vocabulary)
+
+
+def _allowed(compiler: GrammarCompiler, grammar: Any, state: Any) -> np.ndarray:
+    row = compiler.mask_table.rows[grammar.mask_row(state)]
+    return np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little"))
+
+
+def _is_cut(token: bytes) -> bool:
+    try:
+        token.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def _sample(made: MadeVocabulary, allowed: np.ndarray, rng: random.Random) -> set[int]:
+    """Tokens of every kind: allowed ones, any, those without bytes, and those beside the text of an allowed one."""
+    size = made.vocabulary.size
+    sampled = {*rng.sample(range(size), 150), *rng.choices(allowed.tolist(), k=150), *made.special_ids, size - 1}
+    for token_id in rng.choices(allowed.tolist(), k=40):
+        token = made.vocabulary.token_bytes(token_id) or b""
+        for near in (*(token + bytes((byte,)) for byte in b'",]}:0 \xc3'), token[:-1], token + b'","', token + b'":'):
+            if near in made.id_of:
+                sampled.add(made.id_of[near])
+    return sampled
+
+
+def _check_mask(
+    made: MadeVocabulary, compiler: GrammarCompiler, grammar: Grammar, state: GrammarState, rng: random.Random
+) -> None:
+    allowed = _allowed(compiler, grammar, state)
+    assert len(allowed), f"empty mask at {state}"
+    is_allowed = set(allowed.tolist())
+    for token_id in _sample(made, allowed, rng):
+        is_taken = grammar.advance(state, token_id) is not None
+        assert is_taken is (token_id in is_allowed), (state, token_id, made.vocabulary.token_bytes(token_id))
+    with_bytes = {token_id for token_id in is_allowed if made.vocabulary.token_bytes(token_id) is not None}
+    assert is_allowed - with_bytes <= set(made.vocabulary.eos_token_ids)
+
+
+def test_each_is_of_its_make(made: MadeVocabulary) -> None:
+    vocabulary = made.vocabulary
+    tokens = list(vocabulary.tokens())
+    assert vocabulary.size > 1.2e5 or len(vocabulary.spellable_bytes) == 256 - 21
+    assert vocabulary.size < 1.2e5 or len(vocabulary.spellable_bytes) == 256
+    assert sum(map(_is_cut, tokens)) > 100
+    assert sum(token.count(b'"') > 1 for token in tokens) > 100
+    assert any(vocabulary.token_bytes(token_id) is None for token_id in range(vocabulary.size))
+    if vocabulary.size > 2e5:
+        assert len(tokens) > len(set(tokens)), "bytes have tokens of their own beside the characters"
+
+
+@pytest.mark.parametrize("index", range(len(_CASES)))
+def test_masks_are_what_advance_takes_along_walks_that_close_in_their_budget(
+    made: MadeVocabulary, compiler: GrammarCompiler, index: int
+) -> None:
+    schema, options, _ = _CASES[index]
+    rng = random.Random(index)
+    grammar = compiler.compile_json_schema(schema, options)
+    assert grammar.minimum_tokens is not None, "short answers are enough"
+    for _ in range(4):
+        budgeted = BudgetedGrammar(grammar, grammar.minimum_tokens + rng.choice([0, 1, 4, 16]))
+        state, text = budgeted.initial_state, b""
+        while not budgeted.only_eos(state):
+            _check_mask(made, compiler, grammar, state.state, rng)
+            token_id = _drawn(made, _allowed(compiler, budgeted, state).tolist(), rng)
+            if token_id in made.vocabulary.eos_token_ids:
+                break
+            after = budgeted.advance(state, token_id)
+            assert after is not None, (text, made.vocabulary.token_bytes(token_id))
+            state, text = after, text + (made.vocabulary.token_bytes(token_id) or b"")
+        assert budgeted.is_accepting(state), text
+        assert Judge(schema).violation(text.decode()) is None, text
+
+
+def _drawn(made: MadeVocabulary, allowed: list[int], rng: random.Random) -> int:
+    """One that structures the text, if some do and chance wills."""
+    structural = [
+        token_id
+        for token_id in rng.choices(allowed, k=200)
+        if any(byte in b'"{}[]:,' for byte in made.vocabulary.token_bytes(token_id) or b"")
+    ]
+    return rng.choice(structural if structural and rng.random() < 0.7 else allowed)
+
+
+@pytest.mark.parametrize("index", range(len(_CASES)))
+def test_instances_can_be_written_in_any_tokens_that_spell_them(
+    made: MadeVocabulary, compiler: GrammarCompiler, index: int
+) -> None:
+    schema, options, instances = _CASES[index]
+    grammar = compiler.compile_json_schema(schema, options)
+    rng = random.Random(index)
+    longest = max(map(len, made.id_of))
+    for instance in instances:
+        text = json.dumps(instance, ensure_ascii=False, separators=(",", ":")).encode()
+        for most_bytes in (longest, longest, 1, 3):
+            state: GrammarState | None = grammar.initial_state
+            begin = 0
+            while begin < len(text):
+                ends = range(begin + 1, min(len(text), begin + most_bytes) + 1)
+                spelt = [made.id_of[text[begin:end]] for end in ends if text[begin:end] in made.id_of]
+                assert state is not None, text[:begin]
+                assert set(spelt) <= set(_allowed(compiler, grammar, state).tolist()), text[:begin]
+                token_id = spelt[-1] if most_bytes == longest else rng.choice(spelt)
+                state, begin = (
+                    grammar.advance(state, token_id),
+                    begin + len(made.vocabulary.token_bytes(token_id) or b""),
+                )
+            assert state is not None, text
+            assert grammar.is_accepting(state), text
+            assert made.vocabulary.eos_token_ids[0] in _allowed(compiler, grammar, state)
+
+
+def test_drafts_and_budgets_agree_on_tokens_over_several_symbols(
+    made: MadeVocabulary, compiler: GrammarCompiler
+) -> None:
+    """A budget forbids only what it must: with enough left, each token that completes the text is allowed."""
+    grammar = compiler.compile_json_schema(_CASES[2][0])
+    minimum = grammar.minimum_tokens
+    assert minimum is not None, "short answers are enough"
+    budgeted = BudgetedGrammar(grammar, minimum + 2)
+    state: BudgetedState | None = budgeted.initial_state
+    rng = random.Random(3)
+    while state is not None and not budgeted.only_eos(state):
+        allowed = _allowed(compiler, budgeted, state).tolist()
+        exact = set(_allowed(compiler, grammar, state.state).tolist())
+        assert set(allowed) <= exact
+        for token_id in rng.choices(allowed, k=30):
+            assert budgeted.advance(state, token_id) is not None, made.vocabulary.token_bytes(token_id)
+        planned = budgeted.planned_token(state)
+        assert planned in allowed
+        state = budgeted.advance(state, planned)
+    assert state is not None, "the plan fits"
+    assert budgeted.is_accepting(state)
