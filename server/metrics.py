@@ -174,6 +174,10 @@ class _EngineCollector(Collector):
         for reason, count in stats.num_finished.items():
             finished.add_metric((self._model_name, reason), count)
         yield finished
+        faults = self._counter("request_faults", "Requests ended by a fault of the engine's own.", "stage")
+        for stage, count in stats.num_faults.items():
+            faults.add_metric((self._model_name, stage), count)
+        yield faults
         yield from self._speculation(stats)
 
     def _speculation(self, stats: EngineStats) -> Iterator[Metric]:

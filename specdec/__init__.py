@@ -49,6 +49,7 @@ _HOME_OF = {
     "Regex": "specdec.grammars.constraints",
     "Request": "specdec.request",
     "RequestError": "specdec.errors",
+    "RequestFaultError": "specdec.errors",
     "RequestOutput": "specdec.request",
     "Restriction": "specdec.grammars.report",
     "SamplingParams": "specdec.request",
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     from specdec.errors import GenerationError as GenerationError
     from specdec.errors import ModelError as ModelError
     from specdec.errors import RequestError as RequestError
+    from specdec.errors import RequestFaultError as RequestFaultError
     from specdec.errors import SchemaError as SchemaError
     from specdec.errors import SpecdecError as SpecdecError
     from specdec.grammars.constraints import HERMES as HERMES
