@@ -214,7 +214,7 @@ class Engine:
                 max_model_len=self.max_model_len,
                 pool_tokens=self._pool_tokens,
                 next_seed=lambda: self._seeds.getrandbits(_SEED_BITS),
-                interest=interest or Interest(),
+                interest=interest or Interest(request.caller),
             )
         except (SpecdecError, LeftError):
             raise
