@@ -73,7 +73,7 @@ class ServerMetrics:
             registry=self._registry,
         )
 
-    def count_rejection(self, reason: Literal["queued_reqs", "queued_tokens", "rate_limit"]) -> None:
+    def count_rejection(self, reason: Literal["queued_reqs", "queued_tokens", "rate_limit", "connections"]) -> None:
         """Count a request that was turned away."""
         self._rejections.labels(self._model_name, reason).inc()
 

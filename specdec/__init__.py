@@ -43,6 +43,7 @@ _HOME_OF = {
     "HERMES": "specdec.grammars.constraints",
     "LLAMA_JSON": "specdec.grammars.constraints",
     "MISTRAL": "specdec.grammars.constraints",
+    "MISTRAL_ARGS": "specdec.grammars.constraints",
     "JsonSchema": "specdec.grammars.constraints",
     "ModelError": "specdec.errors",
     "pull_model": "specdec.models.catalog",
@@ -99,6 +100,7 @@ if TYPE_CHECKING:
     from specdec.grammars.constraints import HERMES as HERMES
     from specdec.grammars.constraints import LLAMA_JSON as LLAMA_JSON
     from specdec.grammars.constraints import MISTRAL as MISTRAL
+    from specdec.grammars.constraints import MISTRAL_ARGS as MISTRAL_ARGS
     from specdec.grammars.constraints import AfterMarker as AfterMarker
     from specdec.grammars.constraints import Choice as Choice
     from specdec.grammars.constraints import Constraint as Constraint
