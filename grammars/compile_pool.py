@@ -21,6 +21,7 @@ from specdec.grammars.compile_nursery import Nursery, NurseryError, Worker
 from specdec.grammars.compile_worker import Reply, Setup
 from specdec.grammars.constraints import Constraint
 from specdec.grammars.errors import CompileResourceError, GrammarError
+from specdec.grammars.fair_queue import FairQueue
 from specdec.grammars.limits import Limits
 from specdec.grammars.program import Program
 from specdec.grammars.vocabulary import Vocabulary
@@ -57,6 +58,8 @@ class CompileJob:
         self.is_abandoned = False
         self.jobs: Connection | None = None
         """To the worker that works on it."""
+        self.callers: list[str] = []
+        """Whoever waits for the result, so that it has its turn with the first of them."""
 
 
 class CompilePool:
@@ -74,17 +77,18 @@ class CompilePool:
         self._free = threading.Condition()
         self._idle: list[Worker | None] = [None] * num_workers
         """Places that are free; None where the worker has yet to be forked."""
+        self._waiting: FairQueue[CompileJob] = FairQueue()
         self._is_closed = False
         self._nursery: Nursery | None = None
         self._nursery_lock = threading.Lock()
         threading.Thread(target=self._warm_up, name="specdec-warm-up", daemon=True).start()
 
-    def build(self, constraint: Constraint, job: CompileJob) -> Program:
-        """The constraint's program, as `build_program` says.
+    def build(self, constraint: Constraint, job: CompileJob, caller: str = "") -> Program:
+        """The constraint's program, as `build_program` says. Callers take turns at the workers.
 
         Raises GrammarError, CompileResourceError also where a worker had to be killed, and CompilePoolError.
         """
-        place = self._wait_for_place(job)
+        place = self._wait_for_place(job, caller)
         kept: Worker | None = None
         try:
             worker = self._alive(place)
@@ -101,13 +105,21 @@ class CompilePool:
         finally:
             with self._free:
                 self._idle.append(kept)
-                self._free.notify()
+                self._free.notify_all()
         if isinstance(reply.result, str):
             logger.error("the compiler failed on a constraint:\n%s", reply.result)
             raise CompilePoolError("the compiler failed on the constraint, which is a fault of the compiler")
         if isinstance(reply.result, GrammarError):
             raise reply.result
         return reply.result
+
+    def hasten(self, job: CompileJob, caller: str) -> None:
+        """Another caller waits for the job too: it has its turn when that of either is."""
+        with self._free:
+            job.callers.append(caller)
+            if job in self._waiting:
+                self._waiting.add(caller, job)
+                self._free.notify_all()
 
     def abandon(self, job: CompileJob) -> None:
         """From any thread, at once: `build` raises CompileAbandonedError and ends what the job is about."""
@@ -133,17 +145,25 @@ class CompilePool:
             if self._nursery is not None:
                 self._nursery.close()
 
-    def _wait_for_place(self, job: CompileJob) -> Worker | None:
+    def _wait_for_place(self, job: CompileJob, caller: str) -> Worker | None:
         deadline = time.monotonic() + _WAIT_SECONDS
         with self._free:
-            while not self._idle:
-                if job.is_abandoned:
-                    raise CompileAbandonedError
-                if not self._free.wait(deadline - time.monotonic()):
-                    raise CompileBusyError(
-                        f"all {self.num_workers} compilers have been busy for {_WAIT_SECONDS:g} s; try again later"
-                    )
-            return self._idle.pop()
+            for each in (caller, *job.callers):
+                self._waiting.add(each, job)
+            try:
+                while not self._idle or next(iter(self._waiting)) is not job:
+                    if job.is_abandoned:
+                        raise CompileAbandonedError
+                    if not self._free.wait(deadline - time.monotonic()):
+                        raise CompileBusyError(
+                            f"all {self.num_workers} compilers have been busy for {_WAIT_SECONDS:g} s; try again later"
+                        )
+                self._waiting.remove(job, is_served=True)
+                return self._idle.pop()
+            finally:
+                self._waiting.remove(job)
+                # Whoever is first now may have a place.
+                self._free.notify_all()
 
     def _reply(self, worker: Worker, constraint: Constraint, job: CompileJob) -> Reply:
         begin = time.monotonic()
@@ -198,7 +218,7 @@ class CompilePool:
             worker = place or self._replacement()
             with self._free:
                 self._idle.insert(0, worker)
-                self._free.notify()
+                self._free.notify_all()
 
     def _replacement(self) -> Worker | None:
         """A new worker, for whoever comes next; None where that one has to try again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import threading
@@ -74,7 +75,7 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._grammars: OrderedDict[bytes, Grammar] = OrderedDict()
         self._cache_bytes = 0
-        self._flights: dict[bytes, Flight[Grammar]] = {}
+        self._flights: dict[bytes, tuple[Flight[Grammar], CompileJob]] = {}
         self._refusals: BoundedCache[bytes, GrammarError] = BoundedCache(_MAX_REFUSALS)
         self.cache_hits = 0
         self.cache_misses = 0
@@ -113,7 +114,6 @@ class GrammarCompiler:
             schema_text(constraint.schema, self.limits)
         digest = _digest(constraint)
         interest = interest or Interest()
-        job = CompileJob()
         with self._lock:
             known = self._grammars.get(digest)
             if known is not None:
@@ -124,29 +124,35 @@ class GrammarCompiler:
             if refusal is not None:
                 self.cache_hits += 1
                 raise copy.copy(refusal)
-            flight = self._flights.get(digest)
+            flight, job = self._flights.get(digest, (None, None))
             is_first = flight is None or flight.is_over
-            if flight is None or flight.is_over:
+            if flight is None or job is None or flight.is_over:
                 self.cache_misses += 1
-                flight = self._flights[digest] = Flight(self._lock, lambda: self._abandon(job))
+                job = CompileJob()
+                flight = Flight(self._lock, functools.partial(self._abandon, job))
+                self._flights[digest] = flight, job
             else:
                 self.cache_hits += 1
             flight.join()
         if not interest.watch(flight.leave):
             flight.leave()
         if is_first:
-            self._fly(flight, constraint, digest, job)
+            self._fly(flight, constraint, digest, job, interest.caller)
+        elif self._pool is not None:
+            self._pool.hasten(job, interest.caller)
         try:
             return flight.wait(interest)
         finally:
             interest.unwatch()
 
-    def _fly(self, flight: Flight[Grammar], constraint: Constraint, digest: bytes, job: CompileJob) -> None:
+    def _fly(
+        self, flight: Flight[Grammar], constraint: Constraint, digest: bytes, job: CompileJob, caller: str
+    ) -> None:
         begin = time.perf_counter()
         grammar: Grammar | None = None
         error: BaseException | None = None
         try:
-            program = self._program(constraint, job)
+            program = self._program(constraint, job, caller)
             grammar = Grammar(constraint, program, self._runtime)
             self._keep(digest, grammar)
         except BaseException as caught:  # noqa: BLE001, those that wait raise it, and an interrupt leaves none waiting
@@ -156,13 +162,13 @@ class GrammarCompiler:
                     self._refusals.put(digest, caught.with_traceback(None))
         with self._lock:
             self.compile_seconds += time.perf_counter() - begin
-            if self._flights.get(digest) is flight:
+            if self._flights.get(digest) == (flight, job):
                 del self._flights[digest]
         flight.land(grammar, error)
 
-    def _program(self, constraint: Constraint, job: CompileJob) -> Program:
+    def _program(self, constraint: Constraint, job: CompileJob, caller: str) -> Program:
         if self._pool is not None:
-            return self._pool.build(constraint, job)
+            return self._pool.build(constraint, job, caller)
         return build_program(constraint, self.vocabulary, self._lexicon, self._runtime.speller, self.limits)
 
     def _abandon(self, job: CompileJob) -> None:

@@ -40,7 +40,10 @@ class Function(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class ToolCallFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a model family writes a call: begin, a JSON object that holds name and arguments, end."""
+    """How a model family writes a call: begin, a JSON object that holds name and arguments, end.
+
+    With a `name_end`, the name as it is, the name's end and the arguments take the object's place.
+    """
 
     begin: str = "<tool_call>\n"
     end: str = "\n</tool_call>"
@@ -52,6 +55,8 @@ class ToolCallFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The beginning of `begin` at which free text ends; empty is the whole of it."""
     is_list: bool = False
     """Whether parallel calls stand together between one begin and one end, instead of each between its own."""
+    name_end: str | None = None
+    """What stands between a bare name and its arguments; None where a JSON object holds both."""
 
     @property
     def text_end(self) -> str:
@@ -62,6 +67,8 @@ class ToolCallFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 HERMES = ToolCallFormat(marker="<tool_call>")
 """The format of Hermes and Qwen models, which most templates without one of their own follow."""
 MISTRAL = ToolCallFormat(begin="[TOOL_CALLS] [", end="]", separator=", ", marker="[TOOL_CALLS]", is_list=True)
+MISTRAL_ARGS = ToolCallFormat(begin="[TOOL_CALLS]", end="", separator="", name_end="[ARGS]")
+"""Mistral's models from 2025 on."""
 LLAMA_JSON = ToolCallFormat(begin="", end="", separator="; ", arguments_key="parameters")
 """Llama 3.1 and later: the call is the whole answer."""
 

@@ -148,10 +148,11 @@ class _ToolCallsCheck:
         begin = start if is_begun else _after(self._format.begin, text, start)
         if begin is None:
             raise ValueError(f"it does not begin with {_shown(self._format.begin)}")
-        while text[begin : begin + 1] in _JSON_WHITESPACE:
-            begin += 1
-        call, end = strict_scan(text, begin)
-        self._check_call(call)
+        if self._format.name_end is not None:
+            end = self._after_bare_name(text, begin, self._format.name_end)
+        else:
+            call, end = strict_scan(text, _after_whitespace(text, begin))
+            self._check_call(call)
         if self._format.is_list and self._is_parallel and text.startswith(self._format.separator, end):
             return end, True
         # The end may itself begin with whitespace, and whitespace may stand before it.
@@ -161,12 +162,23 @@ class _ToolCallsCheck:
             end += 1
         return after, False
 
+    def _after_bare_name(self, text: str, start: int, name_end: str) -> int:
+        name, found, _ = text[start:].partition(name_end)
+        if not found:
+            raise ValueError(f"its name does not end with {_shown(name_end)}")
+        arguments, end = strict_scan(text, _after_whitespace(text, start + len(name) + len(name_end)))
+        self._check_arguments(name, arguments)
+        return end
+
     # Any: whatever JSON holds.
     def _check_call(self, call: Any) -> None:
         name_key, arguments_key = self._format.name_key, self._format.arguments_key
         if not isinstance(call, dict) or call.keys() != {name_key, arguments_key}:
             raise ValueError(f"it is no object of {name_key!r} and {arguments_key!r} alone")
-        name, arguments = call[name_key], call[arguments_key]
+        self._check_arguments(call[name_key], call[arguments_key])
+
+    # Any: whatever JSON holds.
+    def _check_arguments(self, name: Any, arguments: Any) -> None:
         if not isinstance(name, str) or name not in self._judges:
             raise ValueError(f"{_shown(str(name))} is the name of no function")
         if not isinstance(arguments, dict):
@@ -174,6 +186,12 @@ class _ToolCallsCheck:
         why = self._judges[name].violation_by(arguments)
         if why is not None:
             raise ValueError(f"the arguments of {name!r}: {why}")
+
+
+def _after_whitespace(text: str, start: int) -> int:
+    while text[start : start + 1] in _JSON_WHITESPACE:
+        start += 1
+    return start
 
 
 def _after(expected: str, text: str, start: int) -> int | None:

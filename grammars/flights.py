@@ -18,9 +18,10 @@ class LeftError(Exception):
 
 
 class Interest:
-    """One caller's wish for a result, for as long as it lasts."""
+    """One caller's wish for a result, for as long as it lasts; `caller` says whose, for taking turns."""
 
-    def __init__(self) -> None:
+    def __init__(self, caller: str = "") -> None:
+        self.caller = caller
         self._lock = threading.Lock()
         self._on_leave: Callable[[], None] | None = None
         self.has_left = False

@@ -263,7 +263,8 @@ class _ProgramBuilder:
     def _add_calls(self, calls: ToolCalls, marker: bytes | None) -> int:
         """The state before the first call or, where there is free text and its marker, before the free text."""
         check_calls(calls)
-        self._enforced.update(("functions", "begin", "end", "name_key", "arguments_key"))
+        keys = ("name_key", "arguments_key") if calls.format.name_end is None else ("name_end",)
+        self._enforced.update(("functions", "begin", "end", *keys))
         if calls.parallel:
             self._enforced.add("separator")
         goals = []

@@ -31,6 +31,8 @@ def check_calls(calls: ToolCalls) -> None:
             keyword="arguments_key",
             pointer="/format/arguments_key",
         )
+    if form.name_end is not None:
+        _check_bare_names(calls, form.name_end)
     if not form.begin.startswith(form.marker):
         raise InvalidSchemaError(
             f"begin, {form.begin!r}, does not start with the marker {form.marker!r}",
@@ -51,14 +53,29 @@ def check_calls(calls: ToolCalls) -> None:
         )
 
 
+def _check_bare_names(calls: ToolCalls, name_end: str) -> None:
+    if not name_end or calls.format.is_list:
+        raise InvalidSchemaError(
+            "bare names need a name_end, and a begin for each call", keyword="name_end", pointer="/format/name_end"
+        )
+    for index, function in enumerate(calls.functions):
+        for part in (name_end, calls.format.begin, "{"):
+            if part and part in function.name:
+                raise InvalidSchemaError(
+                    f"the name {function.name!r} holds {part!r}, which parts it from its arguments in this format",
+                    keyword="name",
+                    pointer=f"/functions/{index}/name",
+                )
+
+
 def add_calls(calls: ToolCalls, goals: Sequence[int], raw: RawTextBuilder, vocabulary: Vocabulary) -> tuple[int, int]:
     """The states before the first call and after its marker; `goals` are the rules of the functions' arguments.
 
     UnsatisfiableSchemaError where the vocabulary cannot spell the format or a name.
     """
     form = calls.format
-    for name in ("begin", "end", "separator", "name_key", "arguments_key"):
-        if not vocabulary.spells(raw_bytes(getattr(form, name), name, f"/format/{name}")):
+    for name in ("begin", "end", "separator", "name_key", "arguments_key", "name_end"):
+        if not vocabulary.spells(raw_bytes(getattr(form, name) or "", name, f"/format/{name}")):
             raise UnsatisfiableSchemaError(
                 f"the vocabulary cannot spell {name}", keyword=name, pointer=f"/format/{name}"
             )
@@ -67,8 +84,11 @@ def add_calls(calls: ToolCalls, goals: Sequence[int], raw: RawTextBuilder, vocab
     marked = raw.literal(before, form.text_end.encode())
     inside = raw.literal(marked, form.begin.removeprefix(form.text_end).encode())
     done = raw.state(accepting=True)
-    after_arguments = raw.state()
     end = form.end.encode()
+    if form.name_end is not None:
+        _add_bare_names(calls, form.name_end, goals, raw, vocabulary, inside, done)
+        return before, marked
+    after_arguments = raw.state()
     closed = writer.token(writer.gap(after_arguments, b"\n"), b"}", None if end else done)
     if end:
         raw.literal(closed, end, done)
@@ -90,6 +110,34 @@ def add_calls(calls: ToolCalls, goals: Sequence[int], raw: RawTextBuilder, vocab
         key = writer.token(writer.gap(comma, b"\n  "), _spelt(form.arguments_key))
         writer.token(writer.gap(key), writer.colon, raw.value(goal, after_arguments))
     return before, marked
+
+
+def _add_bare_names(
+    calls: ToolCalls,
+    name_end: str,
+    goals: Sequence[int],
+    raw: RawTextBuilder,
+    vocabulary: Vocabulary,
+    inside: int,
+    done: int,
+) -> None:
+    """From the state after a call's begin to `done`, and from there to the next call."""
+    form = calls.format
+    closed = done
+    if form.end:
+        closed = raw.state()
+        raw.literal(closed, form.end.encode(), done)
+    if calls.parallel:
+        raw.literal(done, (form.separator + form.begin).encode(), inside)
+    for index, (function, goal) in enumerate(zip(calls.functions, goals, strict=True)):
+        name = raw_bytes(function.name, "name", f"/functions/{index}/name")
+        if not vocabulary.spells(name):
+            raise UnsatisfiableSchemaError(
+                f"the vocabulary cannot spell the name of function {function.name!r}",
+                keyword="name",
+                pointer=f"/functions/{index}/name",
+            )
+        raw.literal(inside, name + name_end.encode(), raw.value(goal, closed))
 
 
 def _spelt(key: str) -> bytes:

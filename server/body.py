@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -42,8 +42,8 @@ async def read_body(
     *,
     refused: Mapping[str, Refused],
     without_effect: Collection[str],
-) -> tuple[BodyT, str]:
-    """The body as `kind`, and the names of the fields that had no effect, as a header value.
+) -> tuple[BodyT, list[str]]:
+    """The body as `kind`, and the paths of the fields that had no effect, list indices left out.
 
     `refused` are fields that must not be set to anything meaningful, `without_effect` those that clients set
     and that change no answer. Raises ApiError, Litestar's own exception for a body above the limit.
@@ -69,7 +69,7 @@ def decode_body(
     kind: type[BodyT],
     refused: Mapping[str, Refused],
     without_effect: Collection[str],
-) -> tuple[BodyT, str]:
+) -> tuple[BodyT, list[str]]:
     """What `read_body` does with the bytes."""
     if not body.strip():
         raise bad_request("the request body is empty; a JSON object is required", code="invalid_json")
@@ -93,7 +93,12 @@ def decode_body(
     except ValueError as error:
         raise bad_request(f"the request body is not valid JSON: {error}", code="invalid_json") from None
     ignored += [path for path in _ignored_inside(content, value) if path not in ignored]
-    return value, ",".join(_UNSAFE_IN_HEADER.sub("?", path) for path in ignored)[:MAX_IGNORED_CHARS]
+    return value, ignored
+
+
+def header_of(paths: Iterable[str]) -> str:
+    """Paths of fields as the value of a header, each once, as far as there is room."""
+    return ",".join(_UNSAFE_IN_HEADER.sub("?", path) for path in dict.fromkeys(paths))[:MAX_IGNORED_CHARS]
 
 
 def _object_without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -138,11 +143,16 @@ def _ignored_fields(
 
 def _ignored_inside(content: Mapping[str, object], value: msgspec.Struct) -> list[str]:
     """Unknown fields of nested objects, by path, list indices left out."""
-    found: dict[str, None] = {}
-    pending: list[tuple[str, object, object]] = [
+    return ignored_below(
         (encoded, content.get(encoded), getattr(value, name))
         for name, encoded in zip(value.__struct_fields__, value.__struct_encode_fields__, strict=True)
-    ]
+    )
+
+
+def ignored_below(places: Iterable[tuple[str, object, object]]) -> list[str]:
+    """Unknown fields in and below these places: (path, what came, what was made of it)."""
+    found: dict[str, None] = {}
+    pending = list(places)
     while pending:
         path, raw, typed = pending.pop()
         if isinstance(typed, list) and isinstance(raw, list):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from specdec import HERMES, LLAMA_JSON, MISTRAL, ChatTemplate, ToolCallFormat
+from specdec import HERMES, LLAMA_JSON, MISTRAL, MISTRAL_ARGS, ChatTemplate, ToolCallFormat
 
 
 class CallFamily(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +23,7 @@ class CallFamily(msgspec.Struct, frozen=True, kw_only=True):
 
 _HERMES = CallFamily(name="hermes", format=HERMES)
 _BY_SPELLING = (
+    ("[ARGS]", CallFamily(name="mistral_args", format=MISTRAL_ARGS, id_length=9)),
     ("[TOOL_CALLS]", CallFamily(name="mistral", format=MISTRAL, id_length=9)),
     ("<tool_call>", _HERMES),
     ('"parameters": ', CallFamily(name="llama3_json", format=LLAMA_JSON, is_parallel=False)),

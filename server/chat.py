@@ -8,7 +8,7 @@ from typing import Any
 from litestar import Request as HttpRequest
 from litestar import Response, post
 
-from specdec import Request, RequestError, SamplingParams
+from specdec import SamplingParams
 from specdec.server.answer_shape import answer_shape
 from specdec.server.body import read_body
 from specdec.server.call_families import call_family
@@ -17,13 +17,12 @@ from specdec.server.chat_wire import ChatRequest
 from specdec.server.constraint import refuse_conflicts, requested_constraint
 from specdec.server.conversation import encode_conversation, template_messages
 from specdec.server.errors import bad_request
-from specdec.server.exchange import exchange_of
-from specdec.server.generation import respond
 from specdec.server.sampling import sampling_params
 from specdec.server.service import Service, service_of
 from specdec.server.speculation import requested_speculation
 from specdec.server.template_options import template_options
 from specdec.server.tools import requested_tools
+from specdec.server.turn import answer_turn
 from specdec.server.unsupported import CHAT_REFUSED, WITHOUT_EFFECT
 
 
@@ -67,37 +66,20 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
         reasoning_parser=service.config.reasoning_parser,
     )
     spelling = ChatSpelling(service, chat, params, speculation, shape)
-    responding = respond(
+    return await answer_turn(
         request,
-        [
-            Request(
-                request_id=spelling.id,
-                prompt_token_ids=tuple(prompt.token_ids),
-                sampling_params=params,
-                constraint=shape.constraint,
-                cache_salt=exchange_of(request).salted(chat.cache_salt),
-                speculative=speculation.params,
-                prediction=speculation.prediction,
-                trace=speculation.trace or service.config.per_request_spec_decode_metrics == "detailed",
-            )
-        ],
+        spelling,
+        prompt.token_ids,
+        params,
+        speculation,
+        cache_salt=chat.cache_salt,
         ignored=ignored,
         params={
             "prompt": "messages",
-            "logprobs": "top_logprobs",
             "max_tokens": "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens",
-            **requested.params,
         },
-        has_report=shape.has_report,
-        has_prediction=speculation.has_prediction,
-        has_trace=speculation.trace,
-        chunks=spelling.chunks if chat.stream else None,
-        whole=spelling.whole,
+        is_streamed=bool(chat.stream),
     )
-    try:
-        return await responding
-    except RequestError as error:
-        raise shape.located(error) from None
 
 
 def _sampling_params(chat: ChatRequest, service: Service) -> SamplingParams:

@@ -60,6 +60,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Choices in flight, running or waiting; beyond it a request is a 503. None does not limit."""
     max_num_queued_tokens: int | None = None
     """Prompt tokens that wait to be computed; beyond it a request is a 503. None does not limit."""
+    max_connections: int | None = None
+    """Connections at once; beyond it a request is a 503, but for /health, /ready and /metrics. None is 1024, or fewer
+    where the limit of open files leaves no room."""
     rate_limit: int | None = None
     """Requests per minute of one API key, or without keys of one address; beyond it a request is a 429."""
     request_timeout_s: float | None = None
@@ -110,6 +113,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         for name, flag in (
             ("max_num_queued_reqs", "--max-num-queued-reqs"),
             ("max_num_queued_tokens", "--max-num-queued-tokens"),
+            ("max_connections", "--max-connections"),
             ("rate_limit", "--rate-limit"),
             ("request_timeout_s", "--request-timeout"),
             ("keep_alive_interval_s", None),

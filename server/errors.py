@@ -20,9 +20,11 @@ from specdec import (
     EngineDeadError,
     EngineError,
     RequestError,
+    RequestFaultError,
     SchemaError,
     SpecdecError,
 )
+from specdec.logs import FIELDS
 
 logger = logging.getLogger(__name__)
 
@@ -126,20 +128,26 @@ def of_exception(exception: BaseException) -> ApiError:
                 ErrorObject(message=str(exception), type="server_error", code="engine_dead"),
                 {"x-should-retry": "false"},
             )
+        case RequestFaultError():
+            return _internal_error()
         case EngineError() | SpecdecError():
             return ApiError(500, ErrorObject(message=str(exception), type="server_error", code="engine_error"))
         case HTTPException():
             return _of_http_exception(exception)
         case _:
-            return ApiError(
-                500,
-                ErrorObject(
-                    message="the server failed on this request; its log says why under this request id",
-                    type="server_error",
-                    code="internal_error",
-                ),
-                {"x-should-retry": "false"},
-            )
+            return _internal_error()
+
+
+def _internal_error() -> ApiError:
+    return ApiError(
+        500,
+        ErrorObject(
+            message="the server failed on this request; its log says why under this request id",
+            type="server_error",
+            code="internal_error",
+        ),
+        {"x-should-retry": "false"},
+    )
 
 
 def _of_http_exception(exception: HTTPException) -> ApiError:
@@ -166,18 +174,16 @@ def _of_http_exception(exception: HTTPException) -> ApiError:
 def handle_exception(_: HttpRequest[Any, Any, Any], exception: Exception) -> Response[ErrorBody]:
     """Litestar's handler for everything that a route, or the routing, raises."""
     failure = of_exception(exception)
-    if failure.status >= 500 and not isinstance(exception, (ApiError, EngineError, HTTPException)):
+    if isinstance(exception, RequestFaultError):
+        logger.error("a request failed in the engine, whose log says why")
+    elif failure.status >= 500 and not isinstance(exception, (ApiError, EngineError, HTTPException)):
         logger.error("a request failed", exc_info=exception)
     return failure.response()
 
 
-def of_delta_error(message: str | None) -> ApiError:
-    """One choice failed inside the engine: the request's error, not the engine's."""
-    return ApiError(
-        500,
-        ErrorObject(
-            message=message or "the engine ended this request without a reason",
-            type="server_error",
-            code="generation_failed",
-        ),
-    )
+def of_delta_error(answer_id: str, message: str | None) -> ApiError:
+    """One choice failed inside the engine: the request's error, not the engine's. Without a message it is logged."""
+    if message is None:
+        logger.error("a request failed in the engine, whose log says why", extra={FIELDS: {"answer_id": answer_id}})
+        return _internal_error()
+    return ApiError(500, ErrorObject(message=message, type="server_error", code="generation_failed"))

@@ -14,6 +14,7 @@ from specdec.logs import REQUEST_ID
 from specdec.server.access_log import log_access
 from specdec.server.auth import METRICS_PATH, PUBLIC_PATHS, ApiKeys, cache_salt, presented_key
 from specdec.server.config import ServerConfig
+from specdec.server.connection_limit import is_refused, too_many_connections
 from specdec.server.cors import Cors
 from specdec.server.errors import ApiError, ErrorBody, ErrorObject
 from specdec.server.exchange import Exchange
@@ -70,6 +71,9 @@ class Gate:
                 if scope["method"] == "OPTIONS" and asked_method is not None and self._cors.allows(origin):
                     asked_headers = headers.get(b"access-control-request-headers", b"")
                     await self._cors.answer_preflight(asked_headers, send_marked)
+                elif is_refused(scope):
+                    self._metrics.count_rejection("connections")
+                    await _send_error(too_many_connections(), send_marked)
                 elif not self._admits(scope, key):
                     await _send_error(_unauthorized(), send_marked)
                 elif (retry_after_s := self._seconds_to_wait(scope, exchange)) is not None:

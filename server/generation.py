@@ -13,7 +13,7 @@ from litestar import Response
 from specdec import DeltaStream, Request, TokenDelta
 from specdec.server.access_log import log_prompts
 from specdec.server.answer import Answer
-from specdec.server.body import IGNORED_HEADER
+from specdec.server.body import IGNORED_HEADER, header_of
 from specdec.server.connection import while_connected
 from specdec.server.errors import ApiError, ErrorObject, fields_named
 from specdec.server.event_stream import Chunks, event_frames, event_stream, gather_answer
@@ -26,7 +26,7 @@ async def respond(
     http_request: HttpRequest[Any, Any, Any],
     requests: Sequence[Request],
     *,
-    ignored: str,
+    ignored: Sequence[str],
     params: Mapping[str, str],
     has_report: bool,
     has_prediction: bool,
@@ -36,8 +36,8 @@ async def respond(
 ) -> Response[Any]:
     """Generate, and answer in the endpoint's own words: by `chunks` if given, else as a `whole`.
 
-    `params` has this endpoint's names of the engine's fields, `ignored` the value of the header that names
-    fields without effect; with `has_report` the answer says what was enforced, with `has_prediction` what became of
+    `params` has this endpoint's names of the engine's fields, `ignored` are the paths of fields without effect, for a
+    header; with `has_report` the answer says what was enforced, with `has_prediction` what became of
     the prediction, with `has_trace` what was drafted. What is refused is refused before the status line, for a stream
     too.
     """
@@ -55,7 +55,7 @@ async def respond(
     with fields_named(params):
         deltas = await while_connected(_submit(service, exchange, requests), http_request.receive)
     exchange.account = answer.account
-    headers = {IGNORED_HEADER: ignored} if ignored else {}
+    headers = {IGNORED_HEADER: header_of(ignored)} if ignored else {}
     if chunks is not None:
         frames = event_frames(deltas, answer, chunks(answer), service.config.keep_alive_interval_s)
         return event_stream(frames, headers)

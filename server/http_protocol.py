@@ -7,15 +7,17 @@ the rest of a body that was refused. Every such client holds a connection, and w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from specdec.server.connection_limit import NUM_REFUSALS, mark_beyond_limit, too_many_connections
 from specdec.server.errors import ErrorBody, ErrorObject
 
 _TIMEOUT: Final = "request_timeout"
+_CLOSING: Final = {"connection": "close"}
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -27,6 +29,15 @@ class HttpProtocol(HttpToolsProtocol):
     """From the connection, or from a request's first byte, to the end of its headers."""
     body_timeout_s = 120.0
     """From there to the end of the body: 4 MiB may come with 35 kB a second."""
+    max_connections: int | None = None
+    """Connections at once; those beyond it get one answer, and in less time. None does not limit."""
+    refusal_timeout_s = 5.0
+    """What a connection beyond the limit has in place of head_timeout_s."""
+
+    @classmethod
+    def limited_to(cls, max_connections: int) -> type[HttpProtocol]:
+        """The same protocol with a limit."""
+        return type("LimitedHttpProtocol", (cls,), {"max_connections": max_connections})
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         # Any: what uvicorn gives to its own protocol is its own matter.
@@ -34,10 +45,17 @@ class HttpProtocol(HttpToolsProtocol):
         self._reading: Literal["nothing", "head", "body"] = "nothing"
         self._num_head_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._is_beyond_limit = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
-        self._wait(self.head_timeout_s, self._head_timed_out)
+        self._is_beyond_limit = self._has_too_many()
+        if self._has_too_many(NUM_REFUSALS):
+            refusal = too_many_connections()
+            self._send_error(refusal.status, refusal.error, refusal.headers)
+            self.transport.close()
+            return
+        self._wait(self.refusal_timeout_s if self._is_beyond_limit else self.head_timeout_s, self._head_timed_out)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
@@ -59,6 +77,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._is_beyond_limit = self._is_beyond_limit and self._has_too_many()
+        if self._is_beyond_limit:
+            mark_beyond_limit(self.scope)
         self._reading = "head"
         self._wait(self.head_timeout_s, self._head_timed_out)
 
@@ -112,7 +133,14 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_waiting()
         is_due = not self.cycle.response_started if self._reading == "body" else not self._is_answering()
         if is_due:
-            body = msgspec.json.encode(ErrorBody(ErrorObject(message=message, type="invalid_request_error", code=code)))
-            headers = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-            self.transport.write(STATUS_LINE[status] + headers + body)
+            self._send_error(status, ErrorObject(message=message, type="invalid_request_error", code=code))
         self.transport.close()
+
+    def _send_error(self, status: int, error: ErrorObject, headers: Mapping[str, str] = _CLOSING) -> None:
+        body = msgspec.json.encode(ErrorBody(error))
+        lines = {"content-type": "application/json", "content-length": str(len(body)), **headers}
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        self.transport.write(STATUS_LINE[status] + head.encode() + b"\r\n" + body)
+
+    def _has_too_many(self, num_more: int = 0) -> bool:
+        return self.max_connections is not None and len(self.connections) > self.max_connections + num_more

@@ -73,7 +73,7 @@ class ServerMetrics:
             registry=self._registry,
         )
 
-    def count_rejection(self, reason: Literal["queued_reqs", "queued_tokens", "rate_limit"]) -> None:
+    def count_rejection(self, reason: Literal["queued_reqs", "queued_tokens", "rate_limit", "connections"]) -> None:
         """Count a request that was turned away."""
         self._rejections.labels(self._model_name, reason).inc()
 
@@ -174,6 +174,10 @@ class _EngineCollector(Collector):
         for reason, count in stats.num_finished.items():
             finished.add_metric((self._model_name, reason), count)
         yield finished
+        faults = self._counter("request_faults", "Requests ended by a fault of the engine's own.", "stage")
+        for stage, count in stats.num_faults.items():
+            faults.add_metric((self._model_name, stage), count)
+        yield faults
         yield from self._speculation(stats)
 
     def _speculation(self, stats: EngineStats) -> Iterator[Metric]:

@@ -8,18 +8,16 @@ from typing import Any
 from litestar import Request as HttpRequest
 from litestar import Response, post
 
-from specdec import Request, RequestError, SamplingParams
+from specdec import SamplingParams
 from specdec.server.answer_shape import answer_shape
 from specdec.server.body import read_body
 from specdec.server.call_families import call_family
 from specdec.server.constraint import RequestedConstraint, refuse_conflicts
 from specdec.server.conversation import encode_conversation
 from specdec.server.errors import bad_request
-from specdec.server.exchange import exchange_of
-from specdec.server.generation import respond
 from specdec.server.response_format import ANY_OBJECT, json_schema
 from specdec.server.responses_answer import ResponsesSpelling
-from specdec.server.responses_input import input_messages
+from specdec.server.responses_input import input_conversation
 from specdec.server.responses_wire import (
     AllowedFunctions,
     AnyObject,
@@ -43,6 +41,7 @@ from specdec.server.tool_wire import (
     ToolChoice,
 )
 from specdec.server.tools import requested_tools
+from specdec.server.turn import answer_turn
 from specdec.server.unsupported import RESPONSES_REFUSED, RESPONSES_WITHOUT_EFFECT
 
 _LOGPROBS = "message.output_text.logprobs"
@@ -78,11 +77,11 @@ async def responses(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
         asked.specdec_trace,
         config=service.engine.config.speculative,
     )
-    messages = input_messages(asked.input, asked.instructions, max_items=limits.max_messages)
+    conversation = input_conversation(asked.input, asked.instructions, max_items=limits.max_messages)
     effort = None if asked.reasoning is None else asked.reasoning.effort
     options = template_options(asked.chat_template_kwargs, effort, template=template, effort_param="reasoning.effort")
     prompt = await asyncio.to_thread(
-        encode_conversation, messages, tools.for_template, tokenizer, options, field="input"
+        encode_conversation, conversation.messages, tools.for_template, tokenizer, options, field="input"
     )
     shape = answer_shape(
         tools,
@@ -93,37 +92,20 @@ async def responses(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
         reasoning_parser=service.config.reasoning_parser,
     )
     spelling = ResponsesSpelling(service, asked, params, speculation, shape)
-    responding = respond(
+    return await answer_turn(
         request,
-        [
-            Request(
-                request_id=spelling.id,
-                prompt_token_ids=tuple(prompt.token_ids),
-                sampling_params=params,
-                constraint=shape.constraint,
-                cache_salt=exchange_of(request).salted(asked.cache_salt),
-                speculative=speculation.params,
-                prediction=speculation.prediction,
-                trace=speculation.trace or service.config.per_request_spec_decode_metrics == "detailed",
-            )
-        ],
-        ignored=ignored,
+        spelling,
+        prompt.token_ids,
+        params,
+        speculation,
+        cache_salt=asked.cache_salt,
+        ignored=[*ignored, *conversation.ignored],
         params={
             "prompt": "input",
-            "logprobs": "top_logprobs",
             "max_tokens": "max_output_tokens",
-            **requested.params,
         },
-        has_report=shape.has_report,
-        has_prediction=speculation.has_prediction,
-        has_trace=speculation.trace,
-        chunks=spelling.chunks if asked.stream else None,
-        whole=spelling.whole,
+        is_streamed=bool(asked.stream),
     )
-    try:
-        return await responding
-    except RequestError as error:
-        raise shape.located(error) from None
 
 
 def _refuse_state(asked: ResponsesRequest) -> None:

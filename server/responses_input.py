@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+import json
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from specdec.server.body import of_validation
+from specdec.server.body import ignored_below, of_validation
 from specdec.server.conversation import CalledFunction, MessageCall, template_call
 from specdec.server.errors import bad_request
 
@@ -19,10 +20,13 @@ class InputText(msgspec.Struct, frozen=True, tag_field="type", tag="input_text")
     text: str
 
 
+# object: what came with an earlier answer, and is sent back with it to no effect.
 class EarlierText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
     """A piece of an earlier answer."""
 
     text: str
+    annotations: object = None
+    logprobs: object = None
 
 
 class EarlierRefusal(msgspec.Struct, frozen=True, tag_field="type", tag="refusal"):
@@ -31,14 +35,20 @@ class EarlierRefusal(msgspec.Struct, frozen=True, tag_field="type", tag="refusal
     refusal: str
 
 
-class InputMessage(msgspec.Struct, frozen=True):
+class _Item(msgspec.Struct, frozen=True, kw_only=True):
+    type: object = None
+    id: object = None
+    status: object = None
+
+
+class InputMessage(_Item, frozen=True, kw_only=True):
     """One turn, from a user or of an earlier answer."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[InputText | EarlierText | EarlierRefusal]
 
 
-class EarlierCall(msgspec.Struct, frozen=True):
+class EarlierCall(_Item, frozen=True, kw_only=True):
     """A call of an earlier answer."""
 
     call_id: str
@@ -46,7 +56,7 @@ class EarlierCall(msgspec.Struct, frozen=True):
     arguments: str
 
 
-class CallOutput(msgspec.Struct, frozen=True):
+class CallOutput(_Item, frozen=True, kw_only=True):
     """What a call gave."""
 
     call_id: str
@@ -57,14 +67,23 @@ class _Kind(msgspec.Struct, frozen=True):
     type: str = "message"
 
 
-def input_messages(
+class InputConversation(NamedTuple):
+    """As chat templates take it."""
+
+    messages: list[dict[str, object]]
+    ignored: list[str]
+    """Paths of fields that had no effect, list indices left out."""
+
+
+def input_conversation(
     given: str | list[msgspec.Raw], instructions: str | None, *, max_items: int
-) -> list[dict[str, object]]:
+) -> InputConversation:
     """The conversation. Instructions come first, in one text with a system message that begins the input.
 
     Raises ApiError that names the item at fault.
     """
     messages: list[dict[str, object]] = []
+    ignored: list[str] = []
     if isinstance(given, str):
         messages.append({"role": "user", "content": given})
     else:
@@ -75,7 +94,7 @@ def input_messages(
                 f"input has {len(given)} items; at most {max_items} are accepted", param="input", code="limit_exceeded"
             )
         for index, item in enumerate(given):
-            _add_item(messages, f"input[{index}]", item)
+            ignored += _add_item(messages, f"input[{index}]", item)
         if not messages:
             raise bad_request("input has nothing but reasoning; it needs a message", param="input")
     if instructions is not None:
@@ -83,26 +102,29 @@ def input_messages(
             messages[0]["content"] = f"{instructions}\n\n{messages[0]['content']}"
         else:
             messages.insert(0, {"role": "system", "content": instructions})
-    return messages
+    return InputConversation(messages, ignored)
 
 
-def _add_item(messages: list[dict[str, object]], where: str, item: msgspec.Raw) -> None:
+def _add_item(messages: list[dict[str, object]], where: str, item: msgspec.Raw) -> list[str]:
+    """Returns the paths of fields without effect."""
+    read: _Item
     match _decoded(item, _Kind, where).type:
         case "message":
-            message = _decoded(item, InputMessage, where)
+            read = message = _decoded(item, InputMessage, where)
             role = "system" if message.role == "developer" else message.role
             messages.append({"role": role, "content": _text(message.content)})
         case "function_call":
-            _add_call(messages, where, _decoded(item, EarlierCall, where))
+            read = call = _decoded(item, EarlierCall, where)
+            _add_call(messages, where, call)
         case "function_call_output":
-            output = _decoded(item, CallOutput, where)
+            read = output = _decoded(item, CallOutput, where)
             name = next((name for call_id, name in _calls(messages) if call_id == output.call_id), None)
             messages.append(
                 {"role": "tool", "tool_call_id": output.call_id, "content": _text(output.output)}
                 | ({} if name is None else {"name": name})
             )
         case "reasoning":
-            return
+            return []
         case other:
             raise bad_request(
                 f"{where}.type is {other[:100]!r}; accepted are message, function_call, function_call_output and "
@@ -110,6 +132,7 @@ def _add_item(messages: list[dict[str, object]], where: str, item: msgspec.Raw) 
                 param=f"{where}.type",
                 code="unsupported_field",
             )
+    return ignored_below([("input[]", json.loads(bytes(item)), read)])
 
 
 def _add_call(messages: list[dict[str, object]], where: str, call: EarlierCall) -> None:

@@ -18,6 +18,7 @@ from specdec import AsyncEngine, ConfigError, EngineConfig, EngineDescription, E
 from specdec.logs import LogFormat, configure_logging
 from specdec.server.app import create_app
 from specdec.server.config import ServerConfig
+from specdec.server.connection_limit import connection_limit
 from specdec.server.http_protocol import HttpProtocol
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ def serve(
     short. Raises ConfigError if the address cannot be had, before anything is loaded, and what Engine raises.
     """
     config = server_config or ServerConfig()
+    max_connections = connection_limit(config.max_connections)
     configure_logging(logging.getLevelNamesMapping()[config.log_level.upper()], config.log_format)
     with _bind(config) as listener:
         start = time.monotonic()
@@ -65,7 +67,8 @@ def serve(
                 engine=engine.describe(),
                 load_seconds=time.monotonic() - start,
             )
-            server = _Server(engine, config, lambda: on_ready(info) if on_ready else None)
+            http = HttpProtocol.limited_to(max_connections)
+            server = _Server(engine, config, http, lambda: on_ready(info) if on_ready else None)
             # What is loaded stays. Looking it through for cycles again and again would hold up a stream.
             gc.collect()
             gc.freeze()
@@ -90,12 +93,14 @@ def _loaded_engine(
 class _Server(uvicorn.Server):
     """uvicorn with signals that drain the engine, and an exit code."""
 
-    def __init__(self, engine: EngineHandle, config: ServerConfig, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, engine: EngineHandle, config: ServerConfig, http: type[HttpProtocol], on_ready: Callable[[], None]
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 create_app(engine, config),
                 loop="auto",
-                http=HttpProtocol,
+                http=http,
                 ws="none",
                 lifespan="on",
                 log_config=None,

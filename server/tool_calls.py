@@ -63,6 +63,7 @@ class CallReader:
     ) -> None:
         # Without a begin, calls start with their brace, and there is no text before them.
         self._marker = form.text_end or "{"
+        self._begin, self._name_end = form.begin, form.name_end
         self._is_only_at_start = text == "instead" or not form.text_end
         self._id_length = id_length
         self._place = _Place.OUTSIDE if text == "none" else _Place.TEXT
@@ -81,7 +82,7 @@ class CallReader:
     @property
     def has_whole_calls(self) -> bool:
         """Whether there are calls, and none is open."""
-        return self.num_calls > 0 and self._place is _Place.OUTSIDE
+        return self.num_calls > 0 and self._place is _Place.OUTSIDE and not self._head
 
     @property
     def is_after_text(self) -> bool:
@@ -100,12 +101,17 @@ class CallReader:
             if self._place is _Place.ARGUMENTS:
                 if self._ends_arguments(character):
                     yield ArgumentsPiece(self.num_calls - 1, text[start : position + 1])
-                    self._place = _Place.TAIL
+                    self._place = _Place.TAIL if self._name_end is None else _Place.OUTSIDE
             elif self._place is _Place.HEAD:
                 name = self._read_head(character)
                 if name is not None:
                     yield CallBegin(self.num_calls - 1, self._new_id(), name)
                 start = position
+            elif self._name_end is not None:
+                name = self._read_bare_name(character, self._name_end)
+                if name is not None:
+                    yield CallBegin(self.num_calls - 1, self._new_id(), name)
+                    start = position
             elif character == "{":
                 self._begin_call()
             elif character == "}":
@@ -161,6 +167,17 @@ class CallReader:
             self._place = _Place.ARGUMENTS
             self._depth = 1
         return None
+
+    def _read_bare_name(self, character: str, name_end: str) -> str | None:
+        """The name, once its arguments begin; a call's begin, or the rest of it, and an end may stand before it."""
+        if character != "{":
+            self._head.append(character)
+            return None
+        head = "".join(self._head).rstrip().removesuffix(name_end)
+        self._begin_call()
+        self._place = _Place.ARGUMENTS
+        self._depth = 1
+        return head.rpartition(self._begin)[2]
 
     def _ends_arguments(self, character: str) -> bool:
         if not self._is_in_string:

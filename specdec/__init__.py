@@ -43,12 +43,14 @@ _HOME_OF = {
     "HERMES": "specdec.grammars.constraints",
     "LLAMA_JSON": "specdec.grammars.constraints",
     "MISTRAL": "specdec.grammars.constraints",
+    "MISTRAL_ARGS": "specdec.grammars.constraints",
     "JsonSchema": "specdec.grammars.constraints",
     "ModelError": "specdec.errors",
     "pull_model": "specdec.models.catalog",
     "Regex": "specdec.grammars.constraints",
     "Request": "specdec.request",
     "RequestError": "specdec.errors",
+    "RequestFaultError": "specdec.errors",
     "RequestOutput": "specdec.request",
     "Restriction": "specdec.grammars.report",
     "SamplingParams": "specdec.request",
@@ -92,11 +94,13 @@ if TYPE_CHECKING:
     from specdec.errors import GenerationError as GenerationError
     from specdec.errors import ModelError as ModelError
     from specdec.errors import RequestError as RequestError
+    from specdec.errors import RequestFaultError as RequestFaultError
     from specdec.errors import SchemaError as SchemaError
     from specdec.errors import SpecdecError as SpecdecError
     from specdec.grammars.constraints import HERMES as HERMES
     from specdec.grammars.constraints import LLAMA_JSON as LLAMA_JSON
     from specdec.grammars.constraints import MISTRAL as MISTRAL
+    from specdec.grammars.constraints import MISTRAL_ARGS as MISTRAL_ARGS
     from specdec.grammars.constraints import AfterMarker as AfterMarker
     from specdec.grammars.constraints import Choice as Choice
     from specdec.grammars.constraints import Constraint as Constraint

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Self
 from specdec.delta_stream import DeltaObserver, DeltaStream
 from specdec.engine_handle import EngineHandle
 from specdec.errors import SpecdecError
+from specdec.fair_threads import FairThreads
 from specdec.request import Request, TokenDelta
 from specdec.stats import EngineStats
 
@@ -61,7 +62,7 @@ class AsyncEngine(EngineHandle):
         self._thread: _EngineThread | None = None
         # Apart, so that a slow schema holds up nobody who brought none.
         self._prepare_pool = ThreadPoolExecutor(NUM_PREPARE_THREADS, thread_name_prefix="specdec-prepare")
-        self._compile_pool = ThreadPoolExecutor(NUM_COMPILE_THREADS, thread_name_prefix="specdec-compile")
+        self._compile_threads = FairThreads(NUM_COMPILE_THREADS, name="specdec-compile")
 
     @classmethod
     def from_config(cls, config: EngineConfig, *, progress: ProgressCallback | None = None) -> Self:
@@ -78,7 +79,7 @@ class AsyncEngine(EngineHandle):
     async def close(self, grace_s: float = 0.0) -> None:
         await self._refuse_and_drain(grace_s)
         self._prepare_pool.shutdown(wait=False)
-        self._compile_pool.shutdown(wait=False)
+        self._compile_threads.shutdown()
         if self._thread is not None:
             self._thread.stop()
             await asyncio.to_thread(self._thread.join, JOIN_TIMEOUT_S)
@@ -140,12 +141,15 @@ class AsyncEngine(EngineHandle):
 
     async def _prepare(self, requests: Sequence[Request], stream: DeltaStream) -> list[PreparedRequest]:
         constrained = any(request.constraint is not None for request in requests)
-        pool = self._compile_pool if constrained else self._prepare_pool
         from specdec.grammars import Interest  # noqa: PLC0415, the compiler is loaded only where an engine is
 
-        interest = Interest()
+        caller = requests[0].caller
+        interest = Interest(caller)
         work = functools.partial(_prepare_all, self._engine, requests, interest)
-        preparing = asyncio.get_running_loop().run_in_executor(pool, work)
+        if constrained:
+            preparing = asyncio.wrap_future(self._compile_threads.submit(caller, work))
+        else:
+            preparing = asyncio.get_running_loop().run_in_executor(self._prepare_pool, work)
         # When the stream fails first, or the caller is cancelled, nobody else asks for its exception.
         preparing.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
@@ -155,6 +159,7 @@ class AsyncEngine(EngineHandle):
             return await preparing
         finally:
             interest.leave()
+            preparing.cancel()
 
     def _abort(self, stream: DeltaStream) -> None:
         if self._thread is not None:

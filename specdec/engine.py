@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
+from torch import Tensor
 
 from specdec.admission import PreparedRequest, admit
-from specdec.attention import Span
 from specdec.batch import Batch
 from specdec.block_pool import BlockPool
 from specdec.build import build_runtime, max_batched_tokens
 from specdec.config import EngineConfig
 from specdec.description import EngineDescription
-from specdec.errors import EngineError, GenerationError, RequestError
+from specdec.errors import EngineError, GenerationError, RequestError, RequestFaultError, SpecdecError
+from specdec.faults import SequenceFaultError
 from specdec.grammars import (
-    DraftWalk,
     GrammarCompiler,
     Interest,
+    LeftError,
     Limits,
     SchemaOptions,
     TextOrToolCalls,
     Vocabulary,
-    draft_rows,
 )
 from specdec.models.progress import ModelProgress, ProgressCallback
 from specdec.output_check import OutputChecker
@@ -42,13 +42,16 @@ from specdec.sequence import Sequence
 from specdec.speculative import SpeculativeParams
 from specdec.stats import EngineStats
 from specdec.stop import StopChecker
+from specdec.target_pass import RowMasks, find_fault_of_verifying, masks_of_rows, target_spans
 from specdec.tokenizer import Detokenizer, Tokenizer
-from specdec.verifier import Verifier
+from specdec.verifier import Outcome, Verifier
 
 Prompt: TypeAlias = str | AbstractSequence[int] | AbstractSequence[Mapping[str, object]]
 """Text, token ids, or chat messages."""
 
 _PREPARING = "Preparing grammars (takes longer the first time)"
+
+_FAULT = "the engine failed on this request, by a fault of its own; its log says why"
 
 _CHECK_WAIT_SECONDS = 0.005
 """How long a step with nothing to compute waits for a verdict; aborts and new requests wait as long."""
@@ -115,16 +118,20 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[TokenDelta]:
         """One pass of the target over everything scheduled, and what it added to each choice."""
-        batch = self.scheduler.schedule()
-        if not batch:
-            return self._nothing_scheduled()
-        proposals = self.proposer.propose(batch)
-        begin = time.perf_counter()
-        logits = self.runner.forward(_spans(batch, proposals))
-        mask_rows = self._mask_rows(batch, proposals)
-        outcomes = self.verifier.verify(logits, mask_rows, batch, proposals)
+        try:
+            batch = self.scheduler.schedule()
+            if not batch:
+                return self._nothing_scheduled()
+            proposals = self.proposer.propose(batch)
+            begin = time.perf_counter()
+            logits = self.runner.forward(target_spans(batch, proposals, self.tokenizer.vocab_size))
+            masks = self._masks_of_rows(batch, proposals)
+            outcomes = self._verify(logits, masks, batch, proposals)
+        except SequenceFaultError as fault:
+            return self._account(self.scheduler.withdraw(fault))
         deltas = self.scheduler.commit(batch, proposals, outcomes)
-        self.proposer.learn(batch, proposals, outcomes, time.perf_counter() - begin)
+        for failed in self.proposer.learn(batch, proposals, outcomes, time.perf_counter() - begin):
+            deltas += self.scheduler.end(failed)
         return self._account(deltas)
 
     def generate(
@@ -188,34 +195,52 @@ class Engine:
         for output in outputs:
             for choice in output.choices:
                 if choice.finish_reason is FinishReason.ERROR:
-                    raise GenerationError(choice.error or "the engine gave no reason", tuple(outputs))
+                    raise GenerationError(choice.error or _FAULT, tuple(outputs))
         return outputs
 
     def prepare(self, request: Request, interest: Interest | None = None) -> PreparedRequest:
         """Check a request against model, pool and grammar, and compile its constraint, index its prediction.
 
         Thread-safe, and the slow part of admission: call it off the engine's thread. Raises RequestError, EngineError
-        where no constraint can be compiled now, and LeftError once `interest` is left.
+        where no constraint can be compiled now, RequestFaultError, and LeftError once `interest` is left.
         """
-        return admit(
-            request,
-            compiler=self._compiler,
-            speculative=self.config.speculative,
-            encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
-            vocab_size=self.tokenizer.vocab_size,
-            max_model_len=self.max_model_len,
-            pool_tokens=self._pool_tokens,
-            next_seed=lambda: self._seeds.getrandbits(_SEED_BITS),
-            interest=interest or Interest(),
-        )
+        try:
+            return admit(
+                request,
+                compiler=self._compiler,
+                speculative=self.config.speculative,
+                encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
+                vocab_size=self.tokenizer.vocab_size,
+                max_model_len=self.max_model_len,
+                pool_tokens=self._pool_tokens,
+                next_seed=lambda: self._seeds.getrandbits(_SEED_BITS),
+                interest=interest or Interest(request.caller),
+            )
+        except (SpecdecError, LeftError):
+            raise
+        except Exception as error:
+            self.scheduler.faults.record_unprepared(request.request_id, error)
+            raise RequestFaultError(_FAULT) from error
 
     def add_request(self, request: Request | PreparedRequest) -> None:
-        """Queue every choice of a request. Raises RequestError, also for an id that is in flight."""
+        """Queue every choice of a request, or none.
+
+        Raises RequestError, also for an id that is in flight, and RequestFaultError.
+        """
         prepared = request if isinstance(request, PreparedRequest) else self.prepare(request)
+        request_id = prepared.request.request_id
+        if request_id in self._request_ids:
+            raise RequestError(f"request_id {request_id!r} is in flight already", param="request_id")
+        self._request_ids.add(request_id)
+        try:
+            self._queue(prepared)
+        except Exception as error:
+            self.abort_request(request_id)
+            self.scheduler.faults.record_unprepared(request_id, error)
+            raise RequestFaultError(_FAULT) from error
+
+    def _queue(self, prepared: PreparedRequest) -> None:
         request = prepared.request
-        if request.request_id in self._request_ids:
-            raise RequestError(f"request_id {request.request_id!r} is in flight already", param="request_id")
-        self._request_ids.add(request.request_id)
         if self._checker is not None:
             self._checker.watch(request)
         leader: Sequence | None = None
@@ -278,6 +303,7 @@ class Engine:
             prefix_cache_queries=scheduler.prefix_cache_queries,
             prefix_cache_hits=scheduler.prefix_cache_hits,
             num_preemptions=scheduler.num_preemptions,
+            num_faults=scheduler.faults.counts,
             num_finished={str(reason): count for reason, count in scheduler.num_finished.copy().items()},
             speculation=scheduler.speculation.freeze(),
             num_drafts_cut_by_grammar=self.proposer.num_drafts_cut_by_grammar,
@@ -312,26 +338,20 @@ class Engine:
             raise EngineError("requests are unfinished, yet none could be scheduled; this is a bug")
         return [] if self._checker is None else self._with_ids_freed(self._checker.wait(_CHECK_WAIT_SECONDS))
 
-    def _mask_rows(self, batch: Batch, proposals: list[Proposal]) -> list[AbstractSequence[int | None]]:
-        """For each sequence the mask row of each of its logits rows: one a draft token and one more."""
-        start = time.perf_counter()
-        walks = []
-        for scheduled, proposal in zip(batch.scheduled, proposals, strict=True):
-            sequence = scheduled.sequence
-            if scheduled.reaches_end and sequence.grammar is not None:
-                assert sequence.grammar_state is not None, "a constrained sequence has a state"
-                walks.append(DraftWalk(sequence.grammar, sequence.grammar_state, proposal.token_ids))
-        walked = iter(draft_rows(walks))
-        mask_rows: list[AbstractSequence[int | None]] = []
-        for scheduled, proposal in zip(batch.scheduled, proposals, strict=True):
-            if not scheduled.reaches_end:
-                mask_rows.append([])
-            elif scheduled.sequence.grammar is None:
-                mask_rows.append([None] * (len(proposal.token_ids) + 1))
-            else:
-                mask_rows.append(next(walked))
-        self._mask_seconds += time.perf_counter() - start
-        return mask_rows
+    def _masks_of_rows(self, batch: Batch, proposals: list[Proposal]) -> list[RowMasks]:
+        begin = time.perf_counter()
+        masks = masks_of_rows(batch, proposals)
+        self._mask_seconds += time.perf_counter() - begin
+        return masks
+
+    def _verify(self, logits: Tensor, masks: list[RowMasks], batch: Batch, proposals: list[Proposal]) -> list[Outcome]:
+        """logits fp32 [R, V], overwritten."""
+        try:
+            return self.verifier.verify(logits, masks, batch, proposals)
+        except Exception:
+            logits = self.runner.forward(target_spans(batch, proposals, self.tokenizer.vocab_size))
+            find_fault_of_verifying(self.verifier, logits, masks, batch, proposals)
+            raise
 
     def _account(self, deltas: list[TokenDelta]) -> list[TokenDelta]:
         self._num_steps += 1
@@ -352,23 +372,6 @@ class Engine:
         if self._checker is not None:
             for request_id in request_ids:
                 self._checker.forget(request_id)
-
-
-def _spans(batch: Batch, proposals: list[Proposal]) -> list[Span]:
-    """The tokens that the target computes: each sequence's share, then its drafts."""
-    spans = []
-    for scheduled, proposal in zip(batch.scheduled, proposals, strict=True):
-        sequence = scheduled.sequence
-        start = sequence.num_computed_tokens
-        spans.append(
-            Span(
-                [*sequence.token_ids[start : start + scheduled.num_tokens], *proposal.token_ids],
-                start,
-                sequence.block_table,
-                num_logits=len(proposal.token_ids) + 1 if scheduled.reaches_end else 0,
-            )
-        )
-    return spans
 
 
 def _is_one_prompt(prompts: object) -> bool:

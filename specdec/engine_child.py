@@ -266,7 +266,7 @@ class _Outbox:
         stats, self.stats = self.stats, None
         try:
             return encode(Dispatch(accepted, tuple(deltas), tuple(failures), stats, busy_seconds, is_dead))
-        except UnicodeEncodeError:
+        except Exception:  # noqa: BLE001, whatever has no encoding, it must not cost the batch's other readers theirs
             sound = []
             for submission, delta in deltas:
                 try:
@@ -276,6 +276,9 @@ class _Outbox:
                     logger.error("a delta of %s has no UTF-8 form: %s", delta.request_id, error)  # noqa: TRY400
                     refused = EngineError("the answer, or the report on it, holds text that has no UTF-8 form")
                     failures.append((submission, pack_failure(refused)))
+                except Exception as error:
+                    logger.exception("a delta of %s cannot be sent", delta.request_id)
+                    failures.append((submission, pack_failure(error)))
             return encode(Dispatch(accepted, tuple(sound), tuple(failures), stats, busy_seconds, is_dead))
 
 

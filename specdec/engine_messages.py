@@ -28,6 +28,7 @@ from specdec.errors import (
     ModelNotFoundError,
     PullError,
     RequestError,
+    RequestFaultError,
     SchemaError,
     SpecdecError,
 )
@@ -176,7 +177,7 @@ _PLAIN = {
     kind.__name__: kind
     for kind in (
         SpecdecError, ModelError, ModelNotFoundError, PullError, CheckpointError,
-        EngineError, EngineBusyError, EngineDeadError, EngineClosedError,
+        EngineError, EngineBusyError, RequestFaultError, EngineDeadError, EngineClosedError,
     )
 }  # fmt: skip
 _decode_failure = msgspec.json.Decoder(Failure).decode

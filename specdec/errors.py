@@ -12,6 +12,7 @@
     │   └── SchemaError               a schema that is malformed, unsatisfiable or not enforceable
     └── EngineError                   the engine, not the request, failed
         ├── EngineBusyError           there is no room for the request now
+        ├── RequestFaultError         a fault of the engine's own ended one request; the engine goes on
         ├── GenerationError           one request failed while it was answered; the engine goes on
         ├── EngineDeadError           the engine thread has died; every request in flight gets this
         └── EngineClosedError         the engine was shut down
@@ -105,6 +106,10 @@ class EngineError(SpecdecError):
 
 class EngineBusyError(EngineError):
     """There is no room for the request now; later there may be."""
+
+
+class RequestFaultError(EngineError):
+    """A fault of the engine's own ended one request; the engine's log says which, and the engine goes on."""
 
 
 class GenerationError(EngineError):

@@ -174,7 +174,7 @@ class TokenDelta(msgspec.Struct, frozen=True, kw_only=True):
     stop_reason: str | int | None = None
     """The stop string or stop token id that ended the choice, if one of the request's did."""
     error: str | None = None
-    """Why, when finish_reason is error."""
+    """Why, when finish_reason is error; None of a fault of the engine's own, which only its log tells more of."""
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     """Prompt tokens whose KV came from the prefix cache."""
@@ -201,7 +201,7 @@ class CompletionOutput(msgspec.Struct, frozen=True, kw_only=True):
     drafts: tuple[DraftTrace, ...] = ()
     """One a target pass, where the request is traced."""
     error: str | None = None
-    """Why, when finish_reason is error."""
+    """Why, when finish_reason is error; None of a fault of the engine's own, which only its log tells more of."""
 
 
 class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ from typing import Final
 
 from specdec.batch import Batch, ScheduledSequence
 from specdec.block_pool import BlockPool
+from specdec.faults import FaultLog, SequenceFaultError, attributed_to
 from specdec.proposers.base import Proposal
 from specdec.request import DraftTrace, FinishReason, TokenDelta
 from specdec.sequence import Sequence, SequenceStatus, SpeculationCounts
@@ -57,6 +58,7 @@ class Scheduler:
         self.num_generation_tokens = 0
         self.num_finished: dict[FinishReason, int] = {}
         self.speculation = SpeculationCounts()
+        self.faults = FaultLog()
 
     @property
     def has_unfinished(self) -> bool:
@@ -80,7 +82,10 @@ class Scheduler:
         """End every choice of a request and free its blocks at once; returns those that were unfinished."""
         aborted = [s for s in (*self.running, *self.waiting) if s.request_id == request_id]
         for sequence in aborted:
-            self._finish(sequence, FinishReason.ABORT)
+            try:
+                self._finish(sequence, FinishReason.ABORT)
+            except SequenceFaultError as fault:
+                self.end(fault)
         if aborted:
             self._forget_finished()
         return aborted
@@ -120,13 +125,48 @@ class Scheduler:
         for scheduled, proposal, outcome in zip(batch.scheduled, proposals, outcomes, strict=True):
             sequence = scheduled.sequence
             sequence.num_computed_tokens += scheduled.num_tokens
-            if outcome.token_ids:
-                deltas.append(self._append(sequence, proposal, outcome))
-            if sequence.status is SequenceStatus.RUNNING:
-                self._register_blocks(sequence)
-                self._trim(sequence)
+            try:
+                if outcome.token_ids:
+                    with attributed_to(sequence, "commit"):
+                        delta = self._append(sequence, proposal, outcome)
+                    if delta.finish_reason is not None:
+                        self._finish(sequence, delta.finish_reason)
+                    deltas.append(delta)
+                if sequence.status is SequenceStatus.RUNNING:
+                    self._register_blocks(sequence)
+                    self._trim(sequence)
+            except SequenceFaultError as fault:
+                deltas += self.end(fault)
         self._forget_finished()
         return deltas
+
+    def withdraw(self, fault: SequenceFaultError) -> list[TokenDelta]:
+        """Undo a step that was not committed, and end the sequence at fault: the others take the step again."""
+        deltas = self.end(fault)
+        for sequence in self.running:
+            sequence.num_draft_computed_tokens = min(sequence.num_draft_computed_tokens, sequence.num_computed_tokens)
+            self._trim(sequence)
+        return deltas
+
+    def end(self, fault: SequenceFaultError) -> list[TokenDelta]:
+        """Record a fault, free what its sequence holds, and tell its reader, unless the answer was whole already."""
+        self.faults.record(fault)
+        sequence = fault.sequence
+        if sequence.status is SequenceStatus.FINISHED:
+            return []
+        # Its tokens may be in disorder: they name no blocks that others could share.
+        self._drop(sequence, FinishReason.ERROR)
+        self._forget_finished()
+        return [
+            TokenDelta(
+                request_id=sequence.request_id,
+                choice_index=sequence.choice_index,
+                finish_reason=FinishReason.ERROR,
+                num_prompt_tokens=sequence.num_prompt_tokens,
+                num_cached_tokens=sequence.num_cached_tokens,
+                seed=sequence.seed,
+            )
+        ]
 
     def _append(self, sequence: Sequence, proposal: Proposal, outcome: Outcome) -> TokenDelta:
         """Emit an outcome's tokens up to the one that ends the sequence."""
@@ -143,8 +183,6 @@ class Scheduler:
         for counts in (sequence.speculation, self.speculation):
             counts.record(proposers, num_accepted=num_accepted, was_cut=was_cut)
         self.num_generation_tokens += num_emitted
-        if verdict.finish_reason is not None:
-            self._finish(sequence, verdict.finish_reason)
         params = sequence.params
         return TokenDelta(
             request_id=sequence.request_id,
@@ -249,7 +287,9 @@ class Scheduler:
     def _attach_prefix(self, sequence: Sequence) -> None:
         """Take the cached blocks of the sequence's own prefix; the last token is always left to compute."""
         num_full_blocks = (sequence.num_tokens - 1) // self._block_size
-        block_ids = self.block_pool.match_prefix(sequence.hashes(num_full_blocks, self._block_size))
+        with attributed_to(sequence, "schedule"):
+            hashes = sequence.hashes(num_full_blocks, self._block_size)
+        block_ids = self.block_pool.match_prefix(hashes)
         self.block_pool.share(block_ids)
         sequence.block_table = list(block_ids)
         sequence.num_registered_blocks = len(block_ids)
@@ -264,7 +304,8 @@ class Scheduler:
         """Publish full blocks of verified tokens whose target KV is written, and flag those the draft wrote too."""
         num_full = sequence.num_computed_tokens // self._block_size
         if num_full > sequence.num_registered_blocks:
-            hashes = sequence.hashes(num_full, self._block_size)
+            with attributed_to(sequence, "commit"):
+                hashes = sequence.hashes(num_full, self._block_size)
             for i in range(sequence.num_registered_blocks, num_full):
                 self.block_pool.register(sequence.block_table[i], hashes[i])
             sequence.num_registered_blocks = num_full
@@ -284,6 +325,9 @@ class Scheduler:
         """End a sequence and free its blocks; its full verified blocks stay findable until they are reused."""
         if sequence.status is SequenceStatus.RUNNING and sequence.block_table:
             self._register_blocks(sequence)
+        self._drop(sequence, reason)
+
+    def _drop(self, sequence: Sequence, reason: FinishReason) -> None:
         self.block_pool.release(sequence.drop_blocks())
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason

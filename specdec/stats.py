@@ -29,6 +29,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_preemptions: int = 0
     num_finished: dict[str, int] = {}
     """Choices by finish reason; `stop` counts those as well that fail their check afterwards."""
+    num_faults: dict[str, int] = {}
+    """Requests ended by a fault of the engine's own, by the part of the work that failed (faults.py)."""
     speculation: SpeculationStats = SpeculationStats()
     """Of all choices, those included that are not finished."""
     num_drafts_cut_by_grammar: int = 0

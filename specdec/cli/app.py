@@ -116,6 +116,15 @@ def serve(
             rich_help_panel="Server",
         ),
     ] = None,
+    max_connections: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Connections at once, beyond which requests get a 503; /health, /ready and /metrics are answered.",
+            show_default="1024, or what `ulimit -n` leaves",
+            rich_help_panel="Server",
+        ),
+    ] = None,
     rate_limit: Annotated[
         int | None,
         typer.Option(
@@ -189,6 +198,7 @@ def serve(
         served_model_names=tuple(served_model_name or []),
         max_num_queued_reqs=max_num_queued_reqs or None,
         max_num_queued_tokens=max_num_queued_tokens or None,
+        max_connections=max_connections,
         rate_limit=rate_limit,
         request_timeout_s=request_timeout,
         per_request_spec_decode_metrics=per_request_spec_decode_metrics,

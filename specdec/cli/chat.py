@@ -185,7 +185,7 @@ def _print_answer(conversation: Chat, prompt: str) -> TokenDelta:
     if last.finish_reason is FinishReason.LENGTH:
         say("the answer was cut: max_tokens or the context was reached", style="yellow")
     if last.finish_reason is FinishReason.ERROR:
-        complain(last.error or "the engine gave no reason")
+        complain(last.error or "the engine failed on this answer, by a fault of its own; its log says why")
     return last
 
 

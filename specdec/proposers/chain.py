@@ -12,12 +12,13 @@ from collections.abc import Sequence as AbstractSequence
 from typing import Final
 
 from specdec.batch import Batch, ScheduledSequence
+from specdec.faults import SequenceFaultError, attributed_to
 from specdec.proposers.base import Draft, Drafter, Proposal, Source
 from specdec.proposers.draft_model import SOURCE as DRAFT_MODEL
 from specdec.proposers.draft_model import DraftModel
 from specdec.proposers.drafter_time import DrafterTime
 from specdec.proposers.length import DraftLengths
-from specdec.sequence import SequenceStatus
+from specdec.sequence import Sequence, SequenceStatus
 from specdec.verifier import Outcome
 
 _MAX_LAG: Final = 64
@@ -45,30 +46,42 @@ class ChainProposer:
         """
         drafts = [Draft.of(scheduled.sequence, scheduled.num_draft_slots) for scheduled in batch.scheduled]
         for draft in drafts:
-            if self._lengths.is_worth_a_look(draft):
-                self._fill(draft)
+            with attributed_to(draft.sequence, "draft"):
+                if self._lengths.is_worth_a_look(draft):
+                    self._fill(draft)
         if self._draft_model is not None:
             self._draft_with_model(self._draft_model, batch, drafts)
         return self._lengths.cut(batch, drafts)
 
     def learn(
         self, batch: Batch, proposals: AbstractSequence[Proposal], outcomes: AbstractSequence[Outcome], seconds: float
-    ) -> None:
-        """What became of the proposals, and how long the step took after they were made."""
+    ) -> list[SequenceFaultError]:
+        """What became of the proposals, and how long the step took after they were made.
+
+        Returns what failed, of sequences that nothing more is to be drafted for.
+        """
+        faults = []
         self._lengths.observe(batch, proposals, seconds)
         num_emitted = sum(len(outcome.token_ids) for outcome in outcomes)
         seconds_per_token = seconds / max(1, num_emitted)
         for scheduled, proposal, outcome in zip(batch.scheduled, proposals, outcomes, strict=True):
-            sequence = scheduled.sequence
-            if proposal.token_ids:
-                self._lengths.estimates.observe(sequence, proposal.sources, outcome.num_accepted)
-                for source in proposal.sources[: outcome.num_accepted]:
-                    self._time.save(source.proposer, 1, seconds_per_token)
-            if sequence.status is SequenceStatus.FINISHED:
-                for drafter in self._drafters:
-                    drafter.finished(sequence)
+            try:
+                with attributed_to(scheduled.sequence, "learn"):
+                    self._learn(scheduled.sequence, proposal, outcome, seconds_per_token)
+            except SequenceFaultError as fault:
+                faults.append(fault)
         if num_emitted:
             self._time.settle(seconds_per_token)
+        return faults
+
+    def _learn(self, sequence: Sequence, proposal: Proposal, outcome: Outcome, seconds_per_token: float) -> None:
+        if proposal.token_ids:
+            self._lengths.estimates.observe(sequence, proposal.sources, outcome.num_accepted)
+            for source in proposal.sources[: outcome.num_accepted]:
+                self._time.save(source.proposer, 1, seconds_per_token)
+        if sequence.status is SequenceStatus.FINISHED:
+            for drafter in self._drafters:
+                drafter.finished(sequence)
 
     def _fill(self, draft: Draft) -> None:
         """Draft what needs no model."""
@@ -117,7 +130,8 @@ class ChainProposer:
             self._lengths.observe_draft_pass(num_tokens, time.perf_counter() - begin)
             lagging = []
             for draft in drafting:
-                self._fill(draft)
+                with attributed_to(draft.sequence, "draft"):
+                    self._fill(draft)
 
 
 def _lags(scheduled: ScheduledSequence) -> bool:

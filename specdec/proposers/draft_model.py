@@ -7,12 +7,16 @@ blocks. Its watermark may lag: it then feeds what it missed before it drafts.
 from __future__ import annotations
 
 from collections.abc import Sequence as AbstractSequence
+from functools import partial
 from typing import Final
+
+from torch import Tensor
 
 from specdec.attention import Span
 from specdec.batch import ScheduledSequence
+from specdec.faults import attributed_to, find_fault
 from specdec.model_runner import ModelRunner
-from specdec.proposers.base import Draft, Source
+from specdec.proposers.base import Draft, DraftDistribution, Source
 from specdec.sampler import Sampler, SamplingRow
 
 SOURCE: Final = Source("draft_model")
@@ -37,6 +41,7 @@ class DraftModel:
 
         Returns the tokens of the pass.
         """
+        rows = [self._row(draft) for draft in drafts]
         spans = [_span_of_missing(draft) for draft in drafts]
         silent = [_span_of_lag(scheduled) for scheduled in lagging]
         logits = self._runner.forward([*spans, *silent])
@@ -45,17 +50,30 @@ class DraftModel:
         for scheduled, span in zip(lagging, silent, strict=True):
             scheduled.sequence.num_draft_computed_tokens += len(span.token_ids)
         if drafts:
-            drawn = self._sampler.sample_drafts(logits, [self._row(draft) for draft in drafts])
-            for draft, (token_id, distribution) in zip(drafts, drawn, strict=True):
-                draft.push_unmasked(token_id, SOURCE, distribution)
+            for draft, (token_id, distribution) in zip(drafts, self._draw(logits, rows, spans), strict=True):
+                with attributed_to(draft.sequence, "draft"):
+                    draft.push_unmasked(token_id, SOURCE, distribution)
         return sum(len(span.token_ids) for span in (*spans, *silent))
+
+    def _draw(
+        self, logits: Tensor, rows: AbstractSequence[SamplingRow], spans: AbstractSequence[Span]
+    ) -> list[tuple[int, DraftDistribution | None]]:
+        """logits fp32 [R, V], overwritten, which the spans gave."""
+        try:
+            return self._sampler.sample_drafts(logits, rows)
+        except Exception:
+            logits = self._runner.forward(spans)
+            draws = [partial(self._sampler.sample_drafts, logits[i : i + 1], [row]) for i, row in enumerate(rows)]
+            find_fault("draft", zip((row.sequence for row in rows), draws, strict=True))
+            raise
 
     def _row(self, draft: Draft) -> SamplingRow:
         grammar = draft.sequence.grammar
         mask_row = None
         if grammar is not None and draft.sequence.plan.mask_drafts:
             assert draft.state is not None, "a full draft is not extended"
-            mask_row = grammar.mask_row(draft.state)
+            with attributed_to(draft.sequence, "draft"):
+                mask_row = grammar.mask_row(draft.state)
         return SamplingRow(draft.sequence, tuple(draft.token_ids), mask_row)
 
 

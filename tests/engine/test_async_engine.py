@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -185,6 +185,25 @@ async def test_a_bug_in_prepare_costs_only_its_own_request(engine: EngineHandle,
     scripted.on_prepare = lambda _: None
     assert engine.is_healthy
     assert await texts(engine.generate(request("a"))) == {0: expected(5)}
+
+
+async def test_one_callers_many_slow_schemas_keep_no_thread_from_another(
+    engine: EngineHandle, scripted: ScriptedEngine
+) -> None:
+    released = threading.Event()
+    scripted.on_prepare = lambda request: request.caller == "many" and released.wait(TIMEOUT_S)
+    constraint = JsonSchema(schema="{}")
+
+    def ask(name: str, caller: str) -> Awaitable[dict[int, str]]:
+        return texts(engine.generate(request(name, constraint=constraint, caller=caller)))
+
+    slow = [asyncio.create_task(ask(f"slow{i}", "many")) for i in range(200)]
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(TIMEOUT_S / 2):
+        assert await ask("small", "one") == {0: expected(5)}
+    assert not any(task.done() for task in slow)
+    released.set()
+    assert await asyncio.gather(*slow) == [{0: expected(5)}] * 200
 
 
 async def test_slow_schemas_hold_up_no_request_without_one(engine: EngineHandle, scripted: ScriptedEngine) -> None:

@@ -239,6 +239,35 @@ def test_who_waits_for_a_worker_can_leave(patient) -> None:
     wait_for(thread)
 
 
+def test_callers_take_turns_at_the_workers(patient) -> None:
+    first = Interest("many")
+    slow, _ = in_background(patient, slow_constraint(7), first)
+    wait_until_busy(patient._pool)
+    ended: list[str] = []
+    waiting = []
+
+    def compile_for(caller: str, name: str) -> None:
+        patient.compile(quick_constraint(name), Interest(caller))
+        ended.append(name)
+
+    def ask(caller: str, name: str) -> None:
+        waiting.append(threading.Thread(target=compile_for, args=(caller, name), daemon=True))
+        waiting[-1].start()
+        time.sleep(0.05)
+
+    for i in range(6):
+        ask("many", f"many {i}")
+    ask("one", "of one")
+    ask("another", "many 4")
+    first.leave()
+    for thread in (slow, *waiting):
+        wait_for(thread)
+    # Those that ask for the same wake up together.
+    assert ended.index("of one") <= 1
+    assert {"many 4"} <= set(ended[:4])
+    assert [name for name in ended if name in {"many 0", "many 1", "many 2"}] == ["many 0", "many 1", "many 2"]
+
+
 def test_a_busy_pool_says_so_in_time(patient, monkeypatch) -> None:
     monkeypatch.setattr(compile_pool, "_WAIT_SECONDS", 0.2)
     interest = Interest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -207,6 +208,20 @@ def test_other_formats_are_read_by_their_own_words() -> None:
     assert violation(calls, '[{"f":"get","a":{"n":1}}];[{"f":"get","a":{"n":2}}]') is None
     assert violation(calls, '[{"name":"get","arguments":{"n":1}}]') is not None
     assert violation(calls, '[{"f":"get","a":{"n":1}}],[{"f":"get","a":{"n":2}}]') is not None
+
+
+def test_bare_names_are_read_up_to_their_end() -> None:
+    named = ToolCallFormat(begin="[TOOL_CALLS]", end="", separator="", name_end="[ARGS]")
+    calls = ToolCalls(functions=(GET,), parallel=True, format=named)
+    assert violation(calls, '[TOOL_CALLS]get[ARGS]{"n":1}') is None
+    assert violation(calls, '[TOOL_CALLS]get[ARGS]{"n":1}[TOOL_CALLS]get[ARGS]{"n":2}') is None
+    assert violation(calls, '[TOOL_CALLS]got[ARGS]{"n":1}') is not None
+    assert violation(calls, '[TOOL_CALLS]get[ARGS]{"n":"one"}') is not None
+    assert violation(calls, '[TOOL_CALLS]get{"n":1}') is not None
+    assert violation(calls, '[TOOL_CALLS]get[ARGS]{"n":1}.') is not None
+    assert violation(msgspec.structs.replace(calls, parallel=False), '[TOOL_CALLS]get[ARGS]{"n":1}') is None
+    assert violation(TextOrToolCalls(calls=calls), 'Well: [TOOL_CALLS]get[ARGS]{"n":1}') is None
+    assert violation(TextOrToolCalls(calls=calls), "Well: [TOOL_CALLS]") is not None
 
 
 def test_free_text_without_a_call_is_no_fault() -> None:

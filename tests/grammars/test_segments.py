@@ -54,6 +54,8 @@ _LIST = ToolCallFormat(
     begin="<t>[", end="]", separator=",", name_key="n", arguments_key="a", marker="<t>", is_list=True
 )
 _BARE = ToolCallFormat(begin="", end="", separator="", name_key="n", arguments_key="a")
+_NAMED = ToolCallFormat(begin="<t>", end="", separator="", name_end="<a>")
+_NAMED_WITH_END = ToolCallFormat(begin="<t>\n", end="</t>", separator="\n", name_end=":", marker="<t>")
 _FLEXIBLE = SchemaOptions(whitespace="flexible")
 _SCHEMA = JsonSchema(schema='{"type":"array","items":{"type":["boolean","integer"]},"maxItems":3}')
 
@@ -99,6 +101,12 @@ CONSTRAINTS: list[Constraint] = [
     ToolCalls(functions=(_STOP,), parallel=True, format=_LIST),
     TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), parallel=True, format=_LIST)),
     TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), format=_BARE)),
+    ToolCalls(functions=(_PLACE, Function(name="places"), _STOP), parallel=True, format=_NAMED),
+    ToolCalls(functions=(_PLACE,), format=_NAMED, options=SchemaOptions(whitespace="pretty")),
+    TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), parallel=True, format=_NAMED)),
+    TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), parallel=True, format=_NAMED_WITH_END, options=_FLEXIBLE)),
+    AfterMarker(marker="aab", then=ToolCalls(functions=(_PLACE, _STOP), parallel=True, format=_NAMED_WITH_END)),
+    TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=_NAMED), text=JsonSchema(schema=_PLACE.parameters)),
     TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=_MARKED), text=JsonSchema(schema=_PLACE.parameters)),
     TextOrToolCalls(
         calls=ToolCalls(functions=(_STOP,), parallel=True, format=_LIST, options=_FLEXIBLE),
@@ -387,6 +395,12 @@ _WITH_DOCUMENT = SchemaOptions(documents={"urn:d": {"type": "nothing"}})
             "/calls/functions/0/parameters/properties/a~1b/type",
         ),
         (ToolCalls(functions=(_STOP,), format=ToolCallFormat(begin="a", marker="b")), "/format/marker"),
+        (ToolCalls(functions=(_STOP,), format=ToolCallFormat(name_end="")), "/format/name_end"),
+        (ToolCalls(functions=(_STOP,), format=ToolCallFormat(name_end="日")), "/format/name_end"),
+        (ToolCalls(functions=(_PLACE, Function(name="a<a>b")), format=_NAMED), "/functions/1/name"),
+        (ToolCalls(functions=(_PLACE, Function(name="a<t>b")), format=_NAMED), "/functions/1/name"),
+        (ToolCalls(functions=(_PLACE, Function(name="a{b")), format=_NAMED), "/functions/1/name"),
+        (ToolCalls(functions=(_PLACE, Function(name="日")), format=_NAMED), "/functions/1/name"),
         (
             ToolCalls(functions=(_STOP,), parallel=True, format=ToolCallFormat(separator="\n\n", is_list=True)),
             "/format/separator",

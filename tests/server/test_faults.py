@@ -89,6 +89,49 @@ def test_a_choice_that_the_engine_gives_up_is_an_error_of_its_request_alone(
         wait_until(lambda: server.async_engine.num_in_flight == 0, "the failed requests to be forgotten")
 
 
+def test_a_fault_inside_a_step_is_an_internal_error_of_its_request_alone(
+    make_engine: Callable[..., Engine], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine()
+    checker = engine.scheduler._stop_checker
+    accept = checker.accept
+
+    def faulty_accept(sequence: object, token_ids: object) -> object:
+        if sequence.num_prompt_tokens > 100 and sequence.num_output_tokens > 3:
+            raise KeyError("secret path /etc/x")
+        return accept(sequence, token_ids)
+
+    checker.accept = faulty_accept
+    long = {"messages": [{"role": "user", "content": "word " * 200}], "max_tokens": 20, "ignore_eos": True}
+    short = {"max_tokens": 60, "ignore_eos": True, "seed": 3}
+    with serving(engine) as server, concurrent.futures.ThreadPoolExecutor(3) as pool:
+        beside = pool.submit(httpx.post, server.url + CHAT, json=chat_body(**short), timeout=30)
+        stream = pool.submit(stream_events, server.url, **long)
+        headers = {"x-request-id": "my-request"}
+        whole = httpx.post(server.url + CHAT, json=chat_body(**long), headers=headers, timeout=30)
+        assert whole.status_code == 500
+        assert whole.json()["error"] | {"message": ""} == {
+            "message": "", "type": "server_error", "param": None, "code": "internal_error"
+        }  # fmt: skip
+        assert whole.headers["x-should-retry"] == "false"
+        *chunks, last = stream.result(30)
+        assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+        assert last == whole.json()
+        assert "secret" not in whole.text
+        alone = httpx.post(server.url + CHAT, json=chat_body(**short), timeout=30)
+        assert beside.result(30).json()["choices"] == alone.json()["choices"]
+        assert httpx.get(server.url + "/health").status_code == 200
+        counts = httpx.get(server.url + "/metrics").text
+        assert 'specdec:request_faults_total{model_name="tiny",stage="commit"} 2.0' in counts
+        wait_until(lambda: server.num_blocks_in_use() == 0, "the blocks to be free")
+    faults = [record for record in caplog.records if record.message == "the engine failed on a request"]
+    assert all("secret path" in str(record.exc_info[1]) for record in faults)
+    told = [record for record in caplog.records if "whose log says why" in record.message]
+    answer_ids = {record.specdec_fields["answer_id"] for record in faults}
+    assert {record.specdec_fields["answer_id"] for record in told} == answer_ids
+    assert len(answer_ids) == 2
+
+
 def test_a_fault_in_one_request_is_its_own(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     prepare = engine.prepare

@@ -307,6 +307,23 @@ def test_unknown_fields_are_named_in_a_header(client: httpx.Client) -> None:
     assert response.headers["x-specdec-ignored"] == "frobnicate"
 
 
+def test_unknown_fields_of_items_are_named_in_a_header_and_those_of_earlier_answers_are_not(
+    client: httpx.Client,
+) -> None:
+    earlier = client.post(PATH, json=body()).json()["output"]
+    items = [
+        {"role": "user", "content": [{"type": "input_text", "text": "hi", "mood": "glad"}], "weight": 2},
+        *earlier,
+        {"type": "reasoning", "id": "r", "summary": []},
+        {"type": "function_call", "id": "x", "call_id": "c", "name": "f", "arguments": "{}", "status": "completed"},
+        {"type": "function_call_output", "call_id": "c", "output": "4", "namespace": "n", "weight": 1},
+    ]
+    response = client.post(PATH, json=body(input=items, frobnicate=1))
+    assert response.status_code == 200, response.text
+    named = response.headers["x-specdec-ignored"].split(",")
+    assert named == ["frobnicate", "input[].content[].mood", "input[].weight", "input[].namespace"]
+
+
 @pytest.mark.parametrize("at_step", [0, 5])
 def test_a_stream_that_cannot_go_on_ends_in_a_failed_response(at_step: int, make_engine: object) -> None:
     with (

@@ -408,7 +408,7 @@ def test_the_parts_of_a_prediction_are_joined(pieces: list[str]) -> None:
             raw = json.dumps({"model": "m", **fields, "prediction": predicted(content)}).encode()
             request, ignored = decode_body(raw, kind, refused, WITHOUT_EFFECT)
             found = requested_speculation(request.prediction, request.speculative, request.specdec_trace, config=None)
-            assert (found.prediction, found.has_prediction, ignored) == ("".join(pieces), True, "")
+            assert (found.prediction, found.has_prediction, ignored) == ("".join(pieces), True, [])
             assert found.max_draft_tokens == (32 if any(pieces) else 0)
 
 

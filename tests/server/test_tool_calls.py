@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specdec import HERMES, LLAMA_JSON, MISTRAL, ToolCallFormat
+from specdec import HERMES, LLAMA_JSON, MISTRAL, MISTRAL_ARGS, ToolCallFormat
 from specdec.server.tool_calls import ArgumentsPiece, CallBegin, CallReader, TextPiece
 
-FORMATS = {"hermes": HERMES, "mistral": MISTRAL, "llama": LLAMA_JSON}
+FORMATS = {"hermes": HERMES, "mistral": MISTRAL, "mistral_args": MISTRAL_ARGS, "llama": LLAMA_JSON}
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(alphabet='a{}[]"\\é😀 <tool_call>\n', max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('k"{}\\', max_size=3), inner, max_size=3),
@@ -28,6 +28,8 @@ def written(form: ToolCallFormat, said: list[tuple[str, dict]]) -> tuple[str, li
         f'{{"{form.name_key}":{json.dumps(name, ensure_ascii=False)},"{form.arguments_key}":{text}}}'
         for (name, _), text in zip(said, texts, strict=True)
     ]
+    if form.name_end is not None:
+        bodies = [name + form.name_end + text for (name, _), text in zip(said, texts, strict=True)]
     if form.is_list:
         return form.begin + form.separator.join(bodies) + form.end, texts
     return form.separator.join(form.begin + body + form.end for body in bodies), texts

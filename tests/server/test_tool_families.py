@@ -20,13 +20,19 @@ from tool_requests import (
     strict_client,
     written,
 )
-from tool_templates import LLAMA, MISTRAL, QWEN, write_model_with_tools
+from tool_templates import LLAMA, MISTRAL, MISTRAL_ARGS, QWEN, write_model_with_tools
 
 from specdec import Engine, EngineConfig
 
 pytestmark = pytest.mark.filterwarnings("error")
-BEGINNINGS = {"qwen": '<tool_call>\n{"name":', "llama": '{"name":', "mistral": '[TOOL_CALLS] [{"name":'}
-FAMILIES = {"qwen": (QWEN, "<tool_call>"), "llama": (LLAMA, "{"), "mistral": (MISTRAL, "[TOOL_CALLS]")}
+BEGINNINGS = {"qwen": '<tool_call>\n{"name":', "llama": '{"name":', "mistral": '[TOOL_CALLS] [{"name":',
+              "mistral_args": "[TOOL_CALLS]"}  # fmt: skip
+FAMILIES = {
+    "qwen": (QWEN, "<tool_call>"),
+    "llama": (LLAMA, "{"),
+    "mistral": (MISTRAL, "[TOOL_CALLS]"),
+    "mistral_args": (MISTRAL_ARGS, "[TOOL_CALLS]"),
+}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -25,9 +25,11 @@ class LiveServer:
     def __init__(self, engine: Engine | EngineHandle, config: ServerConfig) -> None:
         self.engine = engine
         self.async_engine = engine if isinstance(engine, EngineHandle) else AsyncEngine(engine)
+        limit = config.max_connections
         self._server = uvicorn.Server(
             uvicorn.Config(
-                create_app(self.async_engine, config), port=0, http=HttpProtocol, ws="none", log_config=None,
+                create_app(self.async_engine, config), port=0,
+                http=HttpProtocol if limit is None else HttpProtocol.limited_to(limit), ws="none", log_config=None,
                 access_log=False, server_header=False, timeout_graceful_shutdown=5,
             )
         )  # fmt: skip

@@ -49,8 +49,16 @@ MISTRAL = """\
 {%- elif message.role == 'tool' %}{{- '[TOOL_RESULTS] ' + message.content + '[/TOOL_RESULTS]' }}
 {%- else %}{{- '[INST] ' + message.content + '[/INST]' }}{%- endif %}{%- endfor %}"""
 
-MARKERS = ("<tool_call>", "[TOOL_CALLS]")
-"""Each a token of its own, the first one plain, the second one special, as in the vocabularies of the families."""
+MISTRAL_ARGS = """\
+{%- if tools %}{{- '[AVAILABLE_TOOLS]' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}{%- endif %}
+{%- for message in messages %}
+{%- if message.tool_calls %}{{- message.content or '' }}{%- for call in message.tool_calls %}
+{{- '[TOOL_CALLS]' + call.function.name + '[ARGS]' + (call.function.arguments | tojson) }}{%- endfor %}
+{%- elif message.role == 'tool' %}{{- '[TOOL_RESULTS]' + message.content + '[/TOOL_RESULTS]' }}
+{%- else %}{{- '[INST]' + message.content + '[/INST]' }}{%- endif %}{%- endfor %}"""
+
+MARKERS = ("<tool_call>", "[TOOL_CALLS]", "[ARGS]")
+"""Each a token of its own, the first one plain, the others special, as in the vocabularies of the families."""
 
 
 def write_model_with_tools(
@@ -60,7 +68,9 @@ def write_model_with_tools(
     write_tiny_model(folder, seed=1, num_padding_rows=32, max_position_embeddings=max_position_embeddings)
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_tokens([tokenizers.AddedToken(MARKERS[0], special=False, normalized=False)])
-    tokenizer.add_special_tokens([tokenizers.AddedToken(MARKERS[1], special=True, normalized=False)])
+    tokenizer.add_special_tokens(
+        [tokenizers.AddedToken(marker, special=True, normalized=False) for marker in MARKERS[1:]]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text())
