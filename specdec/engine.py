@@ -90,6 +90,7 @@ class Engine:
         self._seeds = random.Random(config.seed)  # noqa: S311, sampling noise, not secrets
         self._request_ids: set[str] = set()
         self._num_steps = 0
+        self._step_seconds = 0.0
         self._mask_seconds = 0.0
         self._checker = OutputChecker() if config.check_outputs else None
 
@@ -115,6 +116,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[TokenDelta]:
         """One pass of the target over everything scheduled, and what it added to each choice."""
+        start = time.perf_counter()
         batch = self.scheduler.schedule()
         if not batch:
             return self._nothing_scheduled()
@@ -125,7 +127,7 @@ class Engine:
         outcomes = self.verifier.verify(logits, mask_rows, batch, proposals)
         deltas = self.scheduler.commit(batch, proposals, outcomes)
         self.proposer.learn(batch, proposals, outcomes, time.perf_counter() - begin)
-        return self._account(deltas)
+        return self._account(deltas, start)
 
     def generate(
         self,
@@ -273,6 +275,7 @@ class Engine:
             num_kv_blocks_cached=pool.num_cached,
             block_size=self.config.block_size,
             num_steps=self._num_steps,
+            step_seconds=self._step_seconds,
             num_prompt_tokens=scheduler.num_prompt_tokens,
             num_generation_tokens=scheduler.num_generation_tokens,
             prefix_cache_queries=scheduler.prefix_cache_queries,
@@ -333,9 +336,11 @@ class Engine:
         self._mask_seconds += time.perf_counter() - start
         return mask_rows
 
-    def _account(self, deltas: list[TokenDelta]) -> list[TokenDelta]:
+    def _account(self, deltas: list[TokenDelta], start: float) -> list[TokenDelta]:
+        deltas = self._with_ids_freed(deltas if self._checker is None else self._checker.hold(deltas))
         self._num_steps += 1
-        return self._with_ids_freed(deltas if self._checker is None else self._checker.hold(deltas))
+        self._step_seconds += time.perf_counter() - start
+        return deltas
 
     def _with_ids_freed(self, deltas: list[TokenDelta]) -> list[TokenDelta]:
         """The deltas; the ids of requests that they finish can be used again."""
