@@ -53,9 +53,12 @@ def quick_to_compile(model: str, name: str) -> Body:
 
 COMPILE_FLAGS = tuple(
     argument
-    for name in ("max_schema_bytes", "max_properties", "max_refs", "max_nodes", "max_goals")
-    for argument in ("--grammar-limit", f"{name}={10**7}")
-) + ("--grammar-limit", "max_compile_seconds=100")
+    for limit in (
+        *(f"{name}={10**7}" for name in ("max_schema_bytes", "max_properties", "max_refs", "max_nodes", "max_goals")),
+        "max_compile_seconds=100",
+    )
+    for argument in ("--grammar-limit", limit)
+)
 """Of the server, so that it takes what is slow to compile."""
 
 

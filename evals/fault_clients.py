@@ -73,7 +73,8 @@ class FaultClients:
         self._client = httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout_s)
         self._bodies = bodies
         self._num_clients = num_clients
-        self._open: set[asyncio.Task[None]] = set()
+        self._clients: list[asyncio.Task[None]] = []
+        self._changed = asyncio.Event()
         self._is_asking = True
         self._in_flight: dict[int, Seen] = {}
         self.seen: list[Seen] = []
@@ -82,13 +83,13 @@ class FaultClients:
     @contextlib.asynccontextmanager
     async def asking(self) -> AsyncIterator[None]:
         """Ask meanwhile; what is in flight at the end is given up."""
-        clients = [asyncio.create_task(self._ask_on(number)) for number in range(self._num_clients)]
+        self._clients = [asyncio.create_task(self._ask_on(number)) for number in range(self._num_clients)]
         try:
             yield
         finally:
-            for client in clients:
+            for client in self._clients:
                 client.cancel()
-            await asyncio.gather(*clients, return_exceptions=True)
+            await asyncio.gather(*self._clients, return_exceptions=True)
             await self._client.aclose()
 
     async def all_answered(self) -> None:
@@ -96,13 +97,13 @@ class FaultClients:
         while len(self._in_flight) < self._num_clients or any(
             each.kind == "stream" and not each.chunk_times for each in self._in_flight.values()
         ):
-            await asyncio.sleep(_RETRY_S)
+            self._changed.clear()
+            await self._changed.wait()
 
     async def stop(self) -> None:
         """Ask for nothing more, and return once everything has ended."""
         self._is_asking = False
-        while self._in_flight:
-            await asyncio.sleep(_RETRY_S)
+        await asyncio.gather(*self._clients)
 
     async def ask(self, name: str, body: Body) -> Seen:
         """One request, beside the others."""
@@ -116,6 +117,7 @@ class FaultClients:
             name, body = next(self._bodies)
             seen = Seen(name, "stream" if body.get("stream") else "whole", sent_at=time.perf_counter())
             self._in_flight[number] = seen
+            self._changed.set()
             await self._ask(seen, body)
             del self._in_flight[number]
             self.seen.append(seen)
@@ -131,31 +133,31 @@ class FaultClients:
                     answer = msgspec.json.decode(await response.aread(), type=_Answer)
                     seen.outcome = FINISHED if answer.choices else "an answer without choices"
                 else:
-                    seen.outcome = await _read_stream(response, seen)
+                    seen.outcome = await self._read_stream(response, seen)
         except httpx.ConnectError:
             seen.outcome = NOT_CONNECTED
         except (httpx.HTTPError, OSError, msgspec.DecodeError):
             seen.outcome = LOST
         seen.ended_at = time.perf_counter()
 
-
-async def _read_stream(response: httpx.Response, seen: Seen) -> str:
-    parser, reason, error, is_done = EventParser(), None, None, False
-    async for piece in response.aiter_bytes():
-        for event in parser.feed(piece):
-            if event.data == b"[DONE]":
-                is_done = True
-                continue
-            chunk = msgspec.json.decode(event.data, type=_Answer)
-            seen.chunk_times.append(time.perf_counter())
-            error = error or chunk.error
-            for choice in chunk.choices:
-                reason = reason or choice.finish_reason
-    if not is_done:
-        return LOST
-    if error is not None:
-        return f"error frame {error.code}"
-    return FINISHED if reason is not None else "a stream without finish_reason"
+    async def _read_stream(self, response: httpx.Response, seen: Seen) -> str:
+        parser, reason, error, is_done = EventParser(), None, None, False
+        async for piece in response.aiter_bytes():
+            for event in parser.feed(piece):
+                if event.data == b"[DONE]":
+                    is_done = True
+                    continue
+                chunk = msgspec.json.decode(event.data, type=_Answer)
+                seen.chunk_times.append(time.perf_counter())
+                self._changed.set()
+                error = error or chunk.error
+                for choice in chunk.choices:
+                    reason = reason or choice.finish_reason
+        if not is_done:
+            return LOST
+        if error is not None:
+            return f"error frame {error.code}"
+        return FINISHED if reason is not None else "a stream without finish_reason"
 
 
 def _code(content: bytes) -> str:

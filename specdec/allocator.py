@@ -38,3 +38,10 @@ def return_large_blocks() -> None:
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
         set_option(_M_MMAP_THRESHOLD, MAPPED_BYTES)
+
+
+def return_free_pages() -> None:
+    """Give whole pages that are free, between blocks in use too, back to the system: some 5 ms. With glibc alone."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
