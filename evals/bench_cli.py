@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from specdec.evals.bench_commands import serve
+from specdec.evals.fault_commands import faults
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,3 +21,4 @@ def commands() -> None:
 
 
 app.command()(serve)
+app.command()(faults)

@@ -40,8 +40,8 @@ def serve(
         int | None,
         typer.Option(
             metavar="PID",
-            help="The server's process on this machine: its memory is watched, with that of its children.",
-            show_default=False,
+            help="A process of this machine whose memory is watched, with that of its children.",
+            show_default="the server's, as its /metrics say",
             rich_help_panel=SERVER,
         ),
     ] = None,
@@ -156,7 +156,7 @@ def serve(
         float | None,
         typer.Option(
             metavar="MB/MIN",
-            help="Growth of the watched memory, after the first minute, that fails the run.",
+            help="Growth of the server's memory, after the first minute, that fails the run.",
             show_default=False,
             rich_help_panel=OUTPUT,
         ),
@@ -189,8 +189,6 @@ def serve(
     rates = [] if request_rate is None else _rates(request_rate)
     if concurrency is None and num_prompts is None and math.inf in rates:
         raise typer.BadParameter("inf sends all requests at once; say how many: --num-prompts", param_hint="--duration")
-    if max_memory_growth is not None and watch_pid is None:
-        raise typer.BadParameter("there is no process to watch; give --watch-pid", param_hint="--max-memory-growth")
     if json is not None and not json.absolute().parent.is_dir():
         raise typer.BadParameter(f"there is no folder {json.absolute().parent}", param_hint="--json")
     try:

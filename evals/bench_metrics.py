@@ -50,18 +50,31 @@ class ServerMetrics(msgspec.Struct, frozen=True, kw_only=True):
     prefix: str
     """As `vllm` or `specdec`."""
     values: dict[str, float]
+    resident_bytes: dict[str, float] = {}
+    """Of the server's processes, by the label `process`; of a server that says it of one alone, `server`."""
+    cpu_seconds: dict[str, float] = {}
 
     @classmethod
     def parse(cls, text: str) -> ServerMetrics | None:
         """None for an exposition without vLLM's gauge of running requests. Raises ValueError for none at all."""
         values: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        by_process: dict[str, dict[str, float]] = defaultdict(dict)
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 prefix, _, name = sample.name.rpartition(":")
                 values[prefix][name] += sample.value
+                if not prefix:
+                    by_process[name][sample.labels.get("process", "server")] = sample.value
         # A server may say the same under two names; its own comes first.
         found = [prefix for prefix, named in values.items() if "num_requests_running" in named]
-        return cls(prefix=found[0], values=dict(values[found[0]])) if found else None
+        if not found:
+            return None
+        return cls(
+            prefix=found[0],
+            values=dict(values[found[0]]),
+            resident_bytes=by_process["process_resident_memory_bytes"],
+            cpu_seconds=by_process["process_cpu_seconds_total"],
+        )
 
     def speculation(self) -> SpeculationCounts | None:
         """None where the server counts no drafts."""
@@ -88,6 +101,12 @@ async def scrape(client: httpx.AsyncClient) -> ServerMetrics | None:
         return ServerMetrics.parse(response.text) if response.status_code == httpx.codes.OK else None
     except (httpx.HTTPError, ValueError):
         return None
+
+
+async def resident_bytes(client: httpx.AsyncClient) -> dict[str, float]:
+    """Of the server's processes, by name; empty where it does not say."""
+    metrics = await scrape(client)
+    return {} if metrics is None else metrics.resident_bytes
 
 
 async def held_after(client: httpx.AsyncClient) -> dict[str, float]:

@@ -9,10 +9,11 @@ import msgspec
 import numpy as np
 
 from specdec.evals.bench_arrivals import LoadPoint
+from specdec.evals.bench_cost import ServingCost
 from specdec.evals.bench_exchange import Exchange
 from specdec.evals.bench_latency import Latencies, keeps, token_gaps
 from specdec.evals.bench_load import LoadRun
-from specdec.evals.bench_metrics import SpeculationCounts
+from specdec.evals.bench_metrics import ServerMetrics, SpeculationCounts
 from specdec.evals.validity import ValidityCount
 
 _MAX_EXAMPLES = 20
@@ -67,6 +68,8 @@ class PointResult(msgspec.Struct, frozen=True, kw_only=True):
     acceptance: Acceptance | None
     goodput_requests_per_s: float | None
     """Of completed requests that kept every objective; None without objectives."""
+    cost: ServingCost | None
+    """None where the server does not time its engine."""
     held: dict[str, float]
     """What the server still held when nothing ran any more."""
     processor_share: float
@@ -82,10 +85,11 @@ def point_result(
     run: LoadRun,
     *,
     objectives: Mapping[str, float],
-    scraped: SpeculationCounts | None,
+    meanwhile: tuple[ServerMetrics, ServerMetrics] | None,
     held: Mapping[str, float],
 ) -> PointResult:
-    """The figures; every completed constrained answer is judged here. `scraped` are the server's counts of the time."""
+    """The figures; every completed constrained answer is judged here. `meanwhile` is a scrape before and one after."""
+    scraped = None if meanwhile is None else _speculation(*meanwhile)
     outcomes = Counter(each.outcome for each in run.exchanges)
     completed = [each for each in run.exchanges if each.outcome == "completed"]
     are_tokens_chunks = any(each.num_output_tokens is None for each in completed)
@@ -124,10 +128,16 @@ def point_result(
         validity=_validity(completed),
         acceptance=_acceptance(completed, scraped),
         goodput_requests_per_s=_num_good(completed, objectives) / run.seconds if objectives else None,
+        cost=None if meanwhile is None else ServingCost.between(*meanwhile, run.seconds),
         held=dict(held),
         processor_share=run.processor_share,
         lateness_ms=Latencies.of_seconds(run.lateness_s),
     )
+
+
+def _speculation(before: ServerMetrics, after: ServerMetrics) -> SpeculationCounts | None:
+    counted, earlier = after.speculation(), before.speculation()
+    return None if counted is None or earlier is None else counted.plus(earlier, sign=-1)
 
 
 def _wrong(exchange: Exchange) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import httpx
@@ -16,7 +17,7 @@ import msgspec
 from specdec.evals.bench_arrivals import LoadPoint
 from specdec.evals.bench_load import Load
 from specdec.evals.bench_memory import MemoryUse, MemoryWatch
-from specdec.evals.bench_metrics import SpeculationCounts, held_after, scrape
+from specdec.evals.bench_metrics import held_after, resident_bytes, scrape
 from specdec.evals.bench_point import PointResult, point_result
 from specdec.evals.bench_tables import show
 from specdec.evals.bench_target import Target, client_of, find_target
@@ -52,7 +53,7 @@ class BenchRun(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float
     """Without a byte from the server."""
     max_mb_per_minute: float | None = None
-    """Growth of the watched process that fails the run."""
+    """Growth of the server's memory that fails the run."""
 
 
 def run_bench(
@@ -61,15 +62,14 @@ def run_bench(
     """Raises EngineError for a server that does not answer, ValueError for a mix that the tasks do not hold, and
     ProcessLookupError for a process that is not there."""
     environment = describe_environment()
-    watch = None if watch_pid is None else MemoryWatch(watch_pid)
+    watch = None if watch_pid is None else MemoryWatch.of_process(watch_pid)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        target, points = runner.run(_run(run, tasks, api_key, watch, terminal))
-    memory = None if watch is None else watch.use()
+        target, points, memory = runner.run(_run(run, tasks, api_key, watch, terminal))
     show(points, memory, terminal)
     return EvalResult(
         eval_name="bench-serve",
         failures=tuple(_failures(run, points, memory)),
-        warnings=tuple(_warnings(run, target, points, memory)),
+        warnings=tuple(_warnings(target, points)),
         settings={"run": run, "num_tasks": len(tasks)},
         figures={"target": target, "points": points, "memory": memory},
         environment=environment,
@@ -78,18 +78,19 @@ def run_bench(
 
 async def _run(
     run: BenchRun, tasks: Sequence[Task], api_key: str | None, watch: MemoryWatch | None, terminal: Terminal
-) -> tuple[Target, list[PointResult]]:
+) -> tuple[Target, list[PointResult], MemoryUse | None]:
     async with contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(client_of(run.url, api_key, run.timeout_s))
         target = await find_target(client, run.model, run.endpoint)
-        if watch is not None:
-            await stack.enter_async_context(watch.running())
+        if watch is None:
+            watch = MemoryWatch(functools.partial(resident_bytes, client), "the server's processes, as it says")
+        await stack.enter_async_context(watch.running())
         load = Load(client, _generation(run, target).path, is_specdec=target.is_specdec)
         if run.num_warm_up:
             await _warm_up(run, tasks, target, load, terminal)
         requests = Traffic(tasks, run.mix, _generation(run, target), run.seed).requests()
         points = [await _run_point(run, point, requests, target, client, load, terminal) for point in run.points]
-    return target, points
+    return target, points, watch.use()
 
 
 async def _warm_up(run: BenchRun, tasks: Sequence[Task], target: Target, load: Load, terminal: Terminal) -> None:
@@ -109,15 +110,15 @@ async def _run_point(
     load: Load,
     terminal: Terminal,
 ) -> PointResult:
-    before = await _speculation(client, target)
+    before = await scrape(client) if target.has_metrics else None
     with terminal.progress("bench serve", point.num_requests or round(point.duration_s or 0)) as steps:
         steps.note(point.label)
         async with _progress(point, steps) as on_end:
             done = await load.run(point, requests, seed=run.seed, on_end=on_end)
     held = await held_after(client) if target.is_specdec and target.has_metrics else {}
-    after = await _speculation(client, target)
-    scraped = None if before is None or after is None else after.plus(before, sign=-1)
-    return point_result(point, done, objectives=run.objectives, scraped=scraped, held=held)
+    after = await scrape(client) if target.has_metrics else None
+    meanwhile = None if before is None or after is None else (before, after)
+    return point_result(point, done, objectives=run.objectives, meanwhile=meanwhile, held=held)
 
 
 @contextlib.asynccontextmanager
@@ -138,11 +139,6 @@ async def _progress(point: LoadPoint, steps: Steps) -> AsyncIterator[Callable[[]
     finally:
         ticking.cancel()
         await asyncio.gather(ticking, return_exceptions=True)
-
-
-async def _speculation(client: httpx.AsyncClient, target: Target) -> SpeculationCounts | None:
-    metrics = await scrape(client) if target.has_metrics else None
-    return None if metrics is None else metrics.speculation()
 
 
 def _generation(run: BenchRun, target: Target) -> Generation:
@@ -171,8 +167,10 @@ def _failures(run: BenchRun, points: Sequence[PointResult], memory: MemoryUse | 
         if point.held:
             held = ", ".join(f"{name} is {value:g}" for name, value in point.held.items())
             yield f"{point.label}: nothing runs any more, and {held}"
-    if run.max_mb_per_minute is not None and memory is not None:
-        if memory.mb_per_minute is None:
+    if run.max_mb_per_minute is not None:
+        if memory is None:
+            yield "how the server's memory grows is not known: it does not say; give --watch-pid where it runs here"
+        elif memory.mb_per_minute is None:
             yield "the run was too short to say how the server's memory grows; it takes a minute and a half"
         elif memory.mb_per_minute > run.max_mb_per_minute:
             yield (
@@ -181,7 +179,7 @@ def _failures(run: BenchRun, points: Sequence[PointResult], memory: MemoryUse | 
             )
 
 
-def _warnings(run: BenchRun, target: Target, points: Sequence[PointResult], memory: MemoryUse | None) -> Iterator[str]:
+def _warnings(target: Target, points: Sequence[PointResult]) -> Iterator[str]:
     for point in points:
         if point.processor_share > _MAX_PROCESSOR_SHARE:
             yield (
@@ -198,8 +196,6 @@ def _warnings(run: BenchRun, target: Target, points: Sequence[PointResult], memo
         yield "the server does not count the tokens of each chunk: latency between tokens is known per request alone"
     if target.is_specdec and not target.has_metrics:
         yield "/metrics cannot be read: whether the server leaks is not known"
-    if memory is not None and memory.mb_per_minute is None and run.max_mb_per_minute is None:
-        yield "the run was too short for a slope of the server's memory, which takes a minute and a half"
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from specdec.evals.bench_cost import ServingCost
 from specdec.evals.bench_latency import Latencies
-from specdec.evals.bench_memory import MemoryUse
+from specdec.evals.bench_memory import MemoryUse, PartUse
 from specdec.evals.bench_metrics import SpeculationCounts
 from specdec.evals.bench_point import PointResult
 from specdec.evals.terminal import Terminal
@@ -21,13 +22,20 @@ def show(points: Sequence[PointResult], memory: MemoryUse | None, terminal: Term
     terminal.table("requests", columns, _rows(points, _REQUESTS))
     terminal.table("latency in ms, p50 / p90 / p99 (mean)", columns, _rows(points, _LATENCIES))
     terminal.table("answers", columns, _rows(points, _ANSWERS))
+    if any(point.cost is not None for point in points):
+        terminal.table("ms for each token that was generated", columns, _rows(points, _COSTS))
     if memory is not None:
-        slope = "-" if memory.mb_per_minute is None else f"{memory.mb_per_minute:+.2f}"
+        uses = {"all": memory, **(memory.parts if len(memory.parts) > 1 else {})}
         terminal.table(
-            f"resident memory of process {memory.pid} and its children, MB",
+            f"resident memory of {memory.source}, MB",
             ("", "first", "last", "peak", "a minute, after the first"),
-            [("", f"{memory.first_mb:.0f}", f"{memory.last_mb:.0f}", f"{memory.peak_mb:.0f}", slope)],
+            [(name, *_memory(use)) for name, use in uses.items()],
         )
+
+
+def _memory(use: PartUse) -> tuple[str, ...]:
+    slope = "-" if use.mb_per_minute is None else f"{use.mb_per_minute:+.2f}"
+    return f"{use.first_mb:.0f}", f"{use.last_mb:.0f}", f"{use.peak_mb:.0f}", slope
 
 
 def _rows(points: Sequence[PointResult], rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -68,6 +76,10 @@ def _acceptance(point: PointResult) -> SpeculationCounts:
     return SpeculationCounts() if point.acceptance is None else point.acceptance.counts
 
 
+def _cost(of: Callable[[ServingCost], float | None]) -> Callable[[PointResult], str]:
+    return lambda point: _number(None if point.cost is None else of(point.cost), 3)
+
+
 def _held(point: PointResult) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in point.held.items()) or "nothing"
 
@@ -91,8 +103,16 @@ _LATENCIES: Sequence[Row] = (
     ("between tokens (ITL)", _latency(lambda point: point.itl_token_ms)),
     ("whole request", _latency(lambda point: point.e2e_ms)),
 )
+_COSTS: Sequence[Row] = (
+    ("on the clock", _cost(lambda cost: cost.wall_ms)),
+    ("of it in steps of the engine", _cost(lambda cost: cost.engine_ms)),
+    ("the rest: overhead of the API", _cost(lambda cost: cost.overhead_ms)),
+    ("processor time of the server's process", _cost(lambda cost: cost.server_cpu_ms)),
+    ("processor time of the engine's", _cost(lambda cost: cost.engine_cpu_ms)),
+)
 _ANSWERS: Sequence[Row] = (
     ("valid under their schema", _valid),
+    ("invalid", lambda point: "-" if point.validity is None else str(point.num_violations)),
     ("tokens a chunk", lambda point: _number(point.tokens_per_chunk)),
     ("acceptance rate", lambda point: _share(_acceptance(point).acceptance_rate)),
     ("mean acceptance length", lambda point: _number(_acceptance(point).mean_acceptance_length)),

@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from specdec import EngineStats, Request, TokenDelta
+from specdec.server.processes import ProcessCollector
 
 PREFIX = "specdec:"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -28,9 +29,10 @@ CHOICE_BUCKETS = (1, 2, 4, 8, 16)
 class ServerMetrics:
     """What one server counts, in a registry of its own."""
 
-    def __init__(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
+    def __init__(self, model_name: str, stats: Callable[[], EngineStats], engine_pid: int) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(model_name, stats))
+        self._registry.register(ProcessCollector(engine_pid))
         self._model_name = model_name
         self.time_to_first_token = self._histogram(
             "time_to_first_token_seconds", "From a request's admission to its first token.", LATENCY_BUCKETS_S
@@ -83,7 +85,7 @@ class ServerMetrics:
         self._http_seconds.labels(method, route).observe(seconds)
 
     def text(self) -> bytes:
-        """The exposition that a scrape gets."""
+        """The exposition that a scrape gets; callable from any thread."""
         return generate_latest(self._registry)
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
@@ -150,6 +152,7 @@ class _EngineCollector(Collector):
         yield self._gauge("grammar_mask_rows", "Mask rows in the table.", stats.num_mask_rows)
         for name, text, value in (
             ("engine_steps", "Engine steps.", stats.num_steps),
+            ("engine_step_seconds", "Time spent in engine steps.", stats.step_seconds),
             ("prompt_tokens", "Prompt tokens, prefix-cache hits included.", stats.num_prompt_tokens),
             ("generation_tokens", "Tokens generated.", stats.num_generation_tokens),
             ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_cache_queries),

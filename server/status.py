@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Literal
 
 import msgspec
@@ -88,7 +89,9 @@ async def model(request: HttpRequest[Any, Any, Any], name: FromPath[str]) -> Mod
 @get("/metrics", status_code=200)
 async def metrics(request: HttpRequest[Any, Any, Any]) -> Response[bytes]:
     """Prometheus exposition."""
-    return Response(service_of(request).metrics.text(), media_type=CONTENT_TYPE)
+    # Looking for the engine's children takes a while where a machine has many processes.
+    text = await asyncio.to_thread(service_of(request).metrics.text)
+    return Response(text, media_type=CONTENT_TYPE)
 
 
 def _model(service: Service, name: str) -> Model:

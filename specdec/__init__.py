@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from specdec.allocator import bound_primitives
 from specdec.threads import limit_spinning
 
 limit_spinning()
+bound_primitives()
 
 __version__ = "0.1.0"
 

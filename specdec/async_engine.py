@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import queue
 import threading
 import time
@@ -128,6 +129,10 @@ class AsyncEngine(EngineHandle):
     @property
     def is_alive(self) -> bool:
         return self._thread is not None and not self._dead.is_set() and self._thread.is_alive()
+
+    @property
+    def pid(self) -> int:
+        return os.getpid()
 
     def describe(self) -> EngineDescription:
         return self._engine.describe()

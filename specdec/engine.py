@@ -93,6 +93,7 @@ class Engine:
         self._seeds = random.Random(config.seed)  # noqa: S311, sampling noise, not secrets
         self._request_ids: set[str] = set()
         self._num_steps = 0
+        self._step_seconds = 0.0
         self._mask_seconds = 0.0
         self._checker = OutputChecker() if config.check_outputs else None
 
@@ -118,6 +119,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[TokenDelta]:
         """One pass of the target over everything scheduled, and what it added to each choice."""
+        start = time.perf_counter()
         try:
             batch = self.scheduler.schedule()
             if not batch:
@@ -128,11 +130,11 @@ class Engine:
             masks = self._masks_of_rows(batch, proposals)
             outcomes = self._verify(logits, masks, batch, proposals)
         except SequenceFaultError as fault:
-            return self._account(self.scheduler.withdraw(fault))
+            return self._account(self.scheduler.withdraw(fault), start)
         deltas = self.scheduler.commit(batch, proposals, outcomes)
         for failed in self.proposer.learn(batch, proposals, outcomes, time.perf_counter() - begin):
             deltas += self.scheduler.end(failed)
-        return self._account(deltas)
+        return self._account(deltas, start)
 
     def generate(
         self,
@@ -298,6 +300,7 @@ class Engine:
             num_kv_blocks_cached=pool.num_cached,
             block_size=self.config.block_size,
             num_steps=self._num_steps,
+            step_seconds=self._step_seconds,
             num_prompt_tokens=scheduler.num_prompt_tokens,
             num_generation_tokens=scheduler.num_generation_tokens,
             prefix_cache_queries=scheduler.prefix_cache_queries,
@@ -353,9 +356,11 @@ class Engine:
             find_fault_of_verifying(self.verifier, logits, masks, batch, proposals)
             raise
 
-    def _account(self, deltas: list[TokenDelta]) -> list[TokenDelta]:
+    def _account(self, deltas: list[TokenDelta], start: float) -> list[TokenDelta]:
+        deltas = self._with_ids_freed(deltas if self._checker is None else self._checker.hold(deltas))
         self._num_steps += 1
-        return self._with_ids_freed(deltas if self._checker is None else self._checker.hold(deltas))
+        self._step_seconds += time.perf_counter() - start
+        return deltas
 
     def _with_ids_freed(self, deltas: list[TokenDelta]) -> list[TokenDelta]:
         """The deltas; the ids of requests that they finish can be used again."""

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from specdec.allocator import return_free_pages, return_large_blocks
 from specdec.async_engine import AsyncEngine
 from specdec.delta_stream import DeltaStream, append_joined
 from specdec.engine_messages import (
@@ -51,6 +52,8 @@ logger = logging.getLogger(__name__)
 PULSE_S = 0.05
 """How often a busy engine says how long it has been at its step."""
 IDLE_PULSE_S = 0.5
+TRIM_INTERVAL_S = 10.0
+"""How often the memory that steps have left free goes back to the system."""
 LAST_WORDS_S = 1.0
 """How long what is written last may wait to be read."""
 _PR_SET_PDEATHSIG = 1
@@ -64,6 +67,7 @@ def main(fd: int, parent_pid: int | None) -> NoReturn:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent_pid:
             os._exit(1)
+    return_large_blocks()
     status = asyncio.run(_serve(socket.socket(fileno=fd)))
     # What else runs here waits for nobody, and tearing torch down takes its time.
     logging.shutdown()
@@ -128,9 +132,13 @@ class EngineChild:
         return await self._serve(self._engine)
 
     async def _serve(self, engine: AsyncEngine) -> int:
-        ends = [asyncio.create_task(end) for end in (engine.wait_dead(), self._stopped.wait(), self._pulse(engine))]
+        ends = [
+            asyncio.create_task(end)
+            for end in (engine.wait_dead(), self._stopped.wait(), self._pulse(engine), _trim_while_busy(engine))
+        ]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        ends[2].cancel()
+        for others in ends[2:]:
+            others.cancel()
         if self._stopped.is_set():
             await engine.close()
             return 0
@@ -233,6 +241,15 @@ class EngineChild:
             is_changing = self._was_busy or engine.busy_seconds() > 0
             if silence_s >= (PULSE_S if is_changing else IDLE_PULSE_S):
                 self._flush()
+
+
+async def _trim_while_busy(engine: AsyncEngine) -> None:
+    num_steps = 0
+    while True:
+        await asyncio.sleep(TRIM_INTERVAL_S)
+        if engine.stats().num_steps != num_steps:
+            num_steps = engine.stats().num_steps
+            await asyncio.to_thread(return_free_pages)
 
 
 class _Outbox:

@@ -76,6 +76,11 @@ class EngineHandle(ABC):
     def is_alive(self) -> bool:
         """Whether the engine runs: started, not dead, not closed."""
 
+    @property
+    @abstractmethod
+    def pid(self) -> int:
+        """Of the process that the engine runs in, whose children compile."""
+
     @abstractmethod
     def describe(self) -> EngineDescription:
         """What was built."""

@@ -169,7 +169,6 @@ class EngineProcess(EngineHandle):
 
     @property
     def pid(self) -> int:
-        """Of the process."""
         return self._process.pid
 
     def describe(self) -> EngineDescription:

@@ -20,6 +20,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks with a prefix hash, in use or free."""
     block_size: int = 0
     num_steps: int = 0
+    step_seconds: float = 0.0
+    """Time spent in steps."""
     num_prompt_tokens: int = 0
     """Prompt tokens computed, prefix-cache hits included."""
     num_generation_tokens: int = 0

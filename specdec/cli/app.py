@@ -143,6 +143,15 @@ def serve(
             rich_help_panel="Server",
         ),
     ] = None,
+    shutdown_grace: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            min=0,
+            help="How long running requests may go on after Ctrl-C or SIGTERM.",
+            rich_help_panel="Server",
+        ),
+    ] = 30.0,
     engine_in_process: Annotated[
         bool,
         typer.Option(
@@ -201,6 +210,7 @@ def serve(
         max_connections=max_connections,
         rate_limit=rate_limit,
         request_timeout_s=request_timeout,
+        shutdown_grace_s=shutdown_grace,
         per_request_spec_decode_metrics=per_request_spec_decode_metrics,
         reasoning_parser=reasoning_parser,
         log_format=log_format,

@@ -14,6 +14,7 @@ import uvicorn
 from live_server import chat_body, serving, slowed, wait_until
 from typer.testing import CliRunner
 
+from specdec import EngineProcess
 from specdec.cli import app as cli
 from specdec.engine import Engine, EngineConfig
 from specdec.evals import bench_cli, bench_metrics
@@ -83,6 +84,11 @@ def test_a_sweep_over_specdec_reports_every_figure_and_leaves_nothing_behind(liv
         # What a model of random weights accepts is chance.
         assert 0 <= point["acceptance"]["acceptance_rate"] <= 1 <= point["acceptance"]["mean_acceptance_length"]
         assert point["held"] == {}
+        cost = point["cost"]
+        assert cost["num_tokens"] >= point["num_output_tokens"]
+        assert cost["wall_ms"] == pytest.approx(cost["engine_ms"] + cost["overhead_ms"])
+        assert cost["engine_ms"] > 0 < cost["overhead_ms"]
+        assert cost["server_cpu_ms"] is None, "the engine is a thread here"
     assert shown["memory"]["peak_mb"] >= shown["memory"]["last_mb"] > 50
     assert shown["memory"]["mb_per_minute"] is None
 
@@ -121,6 +127,18 @@ def test_a_point_ends_with_its_duration(live, tmp_path):
     assert 0.5 <= point["seconds"] < 5
     assert point["num_completed"] > 2
     assert point["acceptance"] is None, "nothing was drafted"
+
+
+def test_memory_and_processor_time_are_the_servers_own_as_it_says(tiny_model_folder, tmp_path):
+    with serving(EngineProcess.launch(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600))) as server:
+        exit_code, shown = bench(server.url, tmp_path, "--num-prompts", "8", "--max-tokens", "16")
+    assert exit_code == 0, shown["failures"]
+    assert set(shown["memory"]["parts"]) == {"server", "engine", "workers"}
+    assert min(part["last_mb"] for part in shown["memory"]["parts"].values()) > 20
+    assert shown["memory"]["mb_per_minute"] is None
+    (point,) = shown["points"]
+    assert point["cost"]["server_cpu_ms"] > 0
+    assert point["cost"]["engine_cpu_ms"] > 0
 
 
 def test_acceptance_is_that_of_the_requests_where_the_server_says_it(tiny_model_folder, tmp_path):
@@ -301,6 +319,14 @@ def test_a_run_too_short_to_say_how_memory_grows_does_not_pass_for_one_that_says
     assert "too short" in shown["failures"][0]
 
 
+def test_memory_that_the_server_does_not_tell_does_not_pass_for_memory_that_does_not_grow(tmp_path):
+    with other_server(lambda _: (200, [*TEXTS, END, DONE])) as (_, url):
+        exit_code, shown = bench(url, tmp_path, "--num-prompts", "2", "--constrained", "0", "--max-memory-growth", "1")
+    assert exit_code == 1
+    assert shown["memory"] is None
+    assert "--watch-pid" in shown["failures"][0]
+
+
 # Mistakes
 
 
@@ -338,7 +364,6 @@ def test_a_key_that_is_missing_is_an_error_that_names_it(live, monkeypatch):
         (["--request-rate", "inf", "--duration", "3"], "say how many"),
         (["--dataset", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--json", "/nowhere/at/all.json"], "there is no folder"),
-        (["--max-memory-growth", "1"], "there is no process to watch"),
         (["--aborted", "1.5"], "--aborted"),
     ],
 )

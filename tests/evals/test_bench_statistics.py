@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specdec.evals.bench_arrivals import LoadPoint, arrival_offsets, sweep
+from specdec.evals.bench_cost import ServingCost
 from specdec.evals.bench_latency import Latencies, keeps, parse_objectives, token_gaps
 from specdec.evals.bench_memory import MemoryWatch, slope_per_minute
 from specdec.evals.bench_metrics import ServerMetrics, SpeculationCounts
@@ -121,7 +122,7 @@ def test_a_short_run_has_no_slope():
 
 async def test_the_memory_of_children_counts():
     program = "import sys; held = bytearray(120_000_000); print(1, flush=True); sys.stdin.read()"
-    watch = MemoryWatch(os.getpid())
+    watch = MemoryWatch.of_process(os.getpid())
     async with watch.running():
         child = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", program), stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -132,14 +133,29 @@ async def test_the_memory_of_children_counts():
     use = watch.use()
     assert use.num_samples >= 2
     assert use.last_mb - use.first_mb > 100
+    assert use.parts["children"].last_mb - use.parts["children"].first_mb > 100
+    assert use.last_mb == pytest.approx(sum(part.last_mb for part in use.parts.values()))
     assert use.peak_mb >= use.last_mb
+
+
+async def test_what_cannot_be_said_at_the_moment_is_no_sample():
+    said = iter([{}, {"server": 3e6, "engine": 5e6}, {}])
+
+    async def resident_bytes():
+        return next(said, {})
+
+    watch = MemoryWatch(resident_bytes, "a server")
+    async with watch.running():
+        assert watch.use() is None
+    assert watch.use().num_samples == 1
+    assert (watch.use().last_mb, watch.use().parts["engine"].last_mb) == (8.0, 5.0)
 
 
 def test_a_process_that_is_not_there_cannot_be_watched():
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     with pytest.raises(ProcessLookupError, match=str(child.pid)):
-        MemoryWatch(child.pid)
+        MemoryWatch.of_process(child.pid)
 
 
 EXPOSITION = """\
@@ -182,3 +198,35 @@ def test_counts_that_a_server_gives_under_two_prefixes_count_once():
 def test_other_expositions_are_none_of_ours():
     assert ServerMetrics.parse("python_info 1.0\n") is None
     assert SpeculationCounts().acceptance_rate is None
+
+
+PROCESSES = """\
+# TYPE specdec:num_requests_running gauge
+specdec:num_requests_running{{model_name="m"}} 0.0
+# TYPE specdec:engine_step_seconds counter
+specdec:engine_step_seconds_total{{model_name="m"}} {0}
+# TYPE specdec:generation_tokens counter
+specdec:generation_tokens_total{{model_name="m"}} {1}
+# TYPE process_resident_memory_bytes gauge
+process_resident_memory_bytes{{process="server"}} 1e+08
+process_resident_memory_bytes{{process="engine"}} 2e+09
+# TYPE process_cpu_seconds counter
+process_cpu_seconds_total{{process="server"}} {2}
+process_cpu_seconds_total{{process="engine"}} {3}
+"""
+
+
+def test_what_a_token_takes_is_split_into_the_engine_and_the_rest():
+    before = ServerMetrics.parse(PROCESSES.format(1.0, 50, 2.0, 3.0))
+    after = ServerMetrics.parse(PROCESSES.format(9.0, 1050, 3.0, 15.0))
+    assert after.resident_bytes == {"server": 1e8, "engine": 2e9}
+    cost = ServingCost.between(before, after, 10.0)
+    assert cost.num_tokens == 1000
+    assert (cost.wall_ms, cost.engine_ms, cost.overhead_ms) == (10.0, 8.0, 2.0)
+    assert (cost.server_cpu_ms, cost.engine_cpu_ms) == (1.0, 12.0)
+    assert ServingCost.between(after, after, 10.0) is None
+
+
+def test_a_server_that_does_not_time_its_engine_has_no_cost():
+    metrics = ServerMetrics.parse(EXPOSITION.format("vllm"))
+    assert ServingCost.between(metrics, metrics, 10.0) is None

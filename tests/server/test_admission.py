@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -26,7 +27,7 @@ CHAT = "/v1/chat/completions"
 
 def admission(**limits: int | None) -> Admission:
     fields = {"max_num_choices": None, "max_num_prompt_tokens": None, **limits}
-    return Admission(ServerMetrics("tiny", EngineStats), **fields)
+    return Admission(ServerMetrics("tiny", EngineStats, os.getpid()), **fields)
 
 
 def request(request_id: str, *, n: int = 1, num_prompt_tokens: int = 1) -> Request:

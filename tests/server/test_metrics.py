@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 import httpx
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,8 +64,25 @@ def test_counts_add_up_to_the_usage_that_clients_were_told(fresh: LiveServer) ->
     assert all(labels["model_name"] == "tiny" for labels, _ in samples["specdec:generation_tokens_total"])
 
 
+def test_processes_are_told_apart_and_the_engines_time_is_that_of_its_steps(process_live: LiveServer) -> None:
+    httpx.post(process_live.url + "/v1/chat/completions", json=chat_body(max_tokens=20), timeout=30)
+    samples = scrape(process_live)
+    resident = {labels["process"]: value for labels, value in samples["process_resident_memory_bytes"]}
+    assert set(resident) == {"server", "engine", "workers"}
+    expected = psutil.Process(process_live.async_engine.pid).memory_info().rss
+    assert resident["engine"] == pytest.approx(expected, rel=0.1)
+    assert {labels["process"] for labels, _ in samples["process_cpu_seconds_total"]} == {"server", "engine"}
+
+    wait_until(lambda: total(scrape(process_live), "engine_step_seconds_total") > 0, "a snapshot")
+
+
+def test_without_a_process_of_its_own_the_engine_is_the_servers(live: LiveServer) -> None:
+    samples = scrape(live)
+    assert {labels["process"] for labels, _ in samples["process_resident_memory_bytes"]} == {"server", "workers"}
+
+
 def test_every_token_after_the_first_delta_is_one_observation_of_latency() -> None:
-    metrics = ServerMetrics("tiny", EngineStats)
+    metrics = ServerMetrics("tiny", EngineStats, os.getpid())
     request = Request(request_id="a", prompt_token_ids=(1,), sampling_params=SamplingParams(n=2))
     observer = LatencyObserver(metrics, [request])
     for token_ids, finish_reason in (((1,), None), ((2, 3, 4), None), ((), None), ((5, 6), FinishReason.STOP)):
@@ -138,7 +157,7 @@ def test_the_counts_of_proposers_add_up_to_those_of_all(passes: list[tuple[list[
     counts = SpeculationCounts()
     for proposers, num_accepted, was_cut in passes:
         counts.record(proposers, num_accepted=num_accepted, was_cut=was_cut)
-    metrics = ServerMetrics("tiny", lambda: EngineStats(speculation=counts.freeze()))
+    metrics = ServerMetrics("tiny", lambda: EngineStats(speculation=counts.freeze()), os.getpid())
     sums: Counter[tuple[str, ...]] = Counter()
     for family in text_string_to_metric_families(metrics.text().decode()):
         for sample in family.samples:
