@@ -9,7 +9,7 @@ same for all masks inside an item.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
@@ -19,7 +19,8 @@ from specdec.grammars.positions import Literal
 from specdec.grammars.stacks import Config, Stack
 
 
-class NextPlace(NamedTuple):
+@dataclass(slots=True, eq=False)
+class NextPlace:
     """Where tokens end after a comma."""
 
     group: NodeGroup
@@ -30,8 +31,11 @@ class NextPlace(NamedTuple):
     """What is written of the present item; None where none is begun or waited for."""
     ended: tuple[bytes, ...]
     """The items since the comma."""
-    can_differ: bool
-    """Whether the present item can become one that did not occur, whichever was the one before the comma."""
+    can_differ: bool | None = None
+    """Whether the present item can become one that did not occur, whichever was the one before the comma.
+
+    None where nobody asked.
+    """
 
     def may_repeat(self, before: bytes) -> bool:
         """Whether an item is the one before the comma, or can become it, where that one began like this."""
@@ -63,9 +67,11 @@ class NextItems:
 
         That one is longer than `before`, which it begins with, and `place.repeats` it not.
         """
-        if place.can_differ or place.item is None or not before.startswith(place.item):
+        if place.item is None or not before.startswith(place.item):
             return True
-        return self._automaton.can_differ_from_another(place.config, before)
+        if place.can_differ is None:
+            place.can_differ = self._automaton.can_differ_from_any(place.config)
+        return place.can_differ or self._automaton.can_differ_from_another(place.config, before)
 
     def _places(self, waiting: Config, group: NodeGroup) -> Iterator[NextPlace]:
         """Those nearer to the comma before those beyond them."""
@@ -75,8 +81,7 @@ class NextItems:
         while pending:
             config, nodes, text, ended = pending.pop()
             item = _present_item(config[1], around.depth)
-            can_differ = item is not None and self._automaton.can_differ_from_any(config)
-            yield NextPlace(nodes, config, text, item, ended, can_differ)
+            yield NextPlace(nodes, config, text, item, ended)
             stack = config[1]
             possible = self._automaton.possible_bytes(config) if stack is not None and stack.is_remembered else None
             for byte in nodes.following_bytes():
