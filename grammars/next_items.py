@@ -18,6 +18,10 @@ from specdec.grammars.node_groups import NodeGroup
 from specdec.grammars.positions import Literal
 from specdec.grammars.stacks import Config, Stack
 
+_MAX_BYTES = 4 * 2**20
+_PLACE_BYTES = 500
+"""Of one place, roughly."""
+
 
 @dataclass(slots=True, eq=False)
 class NextPlace:
@@ -52,10 +56,14 @@ class NextItems:
 
     def __init__(self, automaton: Automaton) -> None:
         self._automaton = automaton
-        self._known: BoundedCache[tuple[Config, NodeGroup], list[NextPlace]] = BoundedCache(192)
+        self._known: BoundedCache[tuple[Config, NodeGroup], list[NextPlace]] = BoundedCache(
+            192, max_bytes=_MAX_BYTES, num_bytes_of=lambda places: _PLACE_BYTES * len(places)
+        )
 
     def follow(self, waiting: Config, group: NodeGroup) -> list[NextPlace]:
         """The places below the nodes, at which an item is waited for. A token that ends in none is not allowed."""
+        if not group.is_kept:
+            return list(self._places(waiting, group))
         places = self._known.get((waiting, group))
         if places is None:
             places = list(self._places(waiting, group))
