@@ -62,7 +62,12 @@ class NodeGroup:
 
     def can_follow(self, bytes_: frozenset[int]) -> bool:
         """False only where no child is one of the bytes."""
-        return not self.is_kept or not self.following_bytes().isdisjoint(bytes_)
+        if not self.is_kept:
+            return True
+        following = self._child_bytes
+        if following is None:
+            following = self.following_bytes()
+        return not following.isdisjoint(bytes_)
 
     def following_bytes(self) -> frozenset[int]:
         """Those that lead to children."""
