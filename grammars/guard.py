@@ -86,7 +86,7 @@ class GuardWalker(MaskWalker):
 
     def _needed_after(self, position: Completed, stack: Stack) -> Iterable[bytes]:
         after, below = fresh_item(position, stack)
-        if after.frame.all_may_close():
+        if after.frame.seen is None or after.frame.all_may_close():
             return ()
         completion = self._bounds.completion(after, below)
         return () if completion is None else items_of(completion.data)
@@ -97,7 +97,8 @@ class GuardWalker(MaskWalker):
         if completion is None or before is None:
             return
         # Of the tokens that end here, those after which it would repeat the item before.
-        if must_go_on(place.config[1]) or (place.item is None and isinstance(place.config[0], ArrayEnd)):
+        position, stack = place.config
+        if must_go_on(stack) or (isinstance(position, ArrayEnd) and position.frame.seen is not None):
             begun = b"" if place.item is None else b"," + place.item
             items = frozenset(items_of(begun + completion.data))
             self._decide_some(place, before, items.__contains__)

@@ -9,7 +9,7 @@ same for all masks inside an item.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.bounded_cache import BoundedCache
@@ -18,8 +18,13 @@ from specdec.grammars.node_groups import NodeGroup
 from specdec.grammars.positions import Literal
 from specdec.grammars.stacks import Config, Stack
 
+_MAX_BYTES = 4 * 2**20
+_PLACE_BYTES = 500
+"""Of one place, roughly."""
 
-class NextPlace(NamedTuple):
+
+@dataclass(slots=True, eq=False)
+class NextPlace:
     """Where tokens end after a comma."""
 
     group: NodeGroup
@@ -30,8 +35,11 @@ class NextPlace(NamedTuple):
     """What is written of the present item; None where none is begun or waited for."""
     ended: tuple[bytes, ...]
     """The items since the comma."""
-    can_differ: bool
-    """Whether the present item can become one that did not occur, whichever was the one before the comma."""
+    can_differ: bool | None = None
+    """Whether the present item can become one that did not occur, whichever was the one before the comma.
+
+    None where nobody asked.
+    """
 
     def may_repeat(self, before: bytes) -> bool:
         """Whether an item is the one before the comma, or can become it, where that one began like this."""
@@ -48,10 +56,14 @@ class NextItems:
 
     def __init__(self, automaton: Automaton) -> None:
         self._automaton = automaton
-        self._known: BoundedCache[tuple[Config, NodeGroup], list[NextPlace]] = BoundedCache(192)
+        self._known: BoundedCache[tuple[Config, NodeGroup], list[NextPlace]] = BoundedCache(
+            192, max_bytes=_MAX_BYTES, num_bytes_of=lambda places: _PLACE_BYTES * len(places)
+        )
 
     def follow(self, waiting: Config, group: NodeGroup) -> list[NextPlace]:
         """The places below the nodes, at which an item is waited for. A token that ends in none is not allowed."""
+        if not group.is_kept:
+            return list(self._places(waiting, group))
         places = self._known.get((waiting, group))
         if places is None:
             places = list(self._places(waiting, group))
@@ -63,9 +75,11 @@ class NextItems:
 
         That one is longer than `before`, which it begins with, and `place.repeats` it not.
         """
-        if place.can_differ or place.item is None or not before.startswith(place.item):
+        if place.item is None or not before.startswith(place.item):
             return True
-        return self._automaton.can_differ_from_another(place.config, before)
+        if place.can_differ is None:
+            place.can_differ = self._automaton.can_differ_from_any(place.config)
+        return place.can_differ or self._automaton.can_differ_from_another(place.config, before)
 
     def _places(self, waiting: Config, group: NodeGroup) -> Iterator[NextPlace]:
         """Those nearer to the comma before those beyond them."""
@@ -75,8 +89,7 @@ class NextItems:
         while pending:
             config, nodes, text, ended = pending.pop()
             item = _present_item(config[1], around.depth)
-            can_differ = item is not None and self._automaton.can_differ_from_any(config)
-            yield NextPlace(nodes, config, text, item, ended, can_differ)
+            yield NextPlace(nodes, config, text, item, ended)
             stack = config[1]
             possible = self._automaton.possible_bytes(config) if stack is not None and stack.is_remembered else None
             for byte in nodes.following_bytes():

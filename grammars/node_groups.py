@@ -21,13 +21,14 @@ _NONE: Nodes = np.empty(0, np.int32)
 class NodeGroup:
     """Never empty, but where it says so. One that is kept finds everything once."""
 
-    __slots__ = ("_bits", "_child_bytes", "_children", "_inner", "_is_kept", "_token_ids", "_vocabulary", "nodes")
+    __slots__ = ("_bits", "_child_bytes", "_children", "_inner", "_token_ids", "_vocabulary", "is_kept", "nodes")
 
     def __init__(self, vocabulary: Vocabulary, nodes: Nodes | Sequence[int], *, is_kept: bool = False) -> None:
         """`nodes` is int32 [num_nodes], ascending."""
         self._vocabulary = vocabulary
         self.nodes: Nodes = nodes if isinstance(nodes, np.ndarray) else np.array(nodes, np.int32)
-        self._is_kept = is_kept
+        self.is_kept = is_kept
+        """Whether it is told by identity: what is found below it is kept."""
         self._children: dict[int, NodeGroup | None] = {}
         self._child_bytes: frozenset[int] | None = None
         self._inner: NodeGroup | None = None
@@ -44,7 +45,7 @@ class NodeGroup:
         The group of those nodes may be empty.
         """
         v = self._vocabulary
-        if not self._is_kept:
+        if not self.is_kept:
             inner, num_ended = v.kernels.enter_nodes(self.nodes, v.trie_skips, v.trie_starts, v.token_ids, words)
             return NodeGroup(v, inner), num_ended > 0
         if self._inner is None:
@@ -61,7 +62,12 @@ class NodeGroup:
 
     def can_follow(self, bytes_: frozenset[int]) -> bool:
         """False only where no child is one of the bytes."""
-        return not self._is_kept or not self.following_bytes().isdisjoint(bytes_)
+        if not self.is_kept:
+            return True
+        following = self._child_bytes
+        if following is None:
+            following = self.following_bytes()
+        return not following.isdisjoint(bytes_)
 
     def following_bytes(self) -> frozenset[int]:
         """Those that lead to children."""
@@ -77,7 +83,7 @@ class NodeGroup:
             return self._children[byte]
         v = self._vocabulary
         nodes = v.kernels.step_nodes(self.nodes, byte, v.trie_bytes, v.trie_skips)
-        children = NodeGroup(v, nodes, is_kept=self._is_kept) if len(nodes) else None
-        if self._is_kept:
+        children = NodeGroup(v, nodes, is_kept=self.is_kept) if len(nodes) else None
+        if self.is_kept:
             self._children[byte] = children
         return children

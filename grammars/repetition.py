@@ -25,7 +25,7 @@ class Repetitions:
         self._known: BoundedCache[Config, bool] = BoundedCache(4096)
 
     def can_differ(self, config: Config) -> bool:
-        """Whether an item that may still become one that occurred can become another as well."""
+        """Whether an item that may still become one that occurred can become another as well, or repeat that one."""
         below = config[1]
         while below is not None and below.is_remembered:
             if isinstance(below.frame, ArrayFrame) and below.frame.is_repeating():
@@ -73,11 +73,15 @@ class Repetitions:
             if is_found is None:
                 repeating = _repeating_bytes(current, depth)
                 is_found = bool(self._others(current, repeating, 1))
-                if not is_found:
-                    for byte in repeating:
-                        after = self._feed(current, bytes((byte,)))
-                        if after is not None and after[1] is not None and after[1].depth >= depth:
-                            pending.append((after, current))
+                for byte in () if is_found else repeating:
+                    after = self._feed(current, bytes((byte,)))
+                    if after is None:
+                        continue
+                    if after[1] is None or after[1].depth < depth:
+                        # Some alternative goes on past the repetition.
+                        is_found = True
+                        break
+                    pending.append((after, current))
             if is_found:
                 # So may it from everywhere on the way, and what was followed to its end beside it cannot.
                 self._keep(before, found=current)

@@ -11,7 +11,7 @@ import pytest
 from checks import accepts, check_against_judge
 from vocabularies import small_vocabulary
 
-from specdec.grammars import GrammarCompiler, UnsupportedSchemaError
+from specdec.grammars import GrammarCompiler, GrammarState, UnsupportedSchemaError
 from specdec.grammars.judge import Judge
 
 _ITEMS = [{}, {"type": "integer"}, {"enum": [1, 2]}, {"enum": ["a", "ab", "b"]}, {"type": "string", "maxLength": 1}]
@@ -29,6 +29,25 @@ def test_both_alternatives_are_kept() -> None:
         for value in itertools.product([1, 2, 3], repeat=length):
             is_instance = len(set(value)) == len(value) or len(value) <= 2
             assert accepts(grammar, _text(value)) is is_instance, value
+
+
+def test_a_repetition_that_another_alternative_takes_can_be_written_byte_by_byte() -> None:
+    grammar = GrammarCompiler(small_vocabulary()).compile_json_schema(
+        {
+            "type": "array",
+            "anyOf": [
+                {"uniqueItems": True, "items": {"enum": ["a", "ab", {"x": 1}]}},
+                {"items": {"enum": ["a", {"x": 1}]}, "maxItems": 2},
+            ],
+        }
+    )
+    for value in (["a", "a"], [{"x": 1}, {"x": 1}]):
+        state: GrammarState | None = grammar.initial_state
+        for byte in _text(value):
+            assert state is not None, value
+            state = grammar.advance_bytes(state, bytes((byte,)))
+        assert state is not None, value
+        assert grammar.is_accepting(state), value
 
 
 def test_an_item_of_the_other_alternative_ends_the_unique_one() -> None:

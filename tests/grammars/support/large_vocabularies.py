@@ -28,7 +28,7 @@ _CHARACTERS = "éüñßøжшяцλπأبשनमกทひカ中国日本語한�
 _UNUSED = "<unused0>"
 
 
-class MadeVocabulary:
+class LargeVocabulary:
     """What tests ask of one."""
 
     def __init__(self, tokenizer: Tokenizer, size: int) -> None:
@@ -43,17 +43,17 @@ class MadeVocabulary:
 
 
 @functools.cache
-def made_vocabulary(name: VocabularyName) -> MadeVocabulary:
+def made_vocabulary(name: VocabularyName) -> LargeVocabulary:
     """Some 0.5 to 4 seconds."""
     if name == "byte_fallback_262k":
-        return MadeVocabulary(_byte_fallback(262_144), 262_144)
+        return LargeVocabulary(_byte_fallback(262_144), 262_144)
     num_tokens, size, longest_number, missing = {
         # Without 21 control characters and bytes that no UTF-8 text has; ids beyond the last token of the others.
         "byte_level_49k": (49_135, 49_152, 1, {*range(8), *range(14, 22), 0xC0, 0xC1, 0xF5, 0xF6, 0xFF}),
         "byte_level_128k": (128_000, 128_256, 3, set[int]()),
         "byte_level_151k": (151_643, 151_936, 1, set[int]()),
     }[name]
-    return MadeVocabulary(_byte_level(num_tokens, longest_number, missing), size)
+    return LargeVocabulary(_byte_level(num_tokens, longest_number, missing), size)
 
 
 def _byte_level(num_tokens: int, longest_number: int, missing: set[int]) -> Tokenizer:
