@@ -58,6 +58,17 @@ async def read_body(
                 code="unsupported_media_type",
             ),
         )
+    encoding = http_request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise ApiError(
+            415,
+            ErrorObject(
+                message=f"the content encoding is {encoding[:100]!r}; send the body as it is",
+                type="invalid_request_error",
+                code="unsupported_media_type",
+            ),
+            {"accept-encoding": "identity"},
+        )
     body = await http_request.body()
     if len(body) > OFF_LOOP_BYTES:
         return await asyncio.to_thread(decode_body, body, kind, refused, without_effect)
@@ -76,7 +87,7 @@ def decode_body(
     try:
         # Twice: once for what a typed decoder passes over (repeated and unknown fields), then typed, with
         # schemas kept as they were written.
-        content = json.loads(body, object_pairs_hook=_object_without_repeats, parse_constant=_refuse_constant)
+        content = json.loads(body.decode(), object_pairs_hook=_object_without_repeats, parse_constant=_refuse_constant)
         if not isinstance(content, dict):
             raise bad_request("the request body is not a JSON object", code="invalid_json")
         _refuse_fields(content, refused)
@@ -90,6 +101,8 @@ def decode_body(
         raise bad_request(
             "the request body holds text that is not valid Unicode, such as a lone surrogate", code="invalid_json"
         ) from None
+    except UnicodeDecodeError as error:
+        raise bad_request(f"the request body is not UTF-8 at byte {error.start}", code="invalid_json") from None
     except ValueError as error:
         raise bad_request(f"the request body is not valid JSON: {error}", code="invalid_json") from None
     ignored += [path for path in _ignored_inside(content, value) if path not in ignored]
@@ -176,6 +189,8 @@ def of_validation(text: str, inside: str = "") -> ApiError:
     path = inside
     if located is not None:
         text = text[: located.start()]
+        if located["path"] == "key":
+            text = f"of a key: {text}"
         path = (inside + (located["parent"] or located["path"]).removeprefix("$")).removeprefix(".")
     named = _MISSING.match(text) or _UNKNOWN.match(text)
     if named is not None:

@@ -7,6 +7,7 @@ the rest of a body that was refused. Every such client holds a connection, and w
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
@@ -17,6 +18,7 @@ from specdec.server.connection_limit import NUM_REFUSALS, mark_beyond_limit, too
 from specdec.server.errors import ErrorBody, ErrorObject
 
 _TIMEOUT: Final = "request_timeout"
+_NUM_PROBES: Final = 4
 _CLOSING: Final = {"connection": "close"}
 
 
@@ -29,6 +31,8 @@ class HttpProtocol(HttpToolsProtocol):
     """From the connection, or from a request's first byte, to the end of its headers."""
     body_timeout_s = 120.0
     """From there to the end of the body: 4 MiB may come with 35 kB a second."""
+    silence_timeout_s = 60
+    """After so long without a sign of life the other end is asked for one, and given as long again to show it."""
     max_connections: int | None = None
     """Connections at once; those beyond it get one answer, and in less time. None does not limit."""
     refusal_timeout_s = 5.0
@@ -49,6 +53,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
+        self._notice_silence(transport)
         self._is_beyond_limit = self._has_too_many()
         if self._has_too_many(NUM_REFUSALS):
             refusal = too_many_connections()
@@ -103,6 +108,22 @@ class HttpProtocol(HttpToolsProtocol):
         if cycle.more_body:
             self._wait(self.body_timeout_s, self._body_timed_out)
         super()._start_asgi_task(cycle, app)
+
+    def _notice_silence(self, transport: asyncio.Transport) -> None:
+        """Have the system end a connection whose other end is gone without a word, as after a cut in the network."""
+        connection = transport.get_extra_info("socket")
+        if connection is None or connection.family not in {socket.AF_INET, socket.AF_INET6}:
+            return
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (
+            ("TCP_KEEPIDLE", self.silence_timeout_s),
+            ("TCP_KEEPINTVL", max(1, self.silence_timeout_s // _NUM_PROBES)),
+            ("TCP_KEEPCNT", _NUM_PROBES),
+            ("TCP_USER_TIMEOUT", 2000 * self.silence_timeout_s),
+        ):
+            # Not every system has all of them.
+            if hasattr(socket, name):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def _wait(self, seconds: float, then: Callable[[], None]) -> None:
         self._stop_waiting()

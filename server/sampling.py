@@ -43,6 +43,8 @@ def sampling_params(
         raise bad_request(
             f"temperature is {fields.temperature:g}; it must be between 0 and {MAX_TEMPERATURE:g}", param="temperature"
         )
+    if fields.n is not None and fields.n < 1:
+        raise bad_request(f"n is {fields.n}; it must be between 1 and {limits.max_choices}", param="n")
     _check_at_most("n", fields.n or 1, limits.max_choices)
     stop = (fields.stop,) if isinstance(fields.stop, str) else tuple(fields.stop or ())
     _check_at_most("stop", len(stop), limits.max_stop_strings, "strings")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 from live_server import LiveServer, chat_body, read_events, serving, slowed, wait_until
 
 from specdec import ConfigError, Engine, FinishReason, Request, SamplingParams, TokenDelta
+from specdec.grammars import Limits
 from specdec.server import ServerConfig
 from specdec.server.admission import Admission, Ticket
 from specdec.server.errors import ApiError
@@ -218,6 +222,40 @@ def test_what_takes_longer_than_the_timeout_ends_with_an_error_and_frees_its_blo
         assert httpx.post(server.url + CHAT, json=chat_body(max_tokens=2), timeout=30).status_code == 200
         wait_until(lambda: server.num_blocks_in_use() == 0, "the blocks to be freed")
         assert server.async_engine.num_in_flight == 0
+
+
+def test_one_keys_many_slow_schemas_do_not_hold_up_anothers_small_one(make_engine: Callable[..., Engine]) -> None:
+    many = {"max_properties": 10**6, "max_refs": 10**6, "max_nodes": 10**6, "max_goals": 10**6}
+    limits = Limits(max_schema_bytes=10**7, max_compile_seconds=100.0, **many)
+    config = ServerConfig(served_model_names=("tiny",), api_keys=("many", "one"))
+
+    def asked_by(key: str, schema: object) -> dict[str, object]:
+        body = chat_body(structured_outputs={"json": schema}, max_tokens=200)
+        return {"json": body, "headers": {"authorization": f"Bearer {key}"}, "timeout": 60}
+
+    def slow_schema(salt: int) -> object:
+        definitions = {f"d{i}": {"type": "array", "items": {"enum": [i, salt]}, "minItems": i} for i in range(1500)}
+        properties = {name: {"$ref": f"#/$defs/{name}"} for name in definitions}
+        return {"properties": properties, "$defs": definitions}
+
+    with (
+        serving(make_engine(grammar_limits=limits, num_compile_workers=1), config) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        compiler = server.async_engine._engine._compiler
+        for i in range(80):
+            body = json.dumps(asked_by("many", slow_schema(i))["json"]).encode()
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+            connection.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+                b"authorization: Bearer many\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+            )
+        wait_until(lambda: server.async_engine.num_in_flight == 80, "all of them to wait")
+        num_before = compiler.cache_entries
+        answer = httpx.post(server.url + CHAT, **asked_by("one", {"const": "small"}))
+        assert answer.status_code == 200
+        assert compiler.cache_entries - num_before <= 4, "its own, the one in progress, and those that ended meanwhile"
+        assert server.async_engine.num_in_flight > 60
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import httpx
@@ -220,6 +221,35 @@ BAD_BODIES = {
 def test_a_body_that_is_no_json_object_is_a_400(client: httpx.Client, body: bytes) -> None:
     response = client.post(CHAT, content=body, headers={"content-type": "application/json"})
     assert_error(response, 400, None, "invalid_json")
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        (b'{"model": "\xff\xfe"}', "not UTF-8 at byte 11"),
+        ('{"model": "tiny"}'.encode("utf-16"), "not UTF-8 at byte 0"),
+        (b"\xef\xbb\xbf{}", "BOM"),
+        (b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}', "lone surrogate"),
+    ],
+    ids=["bytes", "utf-16", "byte order mark", "surrogate"],
+)
+def test_what_is_wrong_with_the_characters_of_a_body_is_said(client: httpx.Client, body: bytes, what: str) -> None:
+    response = client.post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert what in assert_error(response, 400, None, "invalid_json")["message"]
+
+
+def test_a_compressed_body_is_a_415_that_says_so(client: httpx.Client) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    response = client.post(CHAT, content=gzip.compress(json.dumps(chat_body()).encode()), headers=headers)
+    assert "'gzip'" in assert_error(response, 415, None, "unsupported_media_type")["message"]
+    assert response.headers["accept-encoding"] == "identity"
+    headers["content-encoding"] = "identity"
+    assert client.post(CHAT, content=json.dumps(chat_body(max_tokens=1)), headers=headers).status_code == 200
+
+
+def test_messages_name_this_servers_limits_and_say_which_part_is_wrong(client: httpx.Client) -> None:
+    assert "between 1 and 16" in client.post(CHAT, json=chat_body(n=0)).json()["error"]["message"]
+    assert "of a key" in client.post(CHAT, json=chat_body(logit_bias={"x": 1})).json()["error"]["message"]
 
 
 def test_a_number_out_of_range_is_a_400(client: httpx.Client) -> None:

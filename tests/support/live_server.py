@@ -44,6 +44,9 @@ class LiveServer:
         self._thread.join(TIMEOUT_S)
         assert not self._thread.is_alive(), "the server did not stop"
 
+    def connections(self) -> set[object]:
+        return self._server.server_state.connections
+
     def num_blocks_in_use(self) -> int:
         return self.async_engine.stats().num_kv_blocks_in_use
 
