@@ -16,8 +16,9 @@ import os
 import sys
 from typing import Final
 
-NUM_PRIMITIVES: Final = 64
-"""Those of about ten steps: a step has one for each shape of a weight, and few for attention."""
+NUM_PRIMITIVES: Final = 256
+"""Several steps of them: a step has one for each shape of a weight, and some for attention; fewer than a step has would
+be made again in each layer."""
 
 
 def bound_primitives() -> None:

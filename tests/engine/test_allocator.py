@@ -20,15 +20,15 @@ if not PackedLinear.supports(weight):
     raise SystemExit
 method = PackedLinear()
 packed = method.prepare(weight)
-x = torch.zeros(600, 576, dtype=torch.bfloat16)
+x = torch.zeros(900, 576, dtype=torch.bfloat16)
 
 def resident_mb():
     return psutil.Process().memory_info().rss / 1e6
 
-for num_rows in range(1, 100):
+for num_rows in range(1, 280):
     method.apply(x[:num_rows], packed, None)
 settled = resident_mb()
-for num_rows in range(100, 600):
+for num_rows in range(280, 900):
     method.apply(x[:num_rows], packed, None)
 print(resident_mb() - settled)
 """
