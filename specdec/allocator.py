@@ -16,7 +16,7 @@ import os
 import sys
 from typing import Final
 
-NUM_PRIMITIVES: Final = 256
+NUM_PRIMITIVES: Final = 64
 """Several steps of them: a step has one for each shape of a weight, and some for attention; fewer than a step has would
 be made again in each layer."""
 

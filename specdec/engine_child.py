@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 PULSE_S = 0.05
 """How often a busy engine says how long it has been at its step."""
 IDLE_PULSE_S = 0.5
-TRIM_INTERVAL_S = 10.0
+TRIM_INTERVAL_S = 2.0
 """How often the memory that steps have left free goes back to the system."""
 LAST_WORDS_S = 1.0
 """How long what is written last may wait to be read."""
