@@ -9,9 +9,10 @@ from specdec.evals.fault_clients import Body
 
 LONG_TOKENS = 4000
 SHORT_TOKENS = 24
+_TOKENS_PER_NUMBER = 5
+"""At most: three digits and a comma, with some room."""
 _NUM_DEFINITIONS = 20_000
 
-_LONG_SCHEMA: Body = {"type": "array", "items": {"type": "integer", "minimum": 100, "maximum": 999}, "minItems": 400}
 _SHORT_SCHEMA: Body = {
     "type": "object",
     "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 99}, "is_adult": {"type": "boolean"}},
@@ -22,17 +23,20 @@ _SHORT_SCHEMA: Body = {
 
 def bodies(model: str, *, long_every: int, max_model_len: int) -> Iterator[tuple[str, Body]]:
     """Without end, in turns: streamed and whole, free and under a schema, every so many long (0 is never)."""
+    max_tokens = min(LONG_TOKENS, max_model_len // 2)
+    numbers = {"type": "integer", "minimum": 100, "maximum": 999}
+    long_schema = {"type": "array", "items": numbers, "minItems": max_tokens // _TOKENS_PER_NUMBER}
     for index in itertools.count():
         is_long = bool(long_every) and index // 4 % long_every == 0
         body = _asking(model, "Count as far as you can.", seed=index)
         if index % 2 == 0:
             body["stream"] = True
         if index // 2 % 2:
-            body["response_format"] = _format(_LONG_SCHEMA if is_long else _SHORT_SCHEMA)
+            body["response_format"] = _format(long_schema if is_long else _SHORT_SCHEMA)
         else:
             body["ignore_eos"] = True
         if is_long:
-            body["max_tokens"] = min(LONG_TOKENS, max_model_len // 2)
+            body["max_tokens"] = max_tokens
         elif "response_format" not in body:
             body["max_tokens"] = SHORT_TOKENS
         yield "long" if is_long else "short", body

@@ -20,6 +20,7 @@ Kind = Literal["stream", "whole"]
 FINISHED: Final = "finished"
 LOST: Final = "connection lost"
 NOT_CONNECTED: Final = "connection refused"
+_ARRIVAL_S: Final = 0.1
 _RETRY_S: Final = 0.05
 """How long a client waits that was turned away, before it asks again."""
 
@@ -56,7 +57,8 @@ class Seen:
     ended_at: float = 0.0
 
     def was_in_flight(self, moment: float) -> bool:
-        return self.sent_at <= moment < self.ended_at
+        """Whether the server had it at that moment; what was sent just before may have been on its way."""
+        return self.sent_at <= moment - _ARRIVAL_S and moment < self.ended_at
 
     def longest_gap_s(self, begin: float, end: float) -> float:
         """Between two chunks of that time; 0 for fewer."""

@@ -43,7 +43,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: dict[str, OutcomeCount]
     """Requests that were in flight, by kind and outcome."""
     sent_later: dict[str, int]
-    """Those that were sent afterwards."""
+    """Those that were sent afterwards, or were on their way."""
     seconds_to_503: float | None
     """Until /health said so; None where it never did."""
     seconds_to_exit: float | None
@@ -199,7 +199,11 @@ def _counts(in_flight: Sequence[Seen], moment: float) -> dict[str, OutcomeCount]
 
 
 def _later(seen: Iterable[Seen], moment: float) -> dict[str, int]:
-    return dict(sorted(Counter(each.outcome for each in seen if each.sent_at > moment).items()))
+    return dict(
+        sorted(
+            Counter(each.outcome for each in seen if each.ended_at > moment and not each.was_in_flight(moment)).items()
+        )
+    )
 
 
 def _longest_gap(seen: Iterable[Seen], begin: float, end: float) -> float:

@@ -68,11 +68,11 @@ class FaultServer:
     def engine_pid(self) -> int:
         """Of the engine's process, the only child of the one that serves."""
         (engine,) = psutil.Process(self.pid).children()
-        return engine.pid
+        return int(engine.pid)
 
     def worker_pids(self) -> list[int]:
         """Of the processes that compile: what the engine's child has forked."""
-        return [worker.pid for child in psutil.Process(self.engine_pid).children() for worker in child.children()]
+        return [int(worker.pid) for child in psutil.Process(self.engine_pid).children() for worker in child.children()]
 
     def busy_worker(self, timeout_s: float) -> int:
         """The worker that compiles. Raises EngineError where none does in that time."""

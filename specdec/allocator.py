@@ -4,6 +4,9 @@ Every step packs another number of tokens, and to oneDNN each shape of a product
 1,024 of them, twice, of up to a megabyte each, and lays them between the tensors of the steps, whose memory then
 cannot be given back. Under mixed load at 64 at once an engine of SmolLM2-135M grew by 183 MB a minute, to more than
 a gigabyte over what it needs. A product whose primitive has to be made again takes some 0.2 ms longer.
+
+What is free between blocks in use goes back from time to time. To have large blocks mapped one by one instead would
+cost up to a quarter of the speed in page faults: every step has logits and activations of megabytes.
 """
 
 from __future__ import annotations
@@ -14,10 +17,8 @@ import sys
 from typing import Final
 
 NUM_PRIMITIVES: Final = 64
-"""Those of about ten steps: a step has one for each shape of a weight, and few for attention."""
-MAPPED_BYTES: Final = 4 * 2**20
-"""From here a tensor has pages of its own, which go back when it does; only logits are so large."""
-_M_MMAP_THRESHOLD: Final = -3
+"""Several steps of them: a step has one for each shape of a weight, and some for attention; fewer than a step has would
+be made again in each layer."""
 
 
 def bound_primitives() -> None:
@@ -25,19 +26,6 @@ def bound_primitives() -> None:
     if "torch" not in sys.modules:
         for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
             os.environ.setdefault(name, str(NUM_PRIMITIVES))
-
-
-def return_large_blocks() -> None:
-    """Make glibc give large blocks back to the system for good, unless the user has set a threshold.
-
-    By itself it raises the threshold to the largest block that was ever freed. Nothing happens with another C library.
-    """
-    if sys.platform != "linux" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
-        return
-    # musl has no such setting.
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None:
-        set_option(_M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def return_free_pages() -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from specdec.allocator import return_free_pages, return_large_blocks
+from specdec.allocator import return_free_pages
 from specdec.async_engine import AsyncEngine
 from specdec.delta_stream import DeltaStream, append_joined
 from specdec.engine_messages import (
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 PULSE_S = 0.05
 """How often a busy engine says how long it has been at its step."""
 IDLE_PULSE_S = 0.5
-TRIM_INTERVAL_S = 10.0
+TRIM_INTERVAL_S = 2.0
 """How often the memory that steps have left free goes back to the system."""
 LAST_WORDS_S = 1.0
 """How long what is written last may wait to be read."""
@@ -67,7 +67,6 @@ def main(fd: int, parent_pid: int | None) -> NoReturn:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent_pid:
             os._exit(1)
-    return_large_blocks()
     status = asyncio.run(_serve(socket.socket(fileno=fd)))
     # What else runs here waits for nobody, and tearing torch down takes its time.
     logging.shutdown()

@@ -140,7 +140,7 @@ async def test_clients_ask_again_and_what_was_in_flight_at_a_moment_is_known():
         await reader.readuntil(b"\r\n\r\n")
         await asyncio.sleep(0.02)
         writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + CHUNK)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)
         writer.write(END + DONE)
         writer.close()
 
@@ -150,10 +150,11 @@ async def test_clients_ask_again_and_what_was_in_flight_at_a_moment_is_known():
         clients = FaultClients(f"http://127.0.0.1:{port}", endless, 3, 5.0)
         async with clients.asking():
             await clients.all_answered()
+            await asyncio.sleep(0.15)
             moment = time.perf_counter()
             await clients.stop()
     in_flight = [each for each in clients.seen if each.was_in_flight(moment)]
     assert len(in_flight) == 3
     assert all(each.outcome == FINISHED and each.chunk_times[0] <= moment for each in in_flight)
-    assert all(each.longest_gap_s(each.sent_at, each.ended_at) > 0.03 for each in clients.seen)
+    assert all(each.longest_gap_s(each.sent_at, each.ended_at) > 0.2 for each in clients.seen)
     assert all(each.longest_gap_s(each.sent_at, moment) == 0 for each in in_flight)
