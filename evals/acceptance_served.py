@@ -157,9 +157,7 @@ class _Group:
         """The tasks that the server takes, and by name why it does not take the others."""
         cache_salt = secrets.token_hex(16)
         # One token tells, or, under a schema, the fewest that it needs.
-        bodies = [
-            self._body(i, arm, cache_salt, is_traced=False) | {"max_tokens": 1} for i in range(len(self._tasks))
-        ]
+        bodies = [self._body(i, arm, cache_salt, is_traced=False) | {"max_tokens": 1} for i in range(len(self._tasks))]
         answers, _ = self._server.ask_all(bodies, concurrency=concurrency)
         asked = list(zip(self._tasks, answers, strict=True))
         return (

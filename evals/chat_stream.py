@@ -16,6 +16,7 @@ from specdec.request import DraftTrace
 
 _DATA = "data:"
 _DONE = "[DONE]"
+_REFUSALS = (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY)
 
 
 class ReportedSpeculation(msgspec.Struct, frozen=True):
