@@ -218,10 +218,11 @@ class _Group:
         }
         if task.schema is not None:
             schema: dict[str, object] = {"name": task.name, "schema": task.schema, "strict": True}
+            response_format: dict[str, object] = {"type": "json_schema", "json_schema": schema}
             if self._server.takes_speculative and task.unknown_format != "refuse":
                 # A field of specdec's alone.
-                schema["options"] = {"unknown_format": task.unknown_format}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+                response_format["options"] = {"unknown_format": task.unknown_format}
+            body["response_format"] = response_format
         if arm.is_predicted and task.prediction is not None:
             body["prediction"] = {"type": "content", "content": task.prediction}
         if self._server.takes_speculative:

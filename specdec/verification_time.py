@@ -6,10 +6,12 @@ from typing import Final
 
 from specdec.step_time import StepTime
 
-_DECAY: Final = 0.98
+_DECAY: Final = 0.9
 """Of what was observed of drafts, with every step that has some."""
+_PRIOR_STEPS: Final = 1.0
+"""Steps as which the measured curve counts, that having drafts at all takes nothing more."""
 _PRIOR_SHARE: Final = 0.05
-"""The measured curve counts as one step that drafts made longer by this part."""
+"""It counts as one step that drafts made longer by this part, for what each of them takes."""
 _MIN_SHARE: Final = 0.01
 """Of a step without drafts: what a draft token is thought to be able to take, where the measured curve has nothing."""
 _FORGETTING: Final = 0.01
@@ -21,26 +23,33 @@ _MAX_DEVIATION: Final = 2.0
 
 
 class _Excess:
-    """By how much drafts took longer than the measured curve says: a decayed least-squares fit."""
+    """By how much drafts took longer than the measured curve says: a decayed least-squares fit of a line.
 
-    __slots__ = ("_product", "_square")
+    All in steps without drafts: x what drafts are thought to take, y how much longer they took.
+    """
+
+    __slots__ = ("_num", "_x", "_xx", "_xy", "_y")
 
     def __init__(self) -> None:
-        self._product = 0.0
-        self._square = 0.0
+        self._num = self._x = self._y = self._xx = self._xy = 0.0
 
-    def add(self, share: float, excess: float) -> None:
-        """Drafts whose scale is this share of a step took so much longer, in steps."""
-        self._product = self._product * _DECAY + share * excess
-        self._square = self._square * _DECAY + share * share
+    def add(self, x: float, y: float) -> None:
+        self._num = self._num * _DECAY + 1.0
+        self._x = self._x * _DECAY + x
+        self._y = self._y * _DECAY + y
+        self._xx = self._xx * _DECAY + x * x
+        self._xy = self._xy * _DECAY + x * y
 
     def fade(self) -> None:
-        self._product *= 1.0 - _FORGETTING
-        self._square *= 1.0 - _FORGETTING
+        self._y *= 1.0 - _FORGETTING
+        self._xy *= 1.0 - _FORGETTING
 
-    @property
-    def slope(self) -> float:
-        return self._product / (self._square + _PRIOR_SHARE**2)
+    def at(self, x: float) -> float:
+        num, xx = self._num + _PRIOR_STEPS, self._xx + _PRIOR_SHARE**2
+        determinant = num * xx - self._x**2
+        intercept = (self._y * xx - self._x * self._xy) / determinant
+        slope = (num * self._xy - self._x * self._y) / determinant
+        return intercept + slope * x
 
 
 class VerificationTime:
@@ -64,7 +73,7 @@ class VerificationTime:
         added = self._added(num_tokens, num_drafted)
         excess = self._excesses.get(num_tokens.bit_length())
         if excess is not None:
-            added += excess.slope * self._scale(num_tokens, num_drafted)
+            added += plain * excess.at(self._scale(num_tokens, num_drafted) / plain)
         # No step with drafts is expected to be shorter than one without.
         return plain + max(added, 0.0)
 

@@ -93,7 +93,8 @@ class DraftLengths:
         chosen = [draft for draft in drafts if _is_fixed(draft)]
         chances = [(self._chance_of_next(draft), draft) for draft in drafts if not _is_fixed(draft)]
         chances.sort(key=lambda offer: -offer[0])
-        num_tokens, num_drafted = _num_base_tokens(batch), sum(len(draft.token_ids) for draft in drafts)
+        # What it takes to have drafts at all is weighed in `cut`, by what the passes have led to.
+        num_tokens, num_drafted = _num_base_tokens(batch), max(1, sum(len(draft.token_ids) for draft in drafts))
         seconds = self._time.seconds(num_tokens, num_drafted)
         expected = _num_emitting(batch) + sum(sum(self._chances(draft)) for draft in drafts)
         gain, best, num_best = 0.0, 0.0, 0

@@ -187,17 +187,21 @@ def test_a_server_that_is_not_there_is_named():
 
 def test_tasks_that_a_server_does_not_take_are_left_out_by_name(exact, tmp_path):
     path = tmp_path / "schemas.jsonl"
-    schemas = {"known": {"enum": ["a", "b"]}, "no instance": {"allOf": [{"type": "string"}, {"type": "null"}]}}
+    schemas = {
+        "known": {"enum": ["a", "b"]},
+        "strange": {"type": "string", "format": "nobody-knows", "maxLength": 3},
+        "no instance": {"allOf": [{"type": "string"}, {"type": "null"}]},
+    }
     records = [{"name": name, "schema": schema, "tests": []} for name, schema in schemas.items()]
     path.write_text("\n".join(map(json.dumps, records)))
     arguments = ["--spec", "grammar", "--concurrency", "1", "--dataset", str(path)]
-    exit_code, shown, _ = invoke(exact.url, *arguments)
+    exit_code, shown, _ = invoke(exact.url, *arguments, "--num-tasks", "3")
     assert exit_code == 0, shown["failures"]
     [group] = shown["groups"]
-    assert group["num_requests"] == 1
+    assert group["num_requests"] == 2
     [left_out] = [each for each in shown["warnings"] if each.startswith("left out")]
     assert "no instance" in left_out
-    path.write_text(json.dumps(records[1]))
+    path.write_text(json.dumps(records[2]))
     exit_code, shown, _ = invoke(exact.url, *arguments)
     assert exit_code == 1
     assert "none of its tasks" in shown["failures"][0]
