@@ -88,20 +88,31 @@ def run_acceptance_on_server(
         groups = {name: tasks for name, tasks in groups.items() if name != PREDICTED}
     arms = {name: _arms(grid, name, server) for name in groups}
     failures: list[str] = []
+    left_out: dict[str, str] = {}
     results: list[GroupResult] = []
     num_runs = sum(len(own) for own in arms.values()) * (size.rounds + 1) * len(concurrencies)
     with terminal.progress("acceptance", num_runs) as steps:
         for name, tasks in groups.items():
+            asked = _Group(server, spread_by_length(tasks, size.num_tasks), temperature, size.max_tokens)
+            taken, refused = asked.answerable(arms[name][0], concurrency=max(concurrencies))
+            left_out |= refused
+            if not taken:
+                failures.append(f"{name}: none of its tasks is taken: {next(iter(refused.values()))}")
+                continue
             for concurrency in concurrencies:
                 steps.note(f"{name}, {concurrency} at once")
-                group = _Group(server, spread_by_length(tasks, size.num_tasks), temperature, size.max_tokens)
+                group = _Group(server, taken, temperature, size.max_tokens)
                 result, faults = group.measure(
                     name, arms[name], rounds=size.rounds, concurrency=concurrency, on_run=steps.advance
                 )
                 failures += [f"{name}, concurrency {concurrency}, {fault}" for fault in faults]
                 results += [] if result is None else [result]
     show_groups(results, terminal)
-    warnings = [load_warning(environment), None if server.takes_speculative else _REMEMBERS]
+    warnings = [
+        *(f"left out {name}, which the server does not take: {why}" for name, why in left_out.items()),
+        load_warning(environment),
+        None if server.takes_speculative else _REMEMBERS,
+    ]
     return EvalResult(
         eval_name="acceptance",
         failures=tuple(failures),
@@ -141,6 +152,18 @@ class _Group:
         self._tasks = tasks
         self._temperature = temperature
         self._max_tokens = [max_tokens] * len(tasks)
+
+    def answerable(self, arm: Arm, *, concurrency: int) -> tuple[list[Task], dict[str, str]]:
+        """The tasks that the server takes, and by name why it does not take the others."""
+        cache_salt = secrets.token_hex(16)
+        # One token tells, or, under a schema, the fewest that it needs.
+        bodies = [self._body(i, arm, cache_salt, is_traced=False) | {"max_tokens": 1} for i in range(len(self._tasks))]
+        answers, _ = self._server.ask_all(bodies, concurrency=concurrency)
+        asked = list(zip(self._tasks, answers, strict=True))
+        return (
+            [task for task, answer in asked if not answer.is_refused],
+            {task.name: answer.error or "" for task, answer in asked if answer.is_refused},
+        )
 
     def measure(
         self, name: str, arms: Sequence[Arm], *, rounds: int, concurrency: int, on_run: Callable[[], None]
@@ -195,10 +218,11 @@ class _Group:
         }
         if task.schema is not None:
             schema: dict[str, object] = {"name": task.name, "schema": task.schema, "strict": True}
+            response_format: dict[str, object] = {"type": "json_schema", "json_schema": schema}
             if self._server.takes_speculative and task.unknown_format != "refuse":
                 # A field of specdec's alone.
-                schema["options"] = {"unknown_format": task.unknown_format}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+                response_format["options"] = {"unknown_format": task.unknown_format}
+            body["response_format"] = response_format
         if arm.is_predicted and task.prediction is not None:
             body["prediction"] = {"type": "content", "content": task.prediction}
         if self._server.takes_speculative:

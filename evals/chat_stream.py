@@ -16,6 +16,7 @@ from specdec.request import DraftTrace
 
 _DATA = "data:"
 _DONE = "[DONE]"
+_REFUSALS = (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY)
 
 
 class ReportedSpeculation(msgspec.Struct, frozen=True):
@@ -47,6 +48,8 @@ class StreamedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int = 0
     """What was asked for in the end."""
     error: str | None = None
+    is_refused: bool = False
+    """Whether the request itself was at fault, as the server sees it."""
 
 
 class _Piece(msgspec.Struct):
@@ -161,7 +164,10 @@ async def _ask(client: httpx.AsyncClient, body: Mapping[str, object]) -> Streame
                 await response.aread()
                 enough = minimum_tokens(response)
                 if enough is None or enough <= max_tokens:
-                    return StreamedAnswer(error=f"status {response.status_code}: {response.text[:500]}")
+                    return StreamedAnswer(
+                        error=f"status {response.status_code}: {response.text[:500]}",
+                        is_refused=response.status_code in _REFUSALS,
+                    )
             else:
                 return msgspec.structs.replace(await _read(response, start), max_tokens=max_tokens)
     except httpx.HTTPError as error:

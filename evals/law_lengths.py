@@ -24,7 +24,7 @@ from specdec.step_time import StepTime
 from specdec.verifier import Outcome
 
 _PLAIN_SECONDS: Final = 1.0
-_DRAFTING_SECONDS: Final = 1.55
+_DRAFTING_SECONDS: Final = 1.7
 _SECONDS_PER_DRAFT_TOKEN: Final = 0.05
 _DRAFT_MODEL_SECONDS: Final = 0.5
 _SURE: Final = 8

@@ -45,13 +45,15 @@ class _Runs:
 class PredictionIndex:
     """Immutable; all choices of a request share one."""
 
-    __slots__ = ("_runs", "token_ids")
+    __slots__ = ("_order", "_runs", "_sorted", "token_ids")
 
     def __init__(self, token_ids: AbstractSequence[int]) -> None:
         self.token_ids = tuple(token_ids)
         self._runs: list[_Runs] = []
         """By n, from MIN_N on; those longer than tell places apart are left out."""
         tokens = np.array(self.token_ids, np.int64)
+        self._order = np.argsort(tokens, kind="stable")
+        self._sorted = tokens[self._order]
         # What ends with the prediction has nothing to follow it.
         ends = np.arange(1, len(tokens), dtype=np.int32)
         numbers = tokens[:-1]
@@ -94,3 +96,10 @@ class PredictionIndex:
         while num_agreed < min(len(tail), MAX_N, end) and self.token_ids[end - num_agreed - 1] == tail[-num_agreed - 1]:
             num_agreed += 1
         return end, num_agreed
+
+    def find_token(self, token_id: int, position: int) -> int | None:
+        """Behind the nearest such token from `position` on; None where there is none, or nothing follows it."""
+        first, last = np.searchsorted(self._sorted, (token_id, token_id + 1))
+        places = self._order[first:last]
+        i = int(np.searchsorted(places, position))
+        return int(places[i]) + 1 if i < len(places) and places[i] + 1 < len(self.token_ids) else None

@@ -43,16 +43,9 @@ class StepTime:
         """Another one with the same measurements, that learns by itself."""
         return StepTime(list(zip(self._tokens, self._seconds, strict=True)))
 
-    def approach(self, other: StepTime, rate: float) -> None:
-        """Take over this part of another one's measurements, of the same tokens."""
-        assert self._tokens == other._tokens, "it is a copy"
-        for i, seconds in enumerate(other._seconds):
-            self._seconds[i] += rate * (seconds - self._seconds[i])
-
-    def limit(self, other: StepTime) -> None:
-        """Expect no more than another one does, of the same tokens."""
-        assert self._tokens == other._tokens, "it is a copy"
-        self._seconds = list(map(min, self._seconds, other._seconds))
+    def scale(self, ratio: float) -> None:
+        """Learn that passes of every size take longer by this part than was expected."""
+        self._seconds = [seconds * (1.0 + ratio * _RATE) for seconds in self._seconds]
 
     def observe(self, num_tokens: int, seconds: float) -> float:
         """Learn from a pass; by what part it took longer than was expected."""

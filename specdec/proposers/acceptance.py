@@ -16,7 +16,7 @@ from specdec.sequence import Sequence
 
 _PRIORS: Final = {
     "grammar": (0.7, 0.9),
-    "prediction": (0.35, 0.85, 0.92, 0.96, 0.99),
+    "prediction": (0.2, 0.6, 0.85, 0.96, 0.99),
     "suffix": (0.15, 0.3, 0.4, 0.55, 0.75, 0.95),
     "ngram": (0.15, 0.15, 0.3, 0.4, 0.5, 0.6, 0.6, 0.7, 0.8),
     "draft_model": (0.6,),

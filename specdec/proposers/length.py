@@ -1,8 +1,8 @@
 """DraftLengths: how many draft tokens to verify, by goodput: expected tokens over expected time (Liu et al. 2024).
 
 A draft token pays while the chance that it is accepted, with all before it, buys more tokens a second than the step
-gives without it. Chances come from AcceptanceEstimates, times from StepTime. Neither looks at the token itself, only at
-who drafted it, so that where a draft is cut says nothing about the token that is cut off.
+gives without it. Chances come from AcceptanceEstimates, times from VerificationTime. Neither looks at the token itself,
+only at who drafted it, so that where a draft is cut says nothing about the token that is cut off.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from specdec.proposers.acceptance import AcceptanceEstimates
 from specdec.proposers.base import Draft, Proposal, Source
 from specdec.sequence import Sequence
 from specdec.step_time import StepTime
+from specdec.verification_time import VerificationTime
 
 _HYSTERESIS: Final = 0.03
 """By how much more drafting must pay to begin, after a step without."""
-_FORGETTING: Final = 0.01
-"""How much of what is special about steps with drafts is forgotten in a step without, so that they are tried again."""
 _MAX_PAUSE: Final = 4
 """Steps without a look, once that many looks in a row found nothing that paid."""
 _DRAFT_MODEL: Final = Source("draft_model")
@@ -42,9 +41,7 @@ class DraftLengths:
 
     def __init__(self, target_time: StepTime, draft_time: StepTime | None) -> None:
         self.estimates = AcceptanceEstimates()
-        self._plain_time = target_time
-        # Sequences that draft differ in length, which costs more than their tokens say: each kind of step learns alone.
-        self._drafting_time = target_time.copy()
+        self._time = VerificationTime(target_time)
         self._draft_time = draft_time
         self._has_drafted = False
         self._pauses: WeakKeyDictionary[Sequence, _Pause] = WeakKeyDictionary()
@@ -96,13 +93,14 @@ class DraftLengths:
         chosen = [draft for draft in drafts if _is_fixed(draft)]
         chances = [(self._chance_of_next(draft), draft) for draft in drafts if not _is_fixed(draft)]
         chances.sort(key=lambda offer: -offer[0])
-        num_verified = _num_base_tokens(batch) + sum(len(draft.token_ids) for draft in drafts)
-        seconds = self._drafting_time.seconds(num_verified)
+        # What it takes to have drafts at all is weighed in `cut`, by what the passes have led to.
+        num_tokens, num_drafted = _num_base_tokens(batch), max(1, sum(len(draft.token_ids) for draft in drafts))
+        seconds = self._time.seconds(num_tokens, num_drafted)
         expected = _num_emitting(batch) + sum(sum(self._chances(draft)) for draft in drafts)
         gain, best, num_best = 0.0, 0.0, 0
         for i, (chance, _) in enumerate(chances, 1):
             gain += chance
-            cost = self._drafting_time.seconds(num_verified + i) - seconds
+            cost = self._time.seconds(num_tokens, num_drafted + i) - seconds
             cost += self._draft_time.seconds(len(chosen) + i) if not chosen else 0.0
             rate = gain / max(cost, 1e-9)
             if rate > expected / seconds and gain - cost * expected / seconds > best:
@@ -112,16 +110,7 @@ class DraftLengths:
     def observe(self, batch: Batch, proposals: Iterable[Proposal], seconds: float) -> None:
         """What a pass of the target with everything after it took."""
         num_drafted = sum(len(proposal.token_ids) for proposal in proposals)
-        if num_drafted:
-            self._drafting_time.observe(_num_base_tokens(batch) + num_drafted, seconds)
-            # No step without drafts takes longer than one with. Were it expected to take what it once did, on a machine
-            # that has become faster any draft would seem to pay.
-            self._plain_time.limit(self._drafting_time)
-        else:
-            num_tokens = _num_base_tokens(batch)
-            # What is unexpected here is the machine's, and the same for steps with drafts.
-            self._drafting_time.correct(num_tokens, self._plain_time.observe(num_tokens, seconds))
-            self._drafting_time.approach(self._plain_time, _FORGETTING)
+        self._time.observe(_num_base_tokens(batch), num_drafted, seconds)
 
     def observe_draft_pass(self, num_tokens: int, seconds: float) -> None:
         """What a pass of the draft model took."""
@@ -132,18 +121,17 @@ class DraftLengths:
         self, batch: Batch, drafts: AbstractSequence[Draft], fixed: AbstractSequence[int], chances: list[float]
     ) -> int:
         """How many of the offers, likeliest first, give the most tokens a second."""
-        num_tokens = _num_base_tokens(batch) + sum(fixed)
+        num_tokens, num_fixed = _num_base_tokens(batch), sum(fixed)
         expected = float(_num_emitting(batch))
         for draft, count in zip(drafts, fixed, strict=True):
             expected += sum(self._chances(draft)[:count])
-        time = self._drafting_time
-        best = expected / (time if any(fixed) else self._plain_time).seconds(num_tokens)
+        best = expected / self._time.seconds(num_tokens, num_fixed)
         if not self._has_drafted:
             best *= 1.0 + _HYSTERESIS
         num_best = 0
         for i, chance in enumerate(chances, 1):
             expected += chance
-            goodput = expected / time.seconds(num_tokens + i)
+            goodput = expected / self._time.seconds(num_tokens, num_fixed + i)
             if goodput > best:
                 best, num_best = goodput, i
         return num_best

@@ -15,6 +15,7 @@ from specdec.request import SamplingParams
 from specdec.sequence import Sequence
 from specdec.speculative import SpeculationPlan
 from specdec.step_time import StepTime
+from specdec.verification_time import VerificationTime
 
 LIKELY, UNLIKELY = Source("grammar", 1), Source("ngram", 4)
 FLAT = [(1, 0.020), (8, 0.021), (64, 0.022)]
@@ -179,7 +180,7 @@ def test_a_sequence_whose_drafts_never_pay_is_looked_at_less_and_less():
     assert looks[0]
     assert 8 <= sum(looks) <= 14
     # Pauses end, and what pays ends them.
-    lengths._drafting_time = StepTime(FLAT)
+    lengths._time = VerificationTime(StepTime(FLAT))
     while not lengths.is_worth_a_look(draft):
         pass
     assert cut(lengths, [draft]) == [1]
@@ -208,7 +209,7 @@ def test_on_a_machine_that_has_become_faster_no_draft_pays_that_did_not_before()
     assert cut(lengths, [draft]) == [0]
     for _ in range(100):
         lengths.observe(batch, [draft.cut(1)], 0.039)
-    assert lengths._plain_time.seconds(1) <= lengths._drafting_time.seconds(1)
+    assert lengths._time.seconds(1, 0) <= lengths._time.seconds(1, 1)
     # It would seem to: a step with the draft takes less than one without did.
     assert cut(lengths, [draft]) == [0]
 
@@ -218,5 +219,5 @@ def test_what_a_step_without_drafts_takes_is_expected_of_steps_with_drafts_too()
     [draft] = reaching_end([draft_of([LIKELY])])
     for _ in range(100):
         lengths.observe(batch_of([draft]), [draft.cut(0)], 0.040)
-    assert lengths._drafting_time.seconds(1) == pytest.approx(0.040, rel=0.05)
-    assert lengths._drafting_time.seconds(2) == pytest.approx(0.052, rel=0.1)
+    assert lengths._time.seconds(1, 0) == pytest.approx(0.040, rel=0.05)
+    assert lengths._time.seconds(1, 1) == pytest.approx(0.052, rel=0.1)

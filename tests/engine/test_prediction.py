@@ -14,25 +14,34 @@ from specdec.proposers.prediction import PredictionDrafter
 def guess_by_scan(prediction, text, num_prompt_tokens, num_free):
     """The definition, from the first token of the answer on."""
     position = num_agreed = num_missed = 0
+    start = 0
     for length in range(num_prompt_tokens + 1, len(text) + 1):
         tail = text[max(0, length - 8) : length]
         if num_missed < 2 and position < len(prediction) and prediction[position] == tail[-1]:
             position, num_agreed, num_missed = position + 1, num_agreed + 1, 0
+            start = position
             continue
         for n in range(len(tail), 1, -1):
             ends = [end for end in range(n, len(prediction)) if prediction[end - n : end] == tail[-n:]]
             if ends:
                 position = min((end for end in ends if end >= position), default=ends[-1])
                 num_agreed, num_missed = n, 0
+                start = position
                 break
         else:
+            if position == 0 and prediction[0] == tail[-1]:
+                start, position, num_agreed, num_missed = 1, 1, 1, 0
+                continue
             position += num_missed == 0 and position > 0
             num_agreed, num_missed = 0, num_missed + 1
-    token_ids = prediction[position : position + num_free]
-    if num_missed > 1 or not token_ids:
-        return NO_GUESS
+            start = position
+            if num_missed > 1 and position > 0:
+                alike = [i + 1 for i in range(position, len(prediction) - 1) if prediction[i] == tail[-1]]
+                start = alike[0] if alike else len(prediction)
     confidence = 0 if num_missed else 1 + (num_agreed >= 4) + (num_agreed >= 8) + (num_agreed >= 32)
-    return Guess(tuple(token_ids), confidence)
+    num_alike = {0: 1, 1: 4 - num_agreed, 2: 8 - num_agreed, 3: 32 - num_agreed, 4: num_free}[confidence]
+    token_ids = prediction[start : start + min(num_free, num_alike)]
+    return Guess(tuple(token_ids), confidence) if token_ids else NO_GUESS
 
 
 tokens = st.lists(st.integers(1, 4), max_size=10)
@@ -61,6 +70,14 @@ def test_guesses_are_what_scans_find_as_the_text_grows_and_whatever_was_drafted(
         assert drafter.guess(draft_of(sequence, draft_token_ids, num_free=num_free)) == expected
 
 
+def whole_guess(drafter, sequence, num_free):
+    """All that is guessed, one class after the other."""
+    token_ids = []
+    while guess := drafter.guess(draft_of(sequence, token_ids, num_free=num_free - len(token_ids))).token_ids:
+        token_ids += guess
+    return token_ids
+
+
 def num_passes(prediction, answer, num_free=1000):
     """Target passes until the answer is written, each of which adds one token to what it accepts."""
     sequence = sequence_of([0], prediction=prediction)
@@ -68,7 +85,7 @@ def num_passes(prediction, answer, num_free=1000):
     passes = 0
     while len(sequence.token_ids) <= len(answer):
         rest = answer[len(sequence.token_ids) - 1 :]
-        guess = drafter.guess(draft_of(sequence, num_free=num_free)).token_ids
+        guess = whole_guess(drafter, sequence, num_free)
         num_accepted = 0
         while num_accepted < min(len(guess), len(rest) - 1) and guess[num_accepted] == rest[num_accepted]:
             num_accepted += 1
@@ -108,6 +125,29 @@ def test_a_replacement_costs_its_tokens_and_two_more(place, num_old, num_new):
 def test_one_token_in_place_of_another_costs_nothing_more():
     answer = [1000 + token_id if token_id % 50 == 0 else token_id for token_id in PREDICTION]
     assert num_passes(PREDICTION, answer) == len(PREDICTION) // 50
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 5, 20])
+def test_a_preamble_costs_its_own_tokens_alone(num_tokens):
+    assert num_passes(PREDICTION, [*range(1001, 1001 + num_tokens), *PREDICTION]) == num_tokens + 1
+
+
+def test_one_token_that_is_found_again_brings_the_answer_back():
+    answer = [*PREDICTION[:100], 1001, 1002, 1003, *PREDICTION[120:]]
+    # After each of the three, and after the first token of what follows, which was not expected.
+    assert num_passes(PREDICTION, answer) <= 5
+
+
+def test_each_class_ends_where_the_tokens_before_make_the_next_one_likelier():
+    drafter = PredictionDrafter()
+    sequence = sequence_of([0, 9], prediction=PREDICTION)
+    drafted, classes = [], []
+    while len(drafted) < 50:
+        guess = drafter.guess(draft_of(sequence, drafted, num_free=50 - len(drafted)))
+        drafted += guess.token_ids
+        classes.append((guess.confidence, len(guess.token_ids)))
+    assert drafted == PREDICTION[:50]
+    assert classes == [(0, 1), (1, 3), (2, 4), (3, 24), (4, 18)]
 
 
 def test_moved_text_is_followed():

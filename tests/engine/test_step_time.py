@@ -48,21 +48,19 @@ def test_one_pass_that_met_something_else_changes_little():
     assert model.seconds(16) < 0.034
 
 
-def test_a_copy_learns_by_itself_and_can_be_brought_back():
+def test_a_copy_learns_by_itself():
     model = StepTime(MEASURED)
     other = model.copy()
     for _ in range(200):
         other.observe(16, 0.060)
     assert (model.seconds(16), other.seconds(16)) == pytest.approx((0.030, 0.060), rel=0.05)
-    for _ in range(1000):
-        other.approach(model, 0.01)
-    assert other.seconds(16) == pytest.approx(0.030, rel=0.01)
 
 
-def test_a_limit_is_never_exceeded_and_lowers_nothing_below_it():
-    model, other = StepTime(MEASURED), StepTime([(1, 0.010), (4, 0.030), (16, 0.030), (64, 0.060)])
-    model.limit(other)
-    assert [model.seconds(n) for n, _ in MEASURED] == pytest.approx([0.010, 0.021, 0.030, 0.060])
+def test_scaling_moves_all_sizes_alike():
+    model = StepTime(MEASURED)
+    for _ in range(50):
+        model.scale(0.1)
+    assert [model.seconds(n) / s for n, s in MEASURED] == pytest.approx([1.01**50] * 4)
 
 
 @pytest.mark.parametrize(

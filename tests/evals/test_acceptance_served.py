@@ -183,3 +183,25 @@ def test_a_server_that_is_not_there_is_named():
         ChatServer("http://127.0.0.1:1", model=None, api_key=None)
     with pytest.raises(EngineError, match="does not answer"):
         ChatServer("http://127.0.0.1:1", model="m", api_key=None)
+
+
+def test_tasks_that_a_server_does_not_take_are_left_out_by_name(exact, tmp_path):
+    path = tmp_path / "schemas.jsonl"
+    schemas = {
+        "known": {"enum": ["a", "b"]},
+        "strange": {"type": "string", "format": "nobody-knows", "maxLength": 3},
+        "no instance": {"allOf": [{"type": "string"}, {"type": "null"}]},
+    }
+    records = [{"name": name, "schema": schema, "tests": []} for name, schema in schemas.items()]
+    path.write_text("\n".join(map(json.dumps, records)))
+    arguments = ["--spec", "grammar", "--concurrency", "1", "--dataset", str(path)]
+    exit_code, shown, _ = invoke(exact.url, *arguments, "--num-tasks", "3")
+    assert exit_code == 0, shown["failures"]
+    [group] = shown["groups"]
+    assert group["num_requests"] == 2
+    [left_out] = [each for each in shown["warnings"] if each.startswith("left out")]
+    assert "no instance" in left_out
+    path.write_text(json.dumps(records[2]))
+    exit_code, shown, _ = invoke(exact.url, *arguments)
+    assert exit_code == 1
+    assert "none of its tasks" in shown["failures"][0]
