@@ -21,8 +21,8 @@ CHAIN: Final = "chain"
 NONE: Final = "none"
 MAX_DRAFT_TOKENS: Final = 64
 ADAPTIVE_DRAFT_TOKENS: Final = 32
-"""Longest draft where its length is not fixed. With 64, predicted edits came at 133 and 142 tokens/s, with 32 at 145 and
-164 (SmolLM2-135M, two cores)."""
+"""Longest draft where its length is not fixed. With 64, predicted edits came at 133 and 142 tokens/s, with 32 at 145
+and 164 (SmolLM2-135M, two cores)."""
 
 
 class Verification(enum.StrEnum):
