@@ -27,6 +27,10 @@ class LinearMethod(Protocol):
         """x [T, I] -> [T, O], both of the weight's dtype."""
         ...
 
+    def padded_rows(self, num_rows: int) -> int:
+        """With how many rows, of which the last are nobody's, num_rows are best multiplied."""
+        ...
+
 
 class PlainLinear:
     """The library's product: fastest for the shape at hand, so a row's last bits may depend on T."""
@@ -36,6 +40,9 @@ class PlainLinear:
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
+
+    def padded_rows(self, num_rows: int) -> int:
+        return num_rows
 
 
 # torch exports its packed oneDNN product to its own compiler only; the operators are the same since torch 2.0.
@@ -53,6 +60,9 @@ class PackedLinear:
 
     # The blocked layout is chosen for products of about this many rows: decoding and verification.
     ROWS_HINT = 8
+    # oneDNN makes and keeps something for every number of rows it meets. From each bound on, numbers of rows are
+    # rounded up to its multiple, so that there are few.
+    _ROUNDING = ((64, 8), (16, 4))
 
     def prepare(self, weight: Tensor) -> Tensor:
         packed: Tensor = _reorder_linear_weight(weight, self.ROWS_HINT)
@@ -61,6 +71,12 @@ class PackedLinear:
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y: Tensor = _linear_pointwise(x, weight, bias, "none", [], "")
         return y
+
+    def padded_rows(self, num_rows: int) -> int:
+        for bound, multiple in self._ROUNDING:
+            if num_rows > bound:
+                return -(-num_rows // multiple) * multiple
+        return num_rows
 
     @staticmethod
     def supports(weight: Tensor) -> bool:
@@ -93,6 +109,9 @@ class RowInvariantLinear:
             tile[: rows.shape[0]] = rows
             y[start : start + rows.shape[0]] = F.linear(tile, weight, bias)[: rows.shape[0]]
         return y
+
+    def padded_rows(self, num_rows: int) -> int:
+        return num_rows
 
 
 class Linear:

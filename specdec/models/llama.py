@@ -51,6 +51,7 @@ class LlamaModel:
     ) -> None:
         self.config = config
         self.dtype = dtype
+        self._method = method
         self.embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
         self.layers = [LlamaLayer(config, method, dtype, device) for _ in range(config.num_hidden_layers)]
         self.norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
@@ -111,6 +112,10 @@ class LlamaModel:
         config = self.config
         num_heads, num_kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         eps, norm_shape = config.rms_norm_eps, (config.hidden_size,)
+        # Rows that only fill products up run beside the others, but for attention, where they have no context.
+        num_tokens = token_ids.shape[0]
+        num_rows = self._method.padded_rows(num_tokens)
+        token_ids, positions = _filled(token_ids, num_rows), _filled(positions, num_rows)
         cos, signed_sin = self._cos[positions], self._signed_sin[positions]
         x = F.embedding(token_ids, self.embedding)
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
@@ -118,16 +123,23 @@ class LlamaModel:
             heads = layer.qkv(normed).view(-1, num_heads + 2 * num_kv_heads, head_dim)
             rotated = rotate(heads[:, : num_heads + num_kv_heads], cos, signed_sin)
             attended = attention.forward(
-                rotated[:, :num_heads],
-                rotated[:, num_heads:],
-                heads[:, num_heads + num_kv_heads :],
+                rotated[:num_tokens, :num_heads],
+                rotated[:num_tokens, num_heads:],
+                heads[:num_tokens, num_heads + num_kv_heads :],
                 layer_cache,
                 plan,
             )
-            x = x + layer.output(attended.view(-1, num_heads * head_dim))
+            x = x + layer.output(_filled(attended.view(-1, num_heads * head_dim), num_rows))
             gate, up = layer.gate_up(F.rms_norm(x, norm_shape, layer.post_attention_norm, eps)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)
-        return self.head(F.rms_norm(x[logits_rows], norm_shape, self.norm, eps))
+        last = _filled(x[logits_rows], self._method.padded_rows(logits_rows.shape[0]))
+        return self.head(F.rms_norm(last, norm_shape, self.norm, eps))[: logits_rows.shape[0]]
+
+
+def _filled(rows: Tensor, num_rows: int) -> Tensor:
+    """rows [N, ...] and as many zeros as make num_rows."""
+    num_spare = num_rows - rows.shape[0]
+    return rows if not num_spare else torch.cat((rows, rows.new_zeros(num_spare, *rows.shape[1:])))
 
 
 def rotary_tables(

@@ -7,6 +7,7 @@ import transformers
 from specdec.attention import Span
 from specdec.build import build_runtime
 from specdec.config import EngineConfig
+from specdec.linear import PackedLinear, PlainLinear
 
 TEXT = (
     "Speculative decoding drafts a few tokens with something cheap and lets the model check them in one pass. "
@@ -68,3 +69,29 @@ def test_tiny_models_agree_with_transformers(fixture, request):
     for _, own, ours in compare(folder, (1, 17, 200), (5, 100, 16, 1, 400)):
         # The floor is a few ulp of logits below 16.
         assert max(ours) <= max(2 * own, 1e-5)
+
+
+@pytest.mark.parametrize("fixture", ["tiny_model_folder", "tiny_untied_folder"])
+def test_rows_that_fill_products_up_change_no_other(fixture, request, monkeypatch):
+    config = EngineConfig(model=str(request.getfixturevalue(fixture)), dtype="float32", max_model_len=256)
+    runtime = build_runtime(config)
+    prompt = runtime.tokenizer.encode(TEXT)[:40]
+    others = [3, 5, 8, 13]
+    spans = [
+        Span(prompt[:37], 0, [0, 1, 2], 4),
+        Span(others, 0, [3], 0),
+        Span(prompt[37:], 37, [0, 1, 2], 2),
+    ]
+    plain = runtime.runner.forward(spans)
+    monkeypatch.setattr(PlainLinear, "padded_rows", lambda _, num_rows: -(-num_rows // 7) * 7)
+    filled = runtime.runner.forward(spans)
+    assert filled.shape == plain.shape
+    torch.testing.assert_close(filled, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_packed_products_have_few_shapes_and_few_rows_that_are_nobodys():
+    method = PackedLinear()
+    sizes = {num_rows: method.padded_rows(num_rows) for num_rows in range(1025)}
+    assert all(num_rows <= size <= 1.5 * num_rows for num_rows, size in sizes.items())
+    assert all(size == num_rows for num_rows, size in sizes.items() if num_rows <= 16), "decoding pays for none"
+    assert len(set(sizes.values())) < 160
