@@ -81,7 +81,7 @@ class StepProfile:
         """Wrap, for all engines of the process, the parts that this one is made of; nothing else may step meanwhile."""
         wrapped = [
             (Engine, "step", "step: other"),
-            (Engine, "_mask_rows", "mask"),
+            (Engine, "_masks_of_rows", "mask"),
             (Scheduler, "schedule", "schedule"),
             (Scheduler, "commit", "commit"),
             (type(engine.proposer), "propose", "propose"),

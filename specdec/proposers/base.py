@@ -129,6 +129,8 @@ class Guess(NamedTuple):
     """As they come: the grammar may forbid some. Empty where the drafter has no idea."""
     confidence: int = 0
     """Their class (Source.confidence)."""
+    is_last_resort: bool = False
+    """Better than no draft, worse than any other drafter's guess or a draft model's."""
 
 
 NO_GUESS = Guess(())

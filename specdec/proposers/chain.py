@@ -13,7 +13,7 @@ from typing import Final
 
 from specdec.batch import Batch, ScheduledSequence
 from specdec.faults import SequenceFaultError, attributed_to
-from specdec.proposers.base import Draft, Drafter, Proposal, Source
+from specdec.proposers.base import Draft, Drafter, Guess, Proposal, Source
 from specdec.proposers.draft_model import SOURCE as DRAFT_MODEL
 from specdec.proposers.draft_model import DraftModel
 from specdec.proposers.drafter_time import DrafterTime
@@ -92,14 +92,26 @@ class ChainProposer:
             if drafter.name in plan.methods
             and (plan.num_tokens is not None or self._time.is_worth_asking(drafter.name))
         ]
-        while not draft.is_full and any(self._add_guess(draft, drafter) for drafter in drafters):
+        while not draft.is_full and self._add_best(draft, drafters):
             pass
 
-    def _add_guess(self, draft: Draft, drafter: Drafter) -> bool:
-        """Whether the drafter had an idea of which the grammar takes at least the first token."""
-        begin = time.perf_counter()
-        guess = drafter.guess(draft)
-        self._time.spend(drafter.name, time.perf_counter() - begin)
+    def _add_best(self, draft: Draft, drafters: AbstractSequence[Drafter]) -> bool:
+        """Whether a drafter had an idea of which the grammar takes at least the first token."""
+        last_resort: tuple[Drafter, Guess] | None = None
+        for drafter in drafters:
+            begin = time.perf_counter()
+            guess = drafter.guess(draft)
+            self._time.spend(drafter.name, time.perf_counter() - begin)
+            if guess.is_last_resort:
+                last_resort = last_resort or (drafter, guess)
+            elif self._add(draft, drafter, guess):
+                return True
+        if last_resort is None or DRAFT_MODEL.proposer in draft.sequence.plan.methods:
+            return False
+        return self._add(draft, *last_resort)
+
+    def _add(self, draft: Draft, drafter: Drafter, guess: Guess) -> bool:
+        """Whether the grammar takes at least the guess's first token."""
         source = Source(drafter.name, guess.confidence)
         num_before = len(draft.token_ids)
         for token_id in guess.token_ids:

@@ -24,10 +24,11 @@ FLAT = [(1, 0.02), (64, 0.02)]
 class Scripted:
     """Says what it was told to say after a text that ends with certain tokens."""
 
-    def __init__(self, name, after, confidence=0):
+    def __init__(self, name, after, confidence=0, *, is_last_resort=False):
         self.name = name
         self.after = after
         self.confidence = confidence
+        self.is_last_resort = is_last_resort
         self.num_asked = 0
         self.forgotten = []
 
@@ -35,7 +36,7 @@ class Scripted:
         self.num_asked += 1
         for ending, token_ids in self.after.items():
             if bytes(draft.last(len(ending))) == ending:
-                return Guess(list(token_ids), self.confidence)
+                return Guess(list(token_ids), self.confidence, self.is_last_resort)
         return Guess(())
 
     def finished(self, sequence):
@@ -122,6 +123,16 @@ def test_a_guess_that_the_grammar_takes_nothing_of_is_as_good_as_none(word):
     wrong, right = Scripted("suffix", {b"": b"zzz"}), Scripted("ngram", {b"x": b'"a'})
     _, [proposal] = proposals([wrong, right], sequence(grammar=word))
     assert bytes(proposal.token_ids) == b'"a'
+
+
+def test_a_last_resort_is_taken_where_no_other_drafter_has_an_idea_and_no_model_drafts():
+    unsure = Scripted("prediction", {b"x": b"p", b"n": b"q"}, is_last_resort=True)
+    ngram = Scripted("ngram", {b"x": b"n"})
+    methods = ("prediction", "ngram")
+    _, [proposal] = proposals([unsure, ngram], sequence(methods=methods))
+    assert bytes(proposal.token_ids) == b"nq"
+    _, [proposal] = proposals([unsure, ngram], sequence(methods=(*methods, "draft_model")))
+    assert bytes(proposal.token_ids) == b"n"
 
 
 def test_what_became_of_drafts_is_learnt_and_ended_answers_are_forgotten():
