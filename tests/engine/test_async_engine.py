@@ -240,10 +240,10 @@ async def test_a_reader_that_stands_still_stalls_nobody_and_loses_nothing(engine
     assert await texts(engine.generate(request("fast", 3000))) == {0: expected(3000)}
     num_waiting = sum(map(len, stream._pending.values()))
     assert num_waiting <= MAX_WAITING_DELTAS
-    rest = [delta async for delta in stream]
-    assert first.text + "".join(delta.text for delta in rest) == expected(3000)
-    assert tuple(token for delta in rest for token in delta.token_ids) == tuple(range(1, 3000))
-    assert rest[-1].finish_reason == "length"
+    deltas = [first, *[delta async for delta in stream]]
+    assert "".join(delta.text for delta in deltas) == expected(3000)
+    assert tuple(token for delta in deltas for token in delta.token_ids) == tuple(range(3000))
+    assert deltas[-1].finish_reason == "length"
 
 
 async def test_joined_deltas_keep_logprobs_aligned_with_tokens() -> None:
