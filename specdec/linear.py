@@ -60,7 +60,7 @@ class PackedLinear:
 
     # The blocked layout is chosen for products of about this many rows: decoding and verification.
     ROWS_HINT = 8
-    # oneDNN makes and keeps something for every number of rows it meets. From each bound on, numbers of rows are
+    # oneDNN makes and keeps something for every number of rows it meets. Beyond each bound, numbers of rows are
     # rounded up to its multiple, so that there are few.
     _ROUNDING = ((64, 8), (16, 4))
 
