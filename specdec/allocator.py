@@ -17,8 +17,8 @@ import sys
 from typing import Final
 
 NUM_PRIMITIVES: Final = 256
-"""Room for the shapes of a busy server, which PackedLinear rounds to few. Fewer than a step has, one for each shape of a
-weight, would be made again in each layer."""
+"""Room for the shapes of a busy server, which PackedLinear rounds to few. Fewer than a step has, one for each shape
+of a weight, would be made again in each layer."""
 
 
 def bound_primitives() -> None:
