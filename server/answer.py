@@ -88,7 +88,7 @@ class Answer:
 
     def add(self, delta: TokenDelta) -> Choice:
         """Take a delta in, and say whose it is. Raises ApiError if the engine gave that choice up."""
-        if delta.finish_reason in {FinishReason.ERROR, FinishReason.ABORT}:
+        if delta.is_failure:
             raise of_delta_error(delta.request_id, delta.error)
         choice = self._choice_of(delta)
         choice.token_ids += delta.token_ids

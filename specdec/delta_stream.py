@@ -59,7 +59,7 @@ class DeltaStream:
     async def __anext__(self) -> TokenDelta:
         while True:
             if self._pending:
-                return join_deltas(self._pending.pop(next(iter(self._pending))))
+                return self._take(next(iter(self._pending)))
             if self._is_closed:
                 raise StopAsyncIteration
             if self.failure.done():
@@ -111,12 +111,20 @@ class DeltaStream:
             self._arrived.set()
             self._release(self, abort=True)
 
+    def _take(self, choice: tuple[str, int]) -> TokenDelta:
+        """What waits of a choice, as one; that the engine gave it up comes after its last tokens, by itself."""
+        waiting = self._pending.pop(choice)
+        if len(waiting) > 1 and waiting[-1].is_failure:
+            self._pending[choice] = [waiting.pop()]
+        return join_deltas(waiting)
+
 
 def append_joined(waiting: list[TokenDelta], delta: TokenDelta) -> None:
     """Add a delta to those of one choice that wait, few at any time: many are joined into one."""
-    waiting.append(delta)
-    if len(waiting) == MAX_WAITING_DELTAS:
-        waiting[:] = [join_deltas(waiting)]
+    if len(waiting) >= MAX_WAITING_DELTAS - 1 and not delta.is_failure:
+        waiting[:] = [join_deltas([*waiting, delta])]
+    else:
+        waiting.append(delta)
 
 
 def join_deltas(deltas: Sequence[TokenDelta]) -> TokenDelta:

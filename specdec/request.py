@@ -186,6 +186,11 @@ class TokenDelta(msgspec.Struct, frozen=True, kw_only=True):
     enforcement: EnforcementReport | None = None
     """On the last delta of a constrained choice."""
 
+    @property
+    def is_failure(self) -> bool:
+        """Whether the engine gave the choice up."""
+        return self.finish_reason in {FinishReason.ERROR, FinishReason.ABORT}
+
 
 class CompletionOutput(msgspec.Struct, frozen=True, kw_only=True):
     """One finished choice."""

@@ -18,7 +18,7 @@ from specdec.engine_handle import EngineHandle
 from specdec.engine_messages import EngineFaultError
 from specdec.errors import EngineClosedError, EngineDeadError, RequestError
 from specdec.grammars import JsonSchema
-from specdec.request import Request, SamplingParams, TokenDelta, TokenLogprob
+from specdec.request import FinishReason, Request, SamplingParams, TokenDelta, TokenLogprob
 
 pytestmark = pytest.mark.filterwarnings("error")
 TIMEOUT_S = 10.0
@@ -255,6 +255,17 @@ async def test_joined_deltas_keep_logprobs_aligned_with_tokens() -> None:
     assert delta.logprobs is not None
     assert [entry.token_id for entry in delta.logprobs] == list(delta.token_ids) == list(range(3 * MAX_WAITING_DELTAS))
     assert delta.text == "x" * 3 * MAX_WAITING_DELTAS
+
+
+@pytest.mark.parametrize("num_before", [1, MAX_WAITING_DELTAS - 1, MAX_WAITING_DELTAS, 3 * MAX_WAITING_DELTAS])
+async def test_what_a_choice_said_before_it_was_given_up_arrives_by_itself(num_before: int) -> None:
+    stream = DeltaStream([request("a", None)], lambda _, abort: None)
+    for token_id in range(num_before):
+        stream.push(TokenDelta(request_id="a", choice_index=0, token_ids=(token_id,), text="x"))
+    stream.push(TokenDelta(request_id="a", choice_index=0, finish_reason=FinishReason.ERROR))
+    said, failure = [delta async for delta in stream]
+    assert (said.token_ids, said.text, said.finish_reason) == (tuple(range(num_before)), "x" * num_before, None)
+    assert (failure.token_ids, failure.finish_reason) == ((), "error")
 
 
 async def test_an_observer_that_fails_costs_no_stream_its_deltas(engine: EngineHandle) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import json
 import os
-import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -17,8 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from live_server import LiveServer, chat_body, read_events, serving, slowed, wait_until
 
-from specdec import ConfigError, Engine, FinishReason, Request, SamplingParams, TokenDelta
-from specdec.grammars import Limits
+from specdec import ConfigError, Engine, FinishReason, JsonSchema, Request, SamplingParams, TokenDelta
+from specdec.async_engine import NUM_COMPILE_THREADS
 from specdec.server import ServerConfig
 from specdec.server.admission import Admission, Ticket
 from specdec.server.errors import ApiError
@@ -224,38 +223,43 @@ def test_what_takes_longer_than_the_timeout_ends_with_an_error_and_frees_its_blo
         assert server.async_engine.num_in_flight == 0
 
 
-def test_one_keys_many_slow_schemas_do_not_hold_up_anothers_small_one(make_engine: Callable[..., Engine]) -> None:
-    many = {"max_properties": 10**6, "max_refs": 10**6, "max_nodes": 10**6, "max_goals": 10**6}
-    limits = Limits(max_schema_bytes=10**7, max_compile_seconds=100.0, **many)
+def test_one_keys_many_schemas_do_not_hold_up_anothers(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = ServerConfig(served_model_names=("tiny",), api_keys=("many", "one"))
+    is_open, served = threading.Event(), []
 
-    def asked_by(key: str, schema: object) -> dict[str, object]:
-        body = chat_body(structured_outputs={"json": schema}, max_tokens=200)
-        return {"json": body, "headers": {"authorization": f"Bearer {key}"}, "timeout": 60}
-
-    def slow_schema(salt: int) -> object:
-        definitions = {f"d{i}": {"type": "array", "items": {"enum": [i, salt]}, "minItems": i} for i in range(1500)}
-        properties = {name: {"$ref": f"#/$defs/{name}"} for name in definitions}
-        return {"properties": properties, "$defs": definitions}
+    def ask(url: str, key: str, const: object) -> httpx.Response:
+        body = chat_body(structured_outputs={"json": {"const": const}}, max_tokens=200)
+        return httpx.post(url + CHAT, json=body, headers={"authorization": f"Bearer {key}"}, timeout=60)
 
     with (
-        serving(make_engine(grammar_limits=limits, num_compile_workers=1), config) as server,
-        contextlib.ExitStack() as stack,
+        serving(make_engine(num_compile_workers=1), config) as server,
+        concurrent.futures.ThreadPoolExecutor(81) as clients,
     ):
-        compiler = server.async_engine._engine._compiler
-        for i in range(80):
-            body = json.dumps(asked_by("many", slow_schema(i))["json"]).encode()
-            connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
-            connection.sendall(
-                b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-                b"authorization: Bearer many\r\ncontent-length: %d\r\n\r\n" % len(body) + body
-            )
-        wait_until(lambda: server.async_engine.num_in_flight == 80, "all of them to wait")
-        num_before = compiler.cache_entries
-        answer = httpx.post(server.url + CHAT, **asked_by("one", {"const": "small"}))
-        assert answer.status_code == 200
-        assert compiler.cache_entries - num_before <= 4, "its own, the one in progress, and those that ended meanwhile"
-        assert server.async_engine.num_in_flight > 60
+        pool = server.async_engine._engine._compiler._pool
+        reply = pool._reply
+
+        def held(worker: object, constraint: JsonSchema, job: object) -> object:
+            served.append(json.loads(constraint.schema)["const"])
+            assert is_open.wait(60)
+            return reply(worker, constraint, job)
+
+        monkeypatch.setattr(pool, "_reply", held)
+
+        def num_waiting() -> int:
+            with pool._free:
+                return len(pool._waiting)
+
+        of_many = [clients.submit(ask, server.url, "many", i) for i in range(80)]
+        wait_until(lambda: server.async_engine.num_in_flight == 80 and len(served) == 1, "all of them to wait")
+        wait_until(lambda: num_waiting() == NUM_COMPILE_THREADS // 2 - 1, "the threads that they may hold to wait")
+        of_one = clients.submit(ask, server.url, "one", "small")
+        wait_until(lambda: num_waiting() == NUM_COMPILE_THREADS // 2, "the other to wait for the compiler")
+        is_open.set()
+        assert of_one.result(60).status_code == 200
+        assert served.index("small") <= 2, "after the one in progress and the one whose turn it was"
+        assert [answer.result(60).status_code for answer in of_many] == [200] * 80
 
 
 @pytest.mark.parametrize(
