@@ -15,7 +15,7 @@ from specdec.errors import ConfigError, RequestError
 
 SYNTHETIC: Final = "synthetic"
 PROPOSERS: Final = ("grammar", "prediction", "suffix", "ngram", "draft_model", SYNTHETIC)
-"""By name, in the order in which a chain asks them."""
+"""By name, in the order in which a chain asks them: the first of those whose guesses are as likely is believed."""
 CHAIN: Final = "chain"
 """The method that is every proposer but `synthetic`, and the draft model where there is one."""
 NONE: Final = "none"

@@ -129,8 +129,8 @@ class Guess(NamedTuple):
     """As they come: the grammar may forbid some. Empty where the drafter has no idea."""
     confidence: int = 0
     """Their class (Source.confidence)."""
-    is_last_resort: bool = False
-    """Better than no draft, worse than any other drafter's guess or a draft model's."""
+    yields_to_model: bool = False
+    """Worse than a draft model's guess: not taken where one drafts."""
 
 
 NO_GUESS = Guess(())

@@ -1,8 +1,9 @@
 """ChainProposer: one draft by many. What is had for nothing comes first, and the draft model fills what is left.
 
-For each sequence the drafters are asked in turn, and again after every guess that the grammar took something of: a
-forced run may follow an n-gram, and an n-gram a forced run. Where none has an idea, the draft model draws one token,
-and they are asked again.
+For each sequence all drafters are asked, and again after every guess that the grammar took something of: a forced run
+may follow an n-gram, and an n-gram a forced run. What the grammar forces comes first, then the guess that is likeliest
+to be right by what became of its kind before. Where none has an idea, the draft model draws one token, and they are
+asked again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from specdec.proposers.base import Draft, Drafter, Guess, Proposal, Source
 from specdec.proposers.draft_model import SOURCE as DRAFT_MODEL
 from specdec.proposers.draft_model import DraftModel
 from specdec.proposers.drafter_time import DrafterTime
+from specdec.proposers.grammar import GrammarDrafter
 from specdec.proposers.length import DraftLengths
 from specdec.sequence import Sequence, SequenceStatus
 from specdec.verifier import Outcome
@@ -96,19 +98,24 @@ class ChainProposer:
             pass
 
     def _add_best(self, draft: Draft, drafters: AbstractSequence[Drafter]) -> bool:
-        """Whether a drafter had an idea of which the grammar takes at least the first token."""
-        last_resort: tuple[Drafter, Guess] | None = None
+        """Whether a drafter had an idea of which the grammar takes at least the first token.
+
+        What the grammar forces comes first, then the guess that is likeliest to be right.
+        """
+        offers: list[tuple[float, Drafter, Guess]] = []
         for drafter in drafters:
             begin = time.perf_counter()
             guess = drafter.guess(draft)
             self._time.spend(drafter.name, time.perf_counter() - begin)
-            if guess.is_last_resort:
-                last_resort = last_resort or (drafter, guess)
-            elif self._add(draft, drafter, guess):
-                return True
-        if last_resort is None or DRAFT_MODEL.proposer in draft.sequence.plan.methods:
-            return False
-        return self._add(draft, *last_resort)
+            if drafter.name == GrammarDrafter.name:
+                if self._add(draft, drafter, guess):
+                    return True
+            elif guess.token_ids and not (guess.yields_to_model and draft.sequence.plan.has_draft_model):
+                chance = self._lengths.estimates.probability(draft.sequence, Source(drafter.name, guess.confidence))
+                offers.append((chance, drafter, guess))
+        # Stable: of guesses that are as likely the first drafter's.
+        offers.sort(key=lambda offer: -offer[0])
+        return any(self._add(draft, drafter, guess) for _, drafter, guess in offers)
 
     def _add(self, draft: Draft, drafter: Drafter, guess: Guess) -> bool:
         """Whether the grammar takes at least the guess's first token."""

@@ -46,7 +46,7 @@ class _Place(NamedTuple):
         if num_alike is not None:
             max_tokens = min(max_tokens, num_alike)
         token_ids = predicted[start : start + max_tokens]
-        return Guess(token_ids, self.confidence, is_last_resort=self.num_missed > 1) if token_ids else NO_GUESS
+        return Guess(token_ids, self.confidence, yields_to_model=self.num_missed > 1) if token_ids else NO_GUESS
 
 
 class _Follower:

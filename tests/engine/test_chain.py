@@ -24,11 +24,11 @@ FLAT = [(1, 0.02), (64, 0.02)]
 class Scripted:
     """Says what it was told to say after a text that ends with certain tokens."""
 
-    def __init__(self, name, after, confidence=0, *, is_last_resort=False):
+    def __init__(self, name, after, confidence=0, *, yields_to_model=False):
         self.name = name
         self.after = after
         self.confidence = confidence
-        self.is_last_resort = is_last_resort
+        self.yields_to_model = yields_to_model
         self.num_asked = 0
         self.forgotten = []
 
@@ -36,7 +36,7 @@ class Scripted:
         self.num_asked += 1
         for ending, token_ids in self.after.items():
             if bytes(draft.last(len(ending))) == ending:
-                return Guess(list(token_ids), self.confidence, self.is_last_resort)
+                return Guess(list(token_ids), self.confidence, self.yields_to_model)
         return Guess(())
 
     def finished(self, sequence):
@@ -68,7 +68,7 @@ def proposals(drafters, *sequences, num_slots=8):
     return chain, found
 
 
-def test_drafters_are_asked_in_turn_and_again_after_each_guess():
+def test_drafters_are_asked_again_after_each_guess():
     first = Scripted("grammar", {b"b": b"cd"}, confidence=1)
     second = Scripted("ngram", {b"x": b"ab", b"d": b"e"})
     _, [proposal] = proposals([first, second], sequence())
@@ -125,9 +125,32 @@ def test_a_guess_that_the_grammar_takes_nothing_of_is_as_good_as_none(word):
     assert bytes(proposal.token_ids) == b'"a'
 
 
-def test_a_last_resort_is_taken_where_no_other_drafter_has_an_idea_and_no_model_drafts():
-    unsure = Scripted("prediction", {b"x": b"p", b"n": b"q"}, is_last_resort=True)
-    ngram = Scripted("ngram", {b"x": b"n"})
+def test_of_several_guesses_the_likeliest_is_taken_by_what_became_of_its_kind():
+    prediction = Scripted("prediction", {b"x": b"p"}, confidence=1)
+    suffix = Scripted("suffix", {b"x": b"s"}, confidence=5)
+    ngram = Scripted("ngram", {b"x": b"n"}, confidence=5)
+    lengths = DraftLengths(StepTime(FLAT), None)
+    chain = ChainProposer([prediction, suffix, ngram], None, lengths)
+    running = sequence(methods=("prediction", "suffix", "ngram"))
+    batch = Batch([ScheduledSequence(running, 1, 1, 0)])
+    taken = []
+    for _ in range(60):
+        [proposal] = found = chain.propose(batch)
+        taken.append(bytes(proposal.token_ids))
+        chain.learn(batch, found, [Outcome([1], 0, len(proposal.token_ids), [])], 0.02)
+    by_first = list(dict.fromkeys(taken))
+    assert [token for token in by_first if token] == [b"s", b"p", b"n"], "as their priors say, each until it does worse"
+
+
+def test_what_the_grammar_forces_comes_before_what_is_likelier():
+    forced, likelier = Scripted("grammar", {b"x": b"g"}), Scripted("suffix", {b"x": b"s"}, confidence=5)
+    _, [proposal] = proposals([likelier, forced], sequence(), num_slots=1)
+    assert bytes(proposal.token_ids) == b"g"
+
+
+def test_a_guess_that_a_draft_model_betters_is_taken_where_none_drafts():
+    unsure = Scripted("prediction", {b"x": b"p", b"n": b"q"}, yields_to_model=True)
+    ngram = Scripted("ngram", {b"x": b"n"}, confidence=8)
     methods = ("prediction", "ngram")
     _, [proposal] = proposals([unsure, ngram], sequence(methods=methods))
     assert bytes(proposal.token_ids) == b"nq"

@@ -41,7 +41,7 @@ def guess_by_scan(prediction, text, num_prompt_tokens, num_free):
     confidence = 0 if num_missed else 1 + (num_agreed >= 4) + (num_agreed >= 8) + (num_agreed >= 32)
     num_alike = {0: 1, 1: 4 - num_agreed, 2: 8 - num_agreed, 3: 32 - num_agreed, 4: num_free}[confidence]
     token_ids = prediction[start : start + min(num_free, num_alike)]
-    return Guess(tuple(token_ids), confidence, is_last_resort=num_missed > 1) if token_ids else NO_GUESS
+    return Guess(tuple(token_ids), confidence, yields_to_model=num_missed > 1) if token_ids else NO_GUESS
 
 
 tokens = st.lists(st.integers(1, 4), max_size=10)
