@@ -13,6 +13,7 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 from specdec.batch import Batch
+from specdec.faults import attributed_to
 from specdec.proposers.acceptance import AcceptanceEstimates
 from specdec.proposers.base import Draft, Proposal, Source
 from specdec.sequence import Sequence
@@ -68,7 +69,8 @@ class DraftLengths:
         self._has_drafted = any(num_tokens)
         for draft, count in zip(drafts, num_tokens, strict=True):
             if count < len(draft.token_ids):
-                self.estimates.skip(draft.sequence, draft.sources[count])
+                with attributed_to(draft.sequence, "draft"):
+                    self.estimates.skip(draft.sequence, draft.sources[count])
             if count:
                 self._pauses.pop(draft.sequence, None)
             elif draft.token_ids:
@@ -140,17 +142,19 @@ class DraftLengths:
         """For each token, that it and all before it are accepted."""
         chances: list[float] = []
         chance, last, probability = 1.0, None, 1.0
-        for source in draft.sources:
-            if source != last:
-                probability = self.estimates.probability(draft.sequence, source)
-                last = source
-            chance *= probability
-            chances.append(chance)
+        with attributed_to(draft.sequence, "draft"):
+            for source in draft.sources:
+                if source != last:
+                    probability = self.estimates.probability(draft.sequence, source)
+                    last = source
+                chance *= probability
+                chances.append(chance)
         return chances
 
     def _chance_of_next(self, draft: Draft) -> float:
         before = self._chances(draft)
-        own = self.estimates.probability(draft.sequence, _DRAFT_MODEL)
+        with attributed_to(draft.sequence, "draft"):
+            own = self.estimates.probability(draft.sequence, _DRAFT_MODEL)
         return own * before[-1] if before else own
 
 

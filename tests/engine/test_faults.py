@@ -154,6 +154,14 @@ def plant_wrong_tokens(engine, monkeypatch):
     monkeypatch.setattr(Draft, "push", faulty_push)
 
 
+def plant_chances(engine, monkeypatch):
+    estimates = engine.proposer._lengths.estimates
+    probability = raising(
+        estimates.probability, lambda sequence, source: is_due(sequence) and source.proposer == "draft_model"
+    )
+    monkeypatch.setattr(estimates, "probability", probability)
+
+
 def plant_draft_draw(engine, monkeypatch):
     sampler = engine.verifier._sampler
     draws = raising(sampler.sample_drafts, lambda _, rows: any(is_due(row.sequence) for row in rows))
@@ -213,6 +221,7 @@ def plant_estimates(engine, monkeypatch):
         (plant_hash_of_answer, "commit"),
         (plant_guess, "draft"),
         (plant_wrong_tokens, "draft"),
+        (plant_chances, "draft"),
         (plant_draft_draw, "draft"),
         (plant_masks, "mask"),
         (plant_penalty, "sample"),
