@@ -327,7 +327,7 @@ def test_unknown_fields_of_items_are_named_in_a_header_and_those_of_earlier_answ
 @pytest.mark.parametrize("at_step", [0, 5])
 def test_a_stream_that_cannot_go_on_ends_in_a_failed_response(at_step: int, make_engine: object) -> None:
     with (
-        serving(dying(slowed(make_engine(), 0.01), at_step)) as server,
+        serving(dying(slowed(make_engine(), 0.01), lambda engine: engine.stats().num_steps >= at_step)) as server,
         httpx.Client(base_url=server.url, timeout=30) as client,
     ):
         found = events(client, max_output_tokens=200)
