@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import os
 import signal
@@ -224,6 +225,9 @@ async def test_while_nobody_reads_the_engine_goes_on_and_what_waits_is_joined(ti
         answers[delta.choice_index] = answers.get(delta.choice_index, 0) + len(delta.token_ids)
     assert answers == dict.fromkeys(range(num_choices), num_tokens)
     assert num_deltas < 3 * num_choices * num_tokens / MAX_WAITING_DELTAS + num_tokens
+    async with asyncio.timeout(TIMEOUT_S):
+        while not engine.stats().num_finished:  # noqa: ASYNC110, what is waited for happens in another process
+            await asyncio.sleep(0.01)
     assert engine.stats().num_finished == {"length": num_choices}
     await engine.close()
 
