@@ -195,12 +195,13 @@ def test_text_and_calls_are_free_to_come(strict: openai.OpenAI) -> None:
 
 def test_log_probabilities_are_those_of_the_text(strict: openai.OpenAI, client: httpx.Client) -> None:
     response = strict.responses.create(
-        model="tiny", input="Hello", max_output_tokens=8, top_logprobs=2, include=["message.output_text.logprobs"]
-    )
+        model="tiny", input="Hello", max_output_tokens=8, top_logprobs=2, include=["message.output_text.logprobs"],
+        extra_body={"logit_bias": {"2": -100}},
+    )  # fmt: skip
     entries = response.output[0].content[0].logprobs
     assert len(entries) == 8
     assert all(len(entry.top_logprobs) == 2 for entry in entries)
-    found = events(client, top_logprobs=1, seed=3, max_output_tokens=8)
+    found = events(client, top_logprobs=1, seed=3, max_output_tokens=8, logit_bias={"2": -100})
     deltas = [event for event in found if event["type"] == "response.output_text.delta"]
     assert sum(len(event["logprobs"]) for event in deltas) == 8
 
