@@ -331,7 +331,7 @@ def test_a_stream_that_cannot_go_on_ends_in_a_failed_response(at_step: int, make
         serving(dying(slowed(make_engine(), 0.01), lambda engine: engine.stats().num_steps >= at_step)) as server,
         httpx.Client(base_url=server.url, timeout=30) as client,
     ):
-        found = events(client, max_output_tokens=200)
+        found = events(client, max_output_tokens=200, logit_bias={"2": -100})
     assert found[0]["type"] == "response.created"
     assert found[-1]["type"] == "response.failed"
     failed = found[-1]["response"]
