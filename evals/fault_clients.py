@@ -20,7 +20,8 @@ Kind = Literal["stream", "whole"]
 FINISHED: Final = "finished"
 LOST: Final = "connection lost"
 NOT_CONNECTED: Final = "connection refused"
-_ARRIVAL_S: Final = 0.1
+ARRIVAL_S: Final = 0.1
+"""What was sent so long ago has reached its server."""
 _RETRY_S: Final = 0.05
 """How long a client waits that was turned away, before it asks again."""
 
@@ -58,7 +59,7 @@ class Seen:
 
     def was_in_flight(self, moment: float) -> bool:
         """Whether the server had it at that moment; what was sent just before may have been on its way."""
-        return self.sent_at <= moment - _ARRIVAL_S and moment < self.ended_at
+        return self.sent_at <= moment - ARRIVAL_S and moment < self.ended_at
 
     def longest_gap_s(self, begin: float, end: float) -> float:
         """Between two chunks of that time; 0 for fewer."""

@@ -15,7 +15,7 @@ import httpx
 import msgspec
 
 from specdec.evals.fault_bodies import COMPILE_FLAGS, bodies, quick_to_compile, slow_to_compile
-from specdec.evals.fault_clients import FINISHED, NOT_CONNECTED, FaultClients, Seen
+from specdec.evals.fault_clients import ARRIVAL_S, FINISHED, NOT_CONNECTED, FaultClients, Seen
 from specdec.evals.fault_server import FaultServer
 
 SOON_S: Final = 2.0
@@ -60,6 +60,7 @@ async def kill_engine(model: str, num_clients: int) -> Fault:
         clients = await _clients(server, num_clients, long_every=1)
         async with clients.asking():
             await clients.all_answered()
+            await asyncio.sleep(ARRIVAL_S)
             probing = asyncio.create_task(_first_503(server.url))
             os.kill(server.engine_pid, signal.SIGKILL)
             moment = time.perf_counter()

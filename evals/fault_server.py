@@ -20,9 +20,8 @@ from specdec.errors import EngineError
 
 _START_TIMEOUT_S: Final = 300.0
 _POLL_S: Final = 0.02
-_BUSY_SHARE: Final = 0.5
-"""A worker that computes for so much of a moment compiles."""
-_MOMENT_S: Final = 0.1
+_BUSY_S: Final = 0.05
+"""A worker that has computed for so long compiles: an idle one takes no time at all."""
 _PROGRAM: Final = "from specdec.cli import main; main()"
 
 
@@ -77,12 +76,13 @@ class FaultServer:
     def busy_worker(self, timeout_s: float) -> int:
         """The worker that compiles. Raises EngineError where none does in that time."""
         deadline = time.monotonic() + timeout_s
+        before: dict[int, float] = {}
         while time.monotonic() < deadline:
-            before = {pid: _processor_seconds(pid) for pid in self.worker_pids()}
-            time.sleep(_MOMENT_S)
-            for pid, seconds in before.items():
-                if _processor_seconds(pid) - seconds >= _BUSY_SHARE * _MOMENT_S:
+            for pid in self.worker_pids():
+                seconds = _processor_seconds(pid)
+                if seconds - before.setdefault(pid, seconds) >= _BUSY_S:
                     return pid
+            time.sleep(_POLL_S)
         raise EngineError(f"no worker has compiled anything for {timeout_s:g} s")
 
     def signal(self, number: signal.Signals) -> None:

@@ -64,7 +64,7 @@ class CheckProcess:
             except OSError as error:
                 raise CheckNotMadeError(f"the checking process cannot be started: {error}") from error
         try:
-            self._read_line(self._process, _START_SECONDS)
+            self._read_line(self._process, time.monotonic() + _START_SECONDS, _START_SECONDS)
         except CheckTimeoutError as error:
             raise CheckNotMadeError("the checking process does not start") from error
 
@@ -87,7 +87,7 @@ class CheckProcess:
         except OSError as error:
             self.release()
             raise CheckNotMadeError(f"the checking process is gone: {error}") from error
-        line = self._read_line(process, deadline - time.monotonic())
+        line = self._read_line(process, deadline, deadline_s)
         reply: dict[str, str | None] = json.loads(line)
         if reply["unjudgeable"] is not None:
             raise CheckNotMadeError(reply["unjudgeable"])
@@ -114,16 +114,16 @@ class CheckProcess:
                 pipe.close()
         process.wait()
 
-    def _read_line(self, process: subprocess.Popen[str], seconds: float) -> str:
+    def _read_line(self, process: subprocess.Popen[str], deadline: float, seconds: float) -> str:
+        """What it says until the deadline; `seconds` is how long that was given in all."""
         assert process.stdout is not None, "it is a pipe"
-        begin = time.monotonic()
-        with _killed_at(begin + seconds, process):
+        with _killed_at(deadline, process):
             line = process.stdout.readline()
         if line.endswith("\n"):
             return line
         status = process.wait()
         self.release()
-        if time.monotonic() - begin >= seconds:
+        if time.monotonic() >= deadline:
             raise CheckTimeoutError(f"it took more than {seconds:.1f} s")
         raise CheckNotMadeError(f"the checking process ended with status {status}")
 

@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says what else the machine does.
+settings.register_profile("patient", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 # --import-mode=importlib puts no test folder on the path. The fixtures, not this file, import torch:
 # a run of the grammars' tests does not wait for it.

@@ -37,7 +37,9 @@ def rows_drawn(request, monkeypatch):
         monkeypatch.setattr(sampler_module, "_CHUNK_LOGITS", 2 * VOCAB_SIZE)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 @pytest.mark.usefixtures("rows_drawn")
 def test_every_row_draws_what_sampling_written_out_draws(data):

@@ -119,19 +119,19 @@ def test_requests_come_at_the_rate_and_objectives_that_are_missed_are_not_good(l
 
 def test_a_point_ends_with_its_duration(live, tmp_path):
     exit_code, shown = bench(
-        live.url, tmp_path, SHIPPED, "--api-key", "secret", "--duration", "0.5", "--concurrency", "2",
+        live.url, tmp_path, SHIPPED, "--api-key", "secret", "--duration", "2", "--concurrency", "2",
         "--max-tokens", "4", "--constrained", "0", "--speculative", "off",
     )  # fmt: skip
     assert exit_code == 0, shown["failures"]
     point = shown["points"][0]
-    assert 0.5 <= point["seconds"] < 5
+    assert 2 <= point["seconds"] < 60
     assert point["num_completed"] > 2
     assert point["acceptance"] is None, "nothing was drafted"
 
 
 def test_memory_and_processor_time_are_the_servers_own_as_it_says(tiny_model_folder, tmp_path):
     with serving(EngineProcess.launch(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600))) as server:
-        exit_code, shown = bench(server.url, tmp_path, "--num-prompts", "8", "--max-tokens", "16")
+        exit_code, shown = bench(server.url, tmp_path, "--num-prompts", "24", "--max-tokens", "16")
     assert exit_code == 0, shown["failures"]
     assert set(shown["memory"]["parts"]) == {"server", "engine", "workers"}
     assert min(part["last_mb"] for part in shown["memory"]["parts"].values()) > 20
@@ -145,7 +145,7 @@ def test_acceptance_is_that_of_the_requests_where_the_server_says_it(tiny_model_
     config = ServerConfig(served_model_names=("tiny",), per_request_spec_decode_metrics="summary")
     with serving(engine_of(tiny_model_folder), config) as server:
         exit_code, shown = bench(server.url, tmp_path, "--num-prompts", "6", "--constrained", "1", "--max-tokens", "8")
-        counted = server.async_engine.stats().speculation
+        counted = server.engine.stats().speculation
     assert exit_code == 0, shown["failures"]
     acceptance = shown["points"][0]["acceptance"]
     assert acceptance["source"] == "requests"
@@ -185,6 +185,10 @@ def test_what_the_server_still_holds_fails_the_run(tiny_model_folder, tmp_path, 
     assert "nothing runs any more, and num_requests_running is 1" in shown["failures"][0]
 
 
+PAUSE_S = 0.01
+"""Between what an OtherServer sends."""
+
+
 class OtherServer:
     """An API of its own: a list of models, no metrics, and whatever a test has it answer to a completion."""
 
@@ -215,7 +219,7 @@ class OtherServer:
         await send({"type": "http.response.start", "status": status, "headers": []})
         for piece in pieces:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(PAUSE_S)
         await send({"type": "http.response.body", "body": b""})
 
 
@@ -260,7 +264,7 @@ def test_a_server_that_knows_less_is_measured_with_what_it_says(tmp_path, texts)
     assert (point["num_prompt_tokens"], point["num_output_tokens"]) == (35, 60)
     assert point["tokens_per_chunk"] == 3
     assert point["itl_chunk_ms"]["count"] == 15
-    assert point["itl_chunk_ms"]["p50"] >= 2
+    assert point["itl_chunk_ms"]["p50"] >= 1000 * PAUSE_S / 2
     assert point["itl_token_ms"] is None
     assert point["acceptance"] is None
     assert any("does not count the tokens of each chunk" in warning for warning in shown["warnings"])

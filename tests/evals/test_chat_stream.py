@@ -17,15 +17,25 @@ PAUSE_S = 0.05
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
 def test_the_first_token_of_a_model_that_thinks_is_a_thought(name: str) -> None:
+    around_thought: list[float] = []
+
+    def frame(delta: dict[str, str]) -> bytes:
+        return b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode() + b"\n\n"
+
     async def frames() -> AsyncIterator[bytes]:
-        for delta in ({"role": "assistant", "content": ""}, {name: "hm"}, {"content": "yes"}):
-            yield b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode() + b"\n\n"
-            if name in delta:
-                await asyncio.sleep(PAUSE_S)
+        yield frame({"role": "assistant", "content": ""})
+        around_thought.append(time.perf_counter())
+        yield frame({name: "hm"})
+        around_thought.append(time.perf_counter())
+        await asyncio.sleep(PAUSE_S)
+        yield frame({"content": "yes"})
 
-    async def read() -> StreamedAnswer:
-        return await _read(httpx.Response(200, content=frames()), time.perf_counter())
+    async def read(begin: float) -> StreamedAnswer:
+        return await _read(httpx.Response(200, content=frames()), begin)
 
-    answer = asyncio.run(read())
+    begin = time.perf_counter()
+    answer = asyncio.run(read(begin))
     assert answer.text == "yes"
-    assert answer.first_token_seconds < PAUSE_S <= answer.decoding_seconds * 1.01
+    sent, received = around_thought
+    assert sent <= begin + answer.first_token_seconds <= received
+    assert answer.decoding_seconds * 1.01 >= PAUSE_S

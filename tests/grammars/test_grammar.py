@@ -271,7 +271,7 @@ def test_hostile_schemas_compile_or_fail_by_name_in_bounded_time(schema: Any) ->
         grammar.mask_row(grammar.initial_state)
     except (LimitExceededError, InvalidSchemaError, UnsupportedSchemaError):
         pass
-    assert time.process_time() - begin < 5
+    assert time.process_time() - begin < 10
 
 
 def test_limits_name_themselves() -> None:

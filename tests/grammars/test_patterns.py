@@ -353,14 +353,14 @@ def test_refusals_name_what_is_wrong(source: str, error: type[GrammarError], mes
 )
 def test_exploding_patterns_end_in_time(source: str) -> None:
     pattern_language(r"\w\d\s")
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         inner, outer = pattern_language(source)
         assert inner <= outer
     except LimitExceededError:
         pass
-    # The slowest took 1.4 s; the margin is for a busy machine.
-    assert time.perf_counter() - start < 6
+    # The slowest took 1.4 s of processor time; the margin is for a slow machine.
+    assert time.process_time() - start < 10
 
 
 def test_words_of_tempered_dots_and_leading_looks_are_as_written() -> None:

@@ -6,7 +6,6 @@ import concurrent.futures
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from live_server import LiveServer, chat_body, read_events, serving, slowed, wait_until
+from step_gate import StepGate
 
 from specdec import ConfigError, Engine, FinishReason, JsonSchema, Request, SamplingParams, TokenDelta
 from specdec.async_engine import NUM_COMPILE_THREADS
@@ -144,19 +144,24 @@ def test_callers_have_buckets_of_their_own_and_idle_ones_are_forgotten() -> None
 
 
 @pytest.fixture
-def full(make_engine: Callable[..., Engine]) -> Iterator[LiveServer]:
+def gate(make_engine: Callable[..., Engine]) -> StepGate:
+    return StepGate(make_engine(max_num_seqs=1))
+
+
+@pytest.fixture
+def full(gate: StepGate) -> Iterator[LiveServer]:
     config = ServerConfig(served_model_names=("tiny",), max_num_queued_reqs=3, api_keys=("loud", "quiet"))
-    with serving(slowed(make_engine(max_num_seqs=1), 0.003), config) as server:
+    with serving(gate.engine, config) as server, gate:
         yield server
 
 
-def test_a_full_server_answers_503_counts_it_and_takes_requests_again(full: LiveServer) -> None:
+def test_a_full_server_answers_503_counts_it_and_takes_requests_again(full: LiveServer, gate: StepGate) -> None:
     headers = {"authorization": "Bearer loud"}
     with (
         concurrent.futures.ThreadPoolExecutor(2) as pool,
         httpx.Client(base_url=full.url, headers=headers, timeout=60) as client,
     ):
-        long = pool.submit(client.post, CHAT, json=chat_body(n=3, max_tokens=300, ignore_eos=True))
+        long = pool.submit(client.post, CHAT, json=chat_body(n=3, max_tokens=30, ignore_eos=True))
         wait_until(lambda: full.async_engine.num_in_flight == 1, "the first request to arrive")
         refused = client.post(CHAT, json=chat_body(stream=True))
         assert refused.status_code == 503
@@ -166,24 +171,40 @@ def test_a_full_server_answers_503_counts_it_and_takes_requests_again(full: Live
         assert rejections in client.get("/metrics").text
         # A library's client waits as it is told and tries again.
         retrying = openai.OpenAI(base_url=full.url + "/v1", api_key="loud", max_retries=50)
-        again = pool.submit(retrying.chat.completions.create, **chat_body(max_tokens=2))
+        again = pool.submit(
+            retrying.chat.completions.create, **chat_body(max_tokens=2), extra_body={"ignore_eos": True}
+        )
+        gate.open()
         assert long.result(60).status_code == 200
         assert again.result(60).choices[0].finish_reason == "length"
         wait_until(lambda: full.async_engine.num_in_flight == 0, "everything to end")
 
 
-def test_a_key_that_floods_the_queue_does_not_keep_another_waiting(full: LiveServer) -> None:
-    def seconds_of(key: str, **fields: object) -> float:
+def test_a_key_that_floods_the_queue_does_not_keep_another_waiting(full: LiveServer, gate: StepGate) -> None:
+    step, ended = gate.engine.step, []
+
+    def watched_step() -> list[TokenDelta]:
+        deltas = step()
+        ended.extend(delta.request_id for delta in deltas if delta.finish_reason is not None)
+        return deltas
+
+    gate.engine.step = watched_step
+
+    def ask(key: str, **fields: object) -> None:
         body = chat_body(ignore_eos=True, **fields)
         response = httpx.post(full.url + CHAT, json=body, headers={"x-api-key": key}, timeout=60)
         assert response.status_code == 200
-        return time.monotonic()
 
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        loud = pool.submit(seconds_of, "loud", n=3, max_tokens=150)
-        wait_until(lambda: full.async_engine.stats().num_requests_waiting == 2, "the flood to queue")
-        quiet = pool.submit(seconds_of, "quiet", max_tokens=10)
-        assert quiet.result(60) < loud.result(60)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        loud = pool.submit(ask, "loud", n=3, max_tokens=15)
+        wait_until(lambda: gate.is_stood_before, "the flood to be at the engine")
+        quiet = pool.submit(ask, "quiet", max_tokens=10)
+        wait_until(lambda: full.async_engine.num_in_flight == 2, "the other to arrive")
+        gate.open()
+        quiet.result(60)
+        loud.result(60)
+    flood = ended[0]
+    assert [request_id == flood for request_id in ended] == [True, False, True, True]
 
 
 def test_a_request_beyond_the_rate_is_a_429_that_says_when_to_come_back(make_engine: Callable[..., Engine]) -> None:
@@ -208,7 +229,7 @@ def test_a_request_beyond_the_rate_is_a_429_that_says_when_to_come_back(make_eng
 def test_what_takes_longer_than_the_timeout_ends_with_an_error_and_frees_its_blocks(
     make_engine: Callable[..., Engine],
 ) -> None:
-    config = ServerConfig(served_model_names=("tiny",), request_timeout_s=0.5)
+    config = ServerConfig(served_model_names=("tiny",), request_timeout_s=2.0)
     with serving(slowed(make_engine(), 0.01), config) as server:
         whole = httpx.post(server.url + CHAT, json=chat_body(ignore_eos=True), timeout=30)
         assert (whole.status_code, whole.json()["error"]["code"]) == (504, "request_timeout")
@@ -218,9 +239,9 @@ def test_what_takes_longer_than_the_timeout_ends_with_an_error_and_frees_its_blo
             *chunks, last = read_events(response)
         assert chunks
         assert last["error"]["code"] == "request_timeout"
-        assert httpx.post(server.url + CHAT, json=chat_body(max_tokens=2), timeout=30).status_code == 200
         wait_until(lambda: server.num_blocks_in_use() == 0, "the blocks to be freed")
         assert server.async_engine.num_in_flight == 0
+        assert httpx.post(server.url + CHAT, json=chat_body(max_tokens=1), timeout=30).status_code == 200
 
 
 def test_one_keys_many_schemas_do_not_hold_up_anothers(

@@ -6,7 +6,6 @@ import contextlib
 import json
 import resource
 import socket
-import time
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -31,10 +30,14 @@ def limited(make_engine: Callable[..., Engine]) -> Iterator[LiveServer]:
 
 @contextlib.contextmanager
 def idle(live: LiveServer, num: int) -> Iterator[list[socket.socket]]:
-    """Connections that ask for nothing."""
+    """Connections that ask for nothing, and no others."""
+    wait_until(lambda: not live.connections(), "earlier connections to end")
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(socket.create_connection(("127.0.0.1", live.port), timeout=20)) for _ in range(num)]
-        time.sleep(0.1)
+        connections = [socket.create_connection(("127.0.0.1", live.port), timeout=20) for _ in range(num)]
+        for connection in connections:
+            stack.enter_context(connection)
+        wait_until(lambda: len(live.connections()) == num, "the server to take them")
+        yield connections
 
 
 def ask(live: LiveServer) -> httpx.Response:
@@ -84,15 +87,29 @@ def test_a_refused_connection_is_closed_and_its_body_never_read(limited: LiveSer
 def test_what_comes_after_the_refusals_is_turned_away_without_a_request(
     limited: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(HttpProtocol, "refusal_timeout_s", 0.5)
+    monkeypatch.setattr(HttpProtocol, "refusal_timeout_s", 60.0)
     with idle(limited, LIMIT + NUM_REFUSALS):
         with socket.create_connection(("127.0.0.1", limited.port), timeout=20) as late:
             head, _, body = late.makefile("rb").read().partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 503 ")
         assert b"retry-after: 1" in head
         assert json.loads(body)["error"]["code"] == "too_many_connections"
-        # Those beyond the limit that ask for nothing are closed soon.
+
+
+def test_connections_beyond_the_limit_that_ask_for_nothing_are_closed_soon(
+    limited: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HttpProtocol, "head_timeout_s", 300.0)
+    monkeypatch.setattr(HttpProtocol, "refusal_timeout_s", 0.5)
+    with idle(limited, LIMIT) as within, contextlib.ExitStack() as stack:
+        for _ in range(NUM_REFUSALS):
+            beyond = stack.enter_context(socket.create_connection(("127.0.0.1", limited.port), timeout=20))
+        assert beyond.recv(1) == b""
         wait_until(lambda: httpx.get(limited.url + "/health").status_code == 200, "the probe to be answered")
+        for connection in within:
+            connection.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                connection.recv(1)
 
 
 def test_a_connection_that_came_too_early_is_served_once_there_is_room(limited: LiveServer) -> None:

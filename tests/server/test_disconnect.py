@@ -7,22 +7,29 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from live_server import LiveServer, chat_body, read_events, serving, slowed, wait_until
+from live_server import (
+    CHAT,
+    TIMEOUT_S,
+    LiveServer,
+    chat_body,
+    raw_request,
+    read_events,
+    read_past,
+    serving,
+    slowed,
+    wait_until,
+)
 from served_process import FAULTY_CHILD
+from step_gate import StepGate
 
 from specdec import Engine, EngineConfig, EngineProcess
-from specdec.async_engine import STATS_INTERVAL_S
 from specdec.grammars import Limits
 from specdec.server.config import RequestLimits, ServerConfig
-
-CHAT = "/v1/chat/completions"
-
 
 STEP_SECONDS = 0.01
 
@@ -42,16 +49,6 @@ def slow_live(
         yield server
 
 
-def raw_request(port: int, body: dict, path: str = CHAT) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
-    payload = json.dumps(body).encode()
-    connection.sendall(
-        b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
-        % (path.encode(), len(payload), payload)
-    )
-    return connection
-
-
 def reset(connection: socket.socket) -> None:
     """Close without a goodbye, as a killed client's kernel does with unread data."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -66,10 +63,14 @@ def num_finished(slow_live: LiveServer) -> Callable[[], int]:
         finished = slow_live.async_engine.stats().num_finished
         return finished.get("stop", 0) + finished.get("length", 0)
 
-    # The snapshot of an idle engine may be that much older than the end of the last request.
+    stats = slow_live.async_engine.stats
     wait_until(lambda: slow_live.async_engine.num_in_flight == 0, "earlier requests to be forgotten")
-    time.sleep(2 * STATS_INTERVAL_S)
-    before = count()
+    wait_until(lambda: stats().num_requests_running == 0, "earlier requests to end")
+    # A snapshot that shows this one running is younger than the end of all others.
+    with raw_request(slow_live.port, chat_body(stream=True, ignore_eos=True)):
+        wait_until(lambda: stats().num_requests_running == 1, "a new request to run")
+        before = count()
+    wait_until(lambda: stats().num_requests_running == 0, "the request to be ended")
     return lambda: count() - before
 
 
@@ -86,7 +87,7 @@ def test_a_client_that_leaves_mid_stream_frees_its_blocks(
 ) -> None:
     for _ in range(25):
         connection = raw_request(slow_live.port, chat_body(stream=True, ignore_eos=True, n=n))
-        assert b"data: " in connection.recv(65536) + connection.recv(65536)
+        read_past(connection, b"data: ")
         leave(connection)
     wait_until(lambda: slow_live.num_blocks_in_use() == 0, "every block to be freed")
     assert num_finished() == 0
@@ -138,7 +139,7 @@ def test_a_client_that_leaves_while_its_schema_is_compiled_ends_the_compilation(
         assert "specdec:grammar_compile_kills_total" in httpx.get(server.url + "/metrics").text
 
 
-def test_a_killed_client_process_frees_its_blocks(slow_live: LiveServer) -> None:
+def test_a_killed_client_process_frees_its_blocks(slow_live: LiveServer, num_finished: Callable[[], int]) -> None:
     script = (
         "import httpx, sys\n"
         f"with httpx.stream('POST', '{slow_live.url}{CHAT}', json={chat_body(stream=True, ignore_eos=True)!r}) as r:\n"
@@ -150,8 +151,10 @@ def test_a_killed_client_process_frees_its_blocks(slow_live: LiveServer) -> None
         assert client.stdout is not None
         assert client.stdout.readline().startswith("data: ")
         client.kill()
-        client.wait(20)
+        client.wait(TIMEOUT_S)
         client.stdout.close()
+    wait_until(lambda: slow_live.num_blocks_in_use() == 0, "every block to be freed")
+    assert num_finished() == 0
     assert_all_freed(slow_live)
 
 
@@ -159,17 +162,15 @@ def test_a_reader_that_stands_still_stalls_nobody_and_in_the_end_gets_everything
     """Its socket buffers are small, so that the server's send blocks early on."""
     still = socket.socket()
     still.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    still.settimeout(30)
+    still.settimeout(TIMEOUT_S)
     still.connect(("127.0.0.1", live.port))
     body = json.dumps(chat_body(stream=True, ignore_eos=True, seed=1, logprobs=True, top_logprobs=20)).encode()
     still.sendall(
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
         b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
     )
-    start = time.monotonic()
-    answer = httpx.post(live.url + CHAT, json=chat_body(max_tokens=50), timeout=30)
+    answer = httpx.post(live.url + CHAT, json=chat_body(max_tokens=50), timeout=TIMEOUT_S)
     assert answer.status_code == 200
-    assert time.monotonic() - start < 10
     wait_until(lambda: live.num_blocks_in_use() == 0, "the engine to finish what nobody reads")
     received = bytearray()
     while piece := still.recv(65536):
@@ -199,13 +200,17 @@ def test_a_silent_stream_sends_comments_until_its_first_token(make_engine: Calla
     from specdec.server import ServerConfig
 
     config = ServerConfig(served_model_names=("tiny",), keep_alive_interval_s=0.05)
+    gate = StepGate(make_engine())
     with (
-        serving(slowed(make_engine(), 0.4), config) as server,
-        httpx.stream("POST", server.url + CHAT, json=chat_body(stream=True, max_tokens=2), timeout=30) as response,
+        serving(gate.engine, config) as server,
+        gate,
+        httpx.stream("POST", server.url + CHAT, json=chat_body(stream=True, max_tokens=2)) as response,
     ):
-        lines = list(response.iter_lines())
-    assert lines[0].startswith(":")
-    assert lines[-2:] == ["data: [DONE]", ""]
+        lines = response.iter_lines()
+        assert next(lines).startswith(":")
+        gate.open()
+        rest = list(lines)
+    assert rest[-2:] == ["data: [DONE]", ""]
 
 
 @pytest.mark.slow

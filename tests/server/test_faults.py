@@ -8,7 +8,8 @@ from collections.abc import Callable
 import httpx
 import msgspec
 import pytest
-from live_server import chat_body, dying, read_events, serving, slowed, wait_until
+from live_server import TIMEOUT_S, chat_body, dying, read_events, serving, slowed, wait_until
+from step_gate import StepGate
 
 from specdec import Engine, FinishReason, TokenDelta
 from specdec.server import ServerConfig
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def stream_events(url: str, **fields: object) -> list[dict]:
-    with httpx.stream("POST", url + CHAT, json=chat_body(stream=True, **fields), timeout=30) as response:
+    with httpx.stream("POST", url + CHAT, json=chat_body(stream=True, **fields), timeout=TIMEOUT_S) as response:
         assert response.status_code == 200
         return list(read_events(response))
 
@@ -26,26 +27,30 @@ def stream_events(url: str, **fields: object) -> list[dict]:
 def test_when_the_engine_dies_every_client_gets_an_error_and_health_turns_503(
     make_engine: Callable[..., Engine],
 ) -> None:
-    with serving(dying(slowed(make_engine(), 0.005), at_step=60)) as server:
+    def all_have_tokens(engine: Engine) -> bool:
+        running = engine.scheduler.running
+        return len(running) == 8 and all(sequence.num_output_tokens > 10 for sequence in running)
+
+    with serving(dying(slowed(make_engine(), 0.005), all_have_tokens)) as server:
         assert httpx.get(server.url + "/health").status_code == 200
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             streams = [pool.submit(stream_events, server.url, ignore_eos=True) for _ in range(4)]
             wholes = [
-                pool.submit(httpx.post, server.url + CHAT, json=chat_body(ignore_eos=True), timeout=30)
+                pool.submit(httpx.post, server.url + CHAT, json=chat_body(ignore_eos=True), timeout=TIMEOUT_S)
                 for _ in range(4)
             ]
             for stream in streams:
-                *chunks, last = stream.result(30)
+                *chunks, last = stream.result(TIMEOUT_S)
                 assert chunks, "tokens made before the fault arrive"
                 assert last["error"]["code"] == "engine_dead"
             for whole in wholes:
-                response = whole.result(30)
+                response = whole.result(TIMEOUT_S)
                 assert response.status_code == 500
                 assert response.json()["error"]["code"] == "engine_dead"
                 assert "0xdeadbeef" not in response.text, "internals stay in the log"
         for path in ("/health", "/ready"):
             assert httpx.get(server.url + path).status_code == 503
-        late = httpx.post(server.url + CHAT, json=chat_body(), timeout=30)
+        late = httpx.post(server.url + CHAT, json=chat_body(), timeout=TIMEOUT_S)
         assert (late.status_code, late.json()["error"]["code"]) == (500, "engine_dead")
         assert late.headers["x-should-retry"] == "false"
         assert httpx.get(server.url + "/metrics").status_code == 200
@@ -53,14 +58,17 @@ def test_when_the_engine_dies_every_client_gets_an_error_and_health_turns_503(
 
 def test_an_engine_stuck_in_a_step_turns_health_to_503_and_back(make_engine: Callable[..., Engine]) -> None:
     config = ServerConfig(served_model_names=("tiny",), stall_timeout_s=0.1)
+    gate = StepGate(make_engine())
     with (
-        serving(slowed(make_engine(), 1.0), config) as server,
+        serving(gate.engine, config) as server,
         concurrent.futures.ThreadPoolExecutor(1) as pool,
+        gate,
     ):
-        answer = pool.submit(httpx.post, server.url + CHAT, json=chat_body(max_tokens=1), timeout=30)
+        answer = pool.submit(httpx.post, server.url + CHAT, json=chat_body(max_tokens=1), timeout=TIMEOUT_S)
         wait_until(lambda: httpx.get(server.url + "/health").status_code == 503, "the stall to show")
         assert httpx.get(server.url + "/health").json()["error"]["code"] == "engine_stalled"
-        assert answer.result(30).status_code == 200
+        gate.open()
+        assert answer.result(TIMEOUT_S).status_code == 200
         wait_until(lambda: httpx.get(server.url + "/health").status_code == 200, "the stall to end")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import sys
 from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from live_server import LiveServer, chat_body, serving, slowed, wait_until
+from live_server import LiveServer, chat_body, raw_request, serving, slowed, wait_until
 
 from specdec import Engine
 from specdec.server import ServerConfig
@@ -23,15 +22,13 @@ TCP_REPAIR = 19
 @pytest.fixture(scope="module")
 def endless(make_engine: Callable[..., Engine]) -> Iterator[LiveServer]:
     """A server whose answers take minutes."""
-    with serving(slowed(make_engine(), 0.02), ServerConfig(served_model_names=("tiny",))) as server:
+    with serving(slowed(make_engine(), 0.1), ServerConfig(served_model_names=("tiny",))) as server:
         yield server
 
 
 def asked(server: LiveServer, *, stream: bool) -> socket.socket:
     """A connection with a request that is being answered."""
-    body = json.dumps(chat_body(stream=stream, ignore_eos=True, max_tokens=1500)).encode()
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
-    connection.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
+    connection = raw_request(server.port, chat_body(stream=stream, ignore_eos=True, max_tokens=1500))
     wait_until(lambda: server.num_blocks_in_use() > 0, "the request to run")
     return connection
 

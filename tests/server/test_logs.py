@@ -128,7 +128,7 @@ def test_prompts_are_logged_on_request_alone(served: Callable[..., Served]) -> N
 def test_the_engine_process_logs_in_the_same_format(served: Callable[..., Served]) -> None:
     server = served(log_format="json", die_at=5)
     httpx.post(server.url + CHAT, json=chat_body(ignore_eos=True), timeout=30)
-    _, log = server.process.communicate(timeout=20)
+    _, log = server.end()
     assert any("injected" in str(line.get("exception")) for line in lines(log)), log
 
 

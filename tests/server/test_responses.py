@@ -195,12 +195,13 @@ def test_text_and_calls_are_free_to_come(strict: openai.OpenAI) -> None:
 
 def test_log_probabilities_are_those_of_the_text(strict: openai.OpenAI, client: httpx.Client) -> None:
     response = strict.responses.create(
-        model="tiny", input="Hello", max_output_tokens=8, top_logprobs=2, include=["message.output_text.logprobs"]
-    )
+        model="tiny", input="Hello", max_output_tokens=8, top_logprobs=2, include=["message.output_text.logprobs"],
+        extra_body={"logit_bias": {"2": -100}},
+    )  # fmt: skip
     entries = response.output[0].content[0].logprobs
     assert len(entries) == 8
     assert all(len(entry.top_logprobs) == 2 for entry in entries)
-    found = events(client, top_logprobs=1, seed=3, max_output_tokens=8)
+    found = events(client, top_logprobs=1, seed=3, max_output_tokens=8, logit_bias={"2": -100})
     deltas = [event for event in found if event["type"] == "response.output_text.delta"]
     assert sum(len(event["logprobs"]) for event in deltas) == 8
 
@@ -327,10 +328,10 @@ def test_unknown_fields_of_items_are_named_in_a_header_and_those_of_earlier_answ
 @pytest.mark.parametrize("at_step", [0, 5])
 def test_a_stream_that_cannot_go_on_ends_in_a_failed_response(at_step: int, make_engine: object) -> None:
     with (
-        serving(dying(slowed(make_engine(), 0.01), at_step)) as server,
+        serving(dying(slowed(make_engine(), 0.01), lambda engine: engine.stats().num_steps >= at_step)) as server,
         httpx.Client(base_url=server.url, timeout=30) as client,
     ):
-        found = events(client, max_output_tokens=200)
+        found = events(client, max_output_tokens=200, logit_bias={"2": -100})
     assert found[0]["type"] == "response.created"
     assert found[-1]["type"] == "response.failed"
     failed = found[-1]["response"]

@@ -6,12 +6,11 @@ import concurrent.futures
 import json
 import signal
 import socket
-import time
 from collections.abc import Callable
 
 import httpx
 import pytest
-from live_server import chat_body
+from live_server import TIMEOUT_S, chat_body, wait_until
 from served_process import Served, last_event, wait_for_running
 
 from specdec import ConfigError, EngineConfig
@@ -19,26 +18,25 @@ from specdec.server import ServerConfig, serve
 
 
 def test_on_ready_tells_what_is_served_and_sigterm_ends_it_with_0(served: Callable[..., Served]) -> None:
-    server = served()
+    server = served(shutdown_grace_s=600)
     assert server.info["model_names"] == ["tiny"]
     assert server.info["engine"]["num_kv_blocks"] == 600
     assert httpx.get(server.url + "/ready").status_code == 200
     with httpx.Client(base_url=server.url) as client:  # an idle connection holds nothing up
         client.get("/health")
-        code, log, seconds = server.stop()
+        code, log, _ = server.stop()
     assert code == 0, log
     assert "Traceback" not in log
-    assert seconds < 5
 
 
 @pytest.mark.slow
 def test_sigterm_lets_running_requests_finish_within_the_grace(served: Callable[..., Served]) -> None:
-    server = served()
+    server = served(shutdown_grace_s=600)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        streams = [pool.submit(last_event, server.url, max_tokens=150, ignore_eos=True) for _ in range(4)]
+        streams = [pool.submit(last_event, server.url, max_tokens=500, ignore_eos=True) for _ in range(4)]
         wait_for_running(server.url, 4)
-        code, log, _ = server.stop(30)
-        assert [stream.result(20)["choices"][0]["finish_reason"] for stream in streams] == ["length"] * 4
+        code, log, _ = server.stop()
+        assert [stream.result(TIMEOUT_S)["choices"][0]["finish_reason"] for stream in streams] == ["length"] * 4
     assert code == 0, log
     with pytest.raises(httpx.ConnectError):
         httpx.get(server.url + "/health")
@@ -56,26 +54,33 @@ def test_sigterm_ends_what_outlasts_the_grace_with_an_error_frame(
         )
         wait_for_running(server.url, 3)
         code, log, seconds = server.stop()
-        assert [stream.result(20)["error"]["code"] for stream in streams] == ["shutting_down"] * 2
-        assert whole.result(20).status_code == 503
-        assert whole.result(20).headers["retry-after"] == "1"
+        assert [stream.result(TIMEOUT_S)["error"]["code"] for stream in streams] == ["shutting_down"] * 2
+        assert whole.result(TIMEOUT_S).status_code == 503
+        assert whole.result().headers["retry-after"] == "1"
     assert code == 0, log
     assert "Traceback" not in log
-    assert 0.5 <= seconds < 5
+    assert seconds >= 0.5
 
 
 @pytest.mark.slow
 def test_a_second_signal_cuts_the_grace_short(served: Callable[..., Served]) -> None:
-    server = served(shutdown_grace_s=60)
+    server = served(shutdown_grace_s=600)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         stream = pool.submit(last_event, server.url, ignore_eos=True)
         wait_for_running(server.url, 1)
         server.process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-        code, log, seconds = server.stop()
-        assert stream.result(20)["error"]["code"] == "shutting_down"
+        wait_until(lambda: not accepts(server.url), "the server to accept nothing more")
+        code, log, _ = server.stop()
+        assert stream.result(TIMEOUT_S)["error"]["code"] == "shutting_down"
     assert code == 0, log
-    assert seconds < 5
+
+
+def accepts(url: str) -> bool:
+    try:
+        httpx.get(url + "/health")
+    except httpx.TransportError:
+        return False
+    return True
 
 
 @pytest.mark.slow
@@ -88,19 +93,16 @@ def test_a_client_that_never_reads_does_not_hold_the_end_up_for_ever(served: Cal
             b"content-length: %d\r\n\r\n%b" % (len(body), body)
         )
         wait_for_running(server.url, 1)
-        code, log, seconds = server.stop()
+        code, log, _ = server.stop()
     assert code == 0, log
-    assert seconds < 12
 
 
 @pytest.mark.parametrize("in_process", [False, True])
 def test_when_the_engine_dies_the_process_soon_ends_with_1(served: Callable[..., Served], in_process: bool) -> None:
     server = served(in_process=in_process, die_at=50)
     assert last_event(server.url, ignore_eos=True)["error"]["code"] == "engine_dead"
-    start = time.monotonic()
-    _, log = server.process.communicate(timeout=20)
-    assert server.process.returncode == 1
-    assert time.monotonic() - start < 5
+    code, log = server.end()
+    assert code == 1
     assert "injected" in log, "the cause is in the log"
 
 

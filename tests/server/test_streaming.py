@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import time
@@ -12,72 +11,66 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from live_server import LiveServer, chat_body, read_events, serving, slowed, wait_until
+from live_server import (
+    CHAT,
+    TIMEOUT_S,
+    LiveServer,
+    chat_body,
+    raw_request,
+    read_events,
+    read_past,
+    serving,
+    wait_until,
+)
+from step_gate import StepGate
 
 from specdec import Engine, EngineConfig
 
-CHAT = "/v1/chat/completions"
-STEP_S = 0.03
-
 
 @pytest.fixture
-def step_times(make_engine: Callable[..., Engine]) -> tuple[Engine, list[float]]:
-    """An engine of slow steps, and when each of them began."""
-    engine = slowed(make_engine(), STEP_S)
-    step, times = engine.step, []
-
-    def timed_step() -> object:
-        times.append(time.monotonic())
-        return step()
-
-    engine.step = timed_step
-    return engine, times
+def gate(make_engine: Callable[..., Engine]) -> StepGate:
+    return StepGate(make_engine())
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
-def test_tokens_arrive_while_later_ones_are_made(step_times: tuple[Engine, list[float]], path: str) -> None:
-    engine, times = step_times
+def test_tokens_arrive_while_later_ones_are_made(gate: StepGate, path: str) -> None:
+    """Each step is taken when the token of the one before has arrived."""
+    num_tokens = 30
+    # Every token is a letter: text of several bytes comes with the last of them.
+    (letter,) = gate.engine.tokenizer.encode("x", add_special_tokens=False)
     body = chat_body(
-        stream=True, ignore_eos=True, max_tokens=30, prompt="Once", speculative={"enabled": False},
-        stream_options={"include_usage": True, "continuous_usage_stats": True},
+        stream=True, ignore_eos=True, max_tokens=num_tokens, prompt="Once", speculative={"enabled": False},
+        stream_options={"include_usage": True, "continuous_usage_stats": True}, logit_bias={str(letter): 100},
     )  # fmt: skip
-    with serving(engine) as server:
-        arrivals = {}
-        with httpx.stream("POST", server.url + path, json=body, timeout=30) as response:
+    with serving(gate.engine) as server, gate:
+        num_arrived = 0
+        gate.allow(1)
+        with httpx.stream("POST", server.url + path, json=body, timeout=TIMEOUT_S) as response:
             for event in read_events(response):
-                if event["choices"]:
-                    arrivals.setdefault(event["usage"]["completion_tokens"], time.monotonic())
-        assert len(arrivals) > 10
-        # The n-th token is made by the n-th step; a busy machine may hold some of them up.
-        num_prompt = sum(
-            num_tokens <= 20 and arrival < times[num_tokens + 3] for num_tokens, arrival in arrivals.items()
-        )
-        assert num_prompt > 0.7 * sum(num_tokens <= 20 for num_tokens in arrivals)
+                if event["usage"]["completion_tokens"] > num_arrived:
+                    num_arrived += 1
+                    assert event["usage"]["completion_tokens"] == num_arrived
+                    gate.allow(num_arrived + 1)
+        assert num_arrived == num_tokens
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-def test_a_client_that_leaves_ends_its_sequence_within_a_step(
-    step_times: tuple[Engine, list[float]], stream: bool
-) -> None:
-    engine, times = step_times
-    with serving(engine) as server:
+def test_a_client_that_leaves_ends_its_sequence_within_a_step(gate: StepGate, stream: bool) -> None:
+    engine = gate.engine
+    with serving(engine) as server, gate:
         for _ in range(3):
-            with contextlib.ExitStack() as stack:
-                client = stack.enter_context(httpx.Client(base_url=server.url))
-                body = chat_body(stream=stream, ignore_eos=True, max_tokens=1000)
-                num_before = len(times)
-                if stream:
-                    response = stack.enter_context(client.stream("POST", CHAT, json=body))
-                    next(response.iter_lines())
-                else:
-                    with pytest.raises(httpx.ReadTimeout):
-                        client.post(CHAT, json=body, timeout=4 * STEP_S)
-            left = time.monotonic()
-            assert len(times) > num_before
+            num_before = gate.num_taken
+            connection = raw_request(server.port, chat_body(stream=stream, ignore_eos=True, max_tokens=1000))
+            gate.allow(num_before + 4)
+            wait_until(lambda num=num_before: gate.num_taken == num + 4 and gate.is_stood_before, "a fifth step")
+            if stream:
+                read_past(connection, b"data: ")
+            connection.close()
             wait_until(lambda: server.async_engine.num_in_flight == 0, "the request to be forgotten")
-            time.sleep(3 * STEP_S)
-            assert sum(begun > left for begun in times) <= 1, "the step that had begun may be followed by one more"
-            assert not engine.has_unfinished_requests()
+            # The step that had begun, and one that may have been asked for before the abort was told.
+            gate.allow(num_before + 6)
+            wait_until(lambda: not engine.has_unfinished_requests(), "the engine to have nothing left")
+            wait_until(lambda: server.async_engine.busy_seconds() == 0.0, "the engine to be idle")
         wait_until(lambda: server.num_blocks_in_use() == 0, "every block to be freed")
 
 
@@ -86,24 +79,29 @@ def test_ten_thousand_chunks_of_one_choice_arrive_in_constant_memory(tmp_path: P
     from tiny_model import write_tiny_model
 
     folder = write_tiny_model(tmp_path / "long", seed=1, max_position_embeddings=16384)
-    num_tokens = 13_000
+    num_tokens = 10_001
     memory = psutil.Process(os.getpid())
-    with serving(Engine(EngineConfig(model=str(folder), num_kv_blocks=1200))) as server:
+    gate = StepGate(Engine(EngineConfig(model=str(folder), num_kv_blocks=1200)))
+    (letter,) = gate.engine.tokenizer.encode("x", add_special_tokens=False)
+    with serving(gate.engine) as server, gate:
         body = chat_body(
-            stream=True, ignore_eos=True, max_tokens=num_tokens, seed=3, logprobs=True,
+            stream=True, ignore_eos=True, max_tokens=num_tokens, logprobs=True, logit_bias={str(letter): 100},
             stream_options={"include_usage": True, "continuous_usage_stats": True},
         )  # fmt: skip
         counts, text, sizes = [], [], []
-        with httpx.stream("POST", server.url + CHAT, json=body, timeout=60) as response:
+        gate.allow(1)
+        with httpx.stream("POST", server.url + CHAT, json=body, timeout=TIMEOUT_S) as response:
             for event in read_events(response):
                 counts.append(event["usage"]["completion_tokens"])
+                # One at a time: what arrives before it is read is joined.
+                gate.allow(counts[-1] + 1)
                 text += [choice["delta"].get("content", "") for choice in event["choices"]]
                 if len(counts) % 500 == 0:
                     sizes.append(memory.memory_info().rss)
         assert counts == sorted(counts)
         assert counts[-1] == num_tokens
         assert sum(after > before for before, after in itertools.pairwise(counts)) >= 10_000
-        assert len("".join(text)) > num_tokens / 2
+        assert "".join(text) == "x" * num_tokens
         assert sizes[-1] - sizes[2] < 64e6
         wait_until(lambda: server.num_blocks_in_use() == 0, "every block to be freed")
 

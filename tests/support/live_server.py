@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,9 @@ from specdec import AsyncEngine, Engine, EngineHandle
 from specdec.server import ServerConfig, create_app
 from specdec.server.http_protocol import HttpProtocol
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
+"""Against hanging only: a busy machine may take its time."""
+CHAT = "/v1/chat/completions"
 
 
 class LiveServer:
@@ -79,12 +82,12 @@ def slowed(engine: Engine, seconds: float) -> Engine:
     return engine
 
 
-def dying(engine: Engine, at_step: int) -> Engine:
-    """The same engine, whose step raises from a certain step on."""
-    step, steps = engine.step, iter(range(10**9))
+def dying(engine: Engine, when: Callable[[Engine], bool]) -> Engine:
+    """The same engine, whose step raises once the condition holds."""
+    step = engine.step
 
     def fatal_step() -> object:
-        if next(steps) >= at_step:
+        if when(engine):
             raise RuntimeError("injected: device lost at 0xdeadbeef")
         return step()
 
@@ -94,6 +97,27 @@ def dying(engine: Engine, at_step: int) -> Engine:
 
 def chat_body(**fields: object) -> dict[str, object]:
     return {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], **fields}
+
+
+def raw_request(port: int, body: dict[str, object], path: str = CHAT) -> socket.socket:
+    """A connection with a request on it, nothing of whose answer has been read."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
+    payload = json.dumps(body).encode()
+    connection.sendall(
+        b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+        % (path.encode(), len(payload), payload)
+    )
+    return connection
+
+
+def read_past(connection: socket.socket, mark: bytes) -> bytes:
+    """What comes, up to a mark in it and a little more."""
+    received = b""
+    while mark not in received:
+        piece = connection.recv(65536)
+        assert piece, f"the connection was closed before {mark!r}: {received!r}"
+        received += piece
+    return received
 
 
 def read_events(response: httpx.Response) -> Iterator[dict[str, object]]:

@@ -73,7 +73,7 @@ class ScriptedEngine:
 
     def step(self) -> list[TokenDelta]:
         self._note_thread()
-        self.is_open.wait(timeout=20)
+        assert self.is_open.wait(timeout=120), "shut for ever"
         self.before_step(self.num_steps)
         self.num_steps += 1
         time.sleep(self.step_seconds)
