@@ -121,3 +121,43 @@ print((before - psutil.Process().memory_info().rss) / 1e6)
     if returned_mb == "unsupported":
         pytest.skip("another C library")
     assert float(returned_mb) > 50
+
+
+ARENAS = """
+import ctypes, os, tempfile, threading
+from specdec.allocator import share_one_arena
+
+libc = ctypes.CDLL(None)
+if not hasattr(libc, "malloc_info"):
+    print("unsupported")
+    raise SystemExit
+share_one_arena()
+libc.malloc.restype = ctypes.c_void_p
+all_allocate = threading.Barrier(4)
+
+def allocate():
+    all_allocate.wait()
+    libc.malloc(100_000)
+    all_allocate.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc.fopen.restype = ctypes.c_void_p
+with tempfile.NamedTemporaryFile() as file:
+    opened = ctypes.c_void_p(libc.fopen(file.name.encode(), b"w"))
+    libc.malloc_info(0, opened)
+    libc.fclose(opened)
+    print(file.read().count(b"<heap "))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's own")
+def test_the_threads_of_an_engine_share_one_arena_unless_the_user_says_otherwise():
+    num_arenas = run(ARENAS)
+    if num_arenas == "unsupported":
+        pytest.skip("another C library")
+    assert num_arenas == "1"
+    assert run(ARENAS, MALLOC_ARENA_MAX="4") == "4"
