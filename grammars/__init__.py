@@ -10,7 +10,7 @@ state = grammar.advance(state, token_id)   # None where the token is not allowed
 from __future__ import annotations
 
 from specdec.grammars.budget import BudgetedGrammar, BudgetedState
-from specdec.grammars.compile_pool import CompileBusyError, CompilePoolError
+from specdec.grammars.compile_pool import CompileBusyError, CompilePoolError, CompilerKilledError
 from specdec.grammars.compiler import GrammarCompiler
 from specdec.grammars.constraints import (
     HERMES,
@@ -57,6 +57,7 @@ __all__ = [
     "Choice",
     "CompileBusyError",
     "CompilePoolError",
+    "CompilerKilledError",
     "Constraint",
     "DraftWalk",
     "EnforcementReport",

@@ -33,10 +33,11 @@ class Worker(NamedTuple):
     pid: int
     jobs: Connection
 
-    def end(self) -> None:
-        """Kill it, whatever it does."""
-        self.nursery.end(self.pid)
+    def end(self) -> int | None:
+        """Kill it, whatever it does; what Nursery.end returns."""
+        status = self.nursery.end(self.pid)
         self.jobs.close()
+        return status
 
 
 class Nursery:
@@ -92,11 +93,16 @@ class Nursery:
             raise NurseryError(f"a compiler cannot be forked: {pid}")
         return Worker(self, pid, ours)
 
-    def end(self, pid: int) -> None:
-        """Kill a worker. One whose nursery is gone ends by itself."""
+    def end(self, pid: int) -> int | None:
+        """Kill a worker; its exit code, or minus the signal that ended it: its own where it had ended before.
+
+        None where that is not known: it was ended before, or its nursery is gone, and then it ends by itself.
+        """
         with contextlib.suppress(NurseryError), self._lock, self._answered():
             self._control.send(("end", pid))
-            self._control.recv()
+            status: int | None = self._control.recv()
+            return status
+        return None
 
     @contextlib.contextmanager
     def _answered(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import pickle
+import signal
 import socket
 import threading
 import time
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 from specdec.grammars.compile_nursery import Nursery, NurseryError, Worker
-from specdec.grammars.compile_worker import Reply, Setup
+from specdec.grammars.compile_worker import OUT_OF_MEMORY_STATUS, Reply, Setup, out_of_memory
 from specdec.grammars.constraints import Constraint
 from specdec.grammars.errors import CompileResourceError, GrammarError
 from specdec.grammars.fair_queue import FairQueue
@@ -34,6 +35,8 @@ _WAIT_SECONDS = 30.0
 """Longest that a constraint waits for a worker."""
 _MAX_RESIDENT_BYTES = 512 * 2**20
 """A worker that has grown beyond this is replaced."""
+_KILLS = frozenset((-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT))
+"""How processes end that others end; a machine without memory by the first."""
 
 
 class CompilePoolError(Exception):
@@ -42,6 +45,10 @@ class CompilePoolError(Exception):
 
 class CompileBusyError(CompilePoolError):
     """No worker became free in time."""
+
+
+class CompilerKilledError(CompilePoolError):
+    """Somebody, or a machine without memory, ended the worker: another one may have more luck."""
 
 
 class CompileAbandonedError(CompilePoolError):
@@ -86,7 +93,7 @@ class CompilePool:
     def build(self, constraint: Constraint, job: CompileJob, caller: str = "") -> Program:
         """The constraint's program, as `build_program` says. Callers take turns at the workers.
 
-        Raises GrammarError, CompileResourceError also where a worker had to be killed, and CompilePoolError.
+        Raises GrammarError, CompileResourceError also where a worker had to be killed for it, and CompilePoolError.
         """
         place = self._wait_for_place(job, caller)
         kept: Worker | None = None
@@ -180,13 +187,27 @@ class CompilePool:
             self.num_killed += 1
             if job.is_abandoned:
                 raise CompileAbandonedError from error
-        else:
-            self.num_killed += 1
-        limits = self.limits
-        raise CompileResourceError(
-            f"compiling was ended after {time.monotonic() - begin:.1f} s; it may take {limits.max_compile_seconds:g} s "
-            f"of processor time (max_compile_seconds), {_WALL_FACTOR} times as much on the clock, and "
-            f"{limits.max_compile_bytes / 2**20:g} MiB of memory (max_compile_bytes)"
+            raise self._reason_of(worker.end(), time.monotonic() - begin) from error
+        self.num_killed += 1
+        raise self._out_of_time(time.monotonic() - begin)
+
+    def _reason_of(self, status: int | None, seconds: float) -> Exception:
+        """Why a worker ended by itself, after so long: for what it may take, or by nobody's fault but ours."""
+        if status == -signal.SIGXCPU:
+            return self._out_of_time(seconds)
+        if status == OUT_OF_MEMORY_STATUS:
+            return out_of_memory(self.limits)
+        if status is None or status in _KILLS:
+            logger.error("a compiler was killed, after %.1f s at a constraint", seconds)
+            return CompilerKilledError("the process that compiled the constraint was killed; try again")
+        logger.error("a compiler died at a constraint, after %.1f s with status %d", seconds, status)
+        return CompilePoolError("the compiler died of the constraint, which is a fault of the compiler")
+
+    def _out_of_time(self, seconds: float) -> CompileResourceError:
+        limit = self.limits.max_compile_seconds
+        return CompileResourceError(
+            f"compiling was ended after {seconds:.1f} s; it may take {limit:g} s of processor time "
+            f"(max_compile_seconds), and {_WALL_FACTOR} times as much on the clock"
         )
 
     @contextlib.contextmanager

@@ -3,7 +3,7 @@
 `main` runs in the first (compile_process.py). compile_nursery.py talks to it over a socket:
 
     ("fork",) and a socket    -> the worker's pid, or an OSError; the worker takes jobs from the socket
-    ("end", pid)              -> None; the worker is killed, and gone
+    ("end", pid)              -> its exit code, or minus the signal; the worker is killed unless it had ended
 
 A fork takes milliseconds, so a worker that was killed or has grown is replaced before anybody waits for it. To a worker
 a job is a pickled constraint, the reply a pickled Program or the error why there is none. All of them end when the
@@ -41,6 +41,8 @@ _NICENESS = 10
 """Whoever waits for tokens goes before whoever waits for a grammar."""
 _SPARE_CPU_SECONDS = 1
 """Beyond max_compile_seconds, which the compiler itself looks at between its steps."""
+OUT_OF_MEMORY_STATUS = 3
+"""Of a worker that had too little memory left to say so."""
 
 
 class Setup(NamedTuple):
@@ -122,18 +124,20 @@ def _fork_on_demand(control: Connection, compiler: _Compiler) -> None:
                     os.close(handle)
                 case ("end", int(pid)):
                     # A worker that has ended by itself keeps its pid until it is waited for.
+                    status: int | None = None
                     if pid in workers:
                         workers.remove(pid)
-                        _end(pid)
-                    control.send(None)
+                        status = _end(pid)
+                    control.send(status)
     finally:
         for pid in workers:
             _end(pid)
 
 
-def _end(pid: int) -> None:
+def _end(pid: int) -> int:
+    """Its exit code or minus its signal, which for a worker that has ended are its own."""
     os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _work(jobs: Connection, compiler: _Compiler) -> None:
@@ -148,6 +152,8 @@ def _work(jobs: Connection, compiler: _Compiler) -> None:
                 _limit_cpu(compiler.limits.max_compile_seconds)
                 jobs.send_bytes(compiler.reply(constraint))
         status = 0
+    except MemoryError:
+        status = OUT_OF_MEMORY_STATUS
     finally:
         os._exit(status)
 

@@ -74,6 +74,8 @@ class GrammarCompiler:
         self._max_cache_bytes = max_cache_bytes
         self._lock = threading.Lock()
         self._grammars: OrderedDict[bytes, Grammar] = OrderedDict()
+        self._num_bytes: dict[bytes, int] = {}
+        """Of each grammar kept, as it was last found."""
         self._cache_bytes = 0
         self._flights: dict[bytes, tuple[Flight[Grammar], CompileJob]] = {}
         self._refusals: BoundedCache[bytes, GrammarError] = BoundedCache(_MAX_REFUSALS)
@@ -119,6 +121,7 @@ class GrammarCompiler:
             if known is not None:
                 self.cache_hits += 1
                 self._grammars.move_to_end(digest)
+                self._weigh(digest, known)
                 return known
             refusal = self._refusals.get(digest)
             if refusal is not None:
@@ -194,14 +197,18 @@ class GrammarCompiler:
     def _keep(self, digest: bytes, grammar: Grammar) -> None:
         with self._lock:
             self._grammars[digest] = grammar
-            # They grow as they are walked, so that what they take is known only now.
-            sizes = {key: kept.num_bytes for key, kept in self._grammars.items()}
-            self._cache_bytes = sum(sizes.values())
-            while len(self._grammars) > 1 and (
-                len(self._grammars) > self._max_cache_entries or self._cache_bytes > self._max_cache_bytes
-            ):
-                key, _ = self._grammars.popitem(last=False)
-                self._cache_bytes -= sizes[key]
+            self._weigh(digest, grammar)
+
+    def _weigh(self, digest: bytes, grammar: Grammar) -> None:
+        """Drop what was asked for longest ago while all take too much: they grow as they are walked."""
+        num_bytes = grammar.num_bytes
+        self._cache_bytes += num_bytes - self._num_bytes.get(digest, 0)
+        self._num_bytes[digest] = num_bytes
+        while len(self._grammars) > 1 and (
+            len(self._grammars) > self._max_cache_entries or self._cache_bytes > self._max_cache_bytes
+        ):
+            key, _ = self._grammars.popitem(last=False)
+            self._cache_bytes -= self._num_bytes.pop(key)
 
 
 def _digest(constraint: Constraint) -> bytes:

@@ -69,6 +69,8 @@ _STEP_BYTES = 500
 """Of one of them, with its state."""
 _MASK_BYTES = 1500
 """Of one of them, with where its tokens lead."""
+_RUN_BYTES = 300
+"""Of what every text goes on with after a state."""
 
 
 class Runtime:
@@ -127,7 +129,13 @@ class Grammar:
     @property
     def num_bytes(self) -> int:
         """Memory, roughly: of what was compiled, and of what walks have left in caches."""
-        return self._program_bytes + _STEP_BYTES * self._steps.num_kept + _MASK_BYTES * self._masks.num_kept
+        return (
+            self._program_bytes
+            + _STEP_BYTES * self._steps.num_kept
+            + _MASK_BYTES * self._masks.num_kept
+            + _RUN_BYTES * self._runs.num_kept
+            + 4 * self._runtime.vocabulary.num_words * self._guarded.num_kept
+        )
 
     def advance(self, state: GrammarState, token_id: int) -> GrammarState | None:
         """The state after the token; None where it is not allowed.

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import uvicorn
@@ -30,6 +32,8 @@ DEATH_NOTICE_S = 0.5
 CUT_OFF_S = 5.0
 """How long clients have to read what is left, once the last request has ended, before they are cut off."""
 IDLE_CONNECTION_S = 65
+MAX_THREADS = 8
+"""For what takes processor time: templates, tokenizing, metrics. The tokenizer keeps megabytes of words for each."""
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +123,7 @@ class _Server(uvicorn.Server):
     async def run_until_stopped(self, listener: socket.socket) -> int:
         """Serve; the exit code."""
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(num_threads(), thread_name_prefix="specdec-server"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
         watch = asyncio.create_task(self._stop_on_death())
@@ -151,6 +156,12 @@ class _Server(uvicorn.Server):
         logger.error("the engine has died; the server ends")
         await asyncio.sleep(DEATH_NOTICE_S)
         self.should_exit = True
+
+
+def num_threads() -> int:
+    """As many as there are processors; two at least, so that one prompt does not hold up all others."""
+    num_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(2, num_processors), MAX_THREADS)
 
 
 def _bind(config: ServerConfig) -> socket.socket:

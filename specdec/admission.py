@@ -18,6 +18,7 @@ from specdec.grammars import (
     BudgetError,
     CompileBusyError,
     CompilePoolError,
+    CompilerKilledError,
     Grammar,
     GrammarCompiler,
     GrammarError,
@@ -134,7 +135,7 @@ def _within_budget(grammar: Grammar, max_tokens: int) -> BudgetedGrammar:
 def _compile(constraint: Constraint, compiler: GrammarCompiler, interest: Interest) -> Grammar:
     try:
         return compiler.compile(constraint, interest)
-    except CompileBusyError as error:
+    except (CompileBusyError, CompilerKilledError) as error:
         raise EngineBusyError(str(error)) from error
     except CompilePoolError as error:
         raise EngineError(str(error)) from error

@@ -29,6 +29,7 @@ from specdec.grammars import (
     TextOrToolCalls,
     Vocabulary,
 )
+from specdec.logits_buffer import LogitsBuffer
 from specdec.models.progress import ModelProgress, ProgressCallback
 from specdec.output_check import OutputChecker
 from specdec.output_types import constraint_of
@@ -99,6 +100,7 @@ class Engine:
 
         sampler = Sampler(self._compiler.mask_table, tokenizer.vocab_size)
         self.runner = self._runtime.runner
+        self._logits = LogitsBuffer()
         self.proposer = build_proposer(config, self._runtime, sampler)
         self.verifier = Verifier(
             sampler,
@@ -126,7 +128,7 @@ class Engine:
                 return self._nothing_scheduled()
             proposals = self.proposer.propose(batch)
             begin = time.perf_counter()
-            logits = self.runner.forward(target_spans(batch, proposals, self.tokenizer.vocab_size))
+            logits = self.runner.forward(target_spans(batch, proposals, self.tokenizer.vocab_size), self._logits)
             masks = self._masks_of_rows(batch, proposals)
             outcomes = self._verify(logits, masks, batch, proposals)
         except SequenceFaultError as fault:
@@ -352,7 +354,7 @@ class Engine:
         try:
             return self.verifier.verify(logits, masks, batch, proposals)
         except Exception:
-            logits = self.runner.forward(target_spans(batch, proposals, self.tokenizer.vocab_size))
+            logits = self.runner.forward(target_spans(batch, proposals, self.tokenizer.vocab_size), self._logits)
             find_fault_of_verifying(self.verifier, logits, masks, batch, proposals)
             raise
 

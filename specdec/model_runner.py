@@ -13,7 +13,11 @@ from torch import Tensor
 
 from specdec.attention import AttentionBackend, Span
 from specdec.kv_cache import KVCache
+from specdec.logits_buffer import LogitsBuffer
 from specdec.models.llama import LlamaModel
+
+_HEAD_ROWS = 64
+"""Rows of logits worked out at once, in the model's dtype, before they are fp32: more are no faster."""
 
 
 class ModelRunner:
@@ -31,8 +35,11 @@ class ModelRunner:
         self._attention = attention
 
     @torch.inference_mode()
-    def forward(self, spans: Sequence[Span]) -> Tensor:
-        """Write the spans' KV; logits fp32 [R, V] of the tokens that want them, in the order of the spans."""
+    def forward(self, spans: Sequence[Span], buffer: LogitsBuffer | None = None) -> Tensor:
+        """Write the spans' KV; logits fp32 [R, V] of the tokens that want them, in the order of the spans.
+
+        They lie in the buffer, or in memory of their own.
+        """
         token_ids: list[int] = []
         positions: list[int] = []
         rows: list[int] = []
@@ -47,7 +54,7 @@ class ModelRunner:
             num_groups=config.num_attention_heads // config.num_key_value_heads,
             dtype=self.model.dtype,
         )
-        logits = self.model.forward(
+        hidden = self.model.forward(
             torch.tensor(token_ids),
             torch.tensor(positions),
             torch.tensor(rows, dtype=torch.int64),
@@ -55,4 +62,7 @@ class ModelRunner:
             self._attention,
             plan,
         )
-        return logits.float()
+        logits = (buffer or LogitsBuffer()).rows(len(rows), config.vocab_size)
+        for start in range(0, len(rows), _HEAD_ROWS):
+            logits[start : start + _HEAD_ROWS] = self.model.logits(hidden[start : start + _HEAD_ROWS])
+        return logits

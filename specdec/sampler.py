@@ -158,8 +158,9 @@ def _penalise(logits: Tensor, row: SamplingRow) -> None:
 
 def draw(shaped: Tensor, rows: AbstractSequence[SamplingRow], which: AbstractSequence[int]) -> dict[int, int]:
     """The target's own token at `which` of the rows, of shaped logits fp32 [R, V]."""
-    greedy = [i for i in which if rows[i].sequence.params.temperature == 0.0]
-    drawn = dict(zip(greedy, shaped[greedy].argmax(dim=1).tolist(), strict=True)) if greedy else {}
+    drawn: dict[int, int] = {}
+    for chunk in chunks([i for i in which if rows[i].sequence.params.temperature == 0.0], shaped.shape[1]):
+        drawn.update(zip(chunk, shaped[chunk].argmax(dim=1).tolist(), strict=True))
     for chunk in chunks([i for i in which if i not in drawn], shaped.shape[1]):
         token_ids = _draw_with_gumbel(shaped[chunk], [rows[i] for i in chunk])
         drawn.update(zip(chunk, token_ids, strict=True))

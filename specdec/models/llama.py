@@ -108,7 +108,7 @@ class LlamaModel:
         attention: AttentionBackend[Any],
         plan: object,
     ) -> Tensor:
-        """token_ids, positions int64 [T], logits_rows int64 [R] -> logits [R, V] in the model's dtype."""
+        """token_ids, positions int64 [T], logits_rows int64 [R] -> what `logits` takes of these rows, [R, hidden]."""
         config = self.config
         num_heads, num_kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         eps, norm_shape = config.rms_norm_eps, (config.hidden_size,)
@@ -132,8 +132,13 @@ class LlamaModel:
             x = x + layer.output(_filled(attended.view(-1, num_heads * head_dim), num_rows))
             gate, up = layer.gate_up(F.rms_norm(x, norm_shape, layer.post_attention_norm, eps)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)
-        last = _filled(x[logits_rows], self._method.padded_rows(logits_rows.shape[0]))
-        return self.head(F.rms_norm(last, norm_shape, self.norm, eps))[: logits_rows.shape[0]]
+        return x[logits_rows]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [R, hidden], as `forward` returns it -> logits [R, V] in the model's dtype."""
+        num_rows = hidden.shape[0]
+        last = _filled(hidden, self._method.padded_rows(num_rows))
+        return self.head(F.rms_norm(last, (self.config.hidden_size,), self.norm, self.config.rms_norm_eps))[:num_rows]
 
 
 def _filled(rows: Tensor, num_rows: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from specdec.attention import Span
 from specdec.batch import ScheduledSequence
 from specdec.faults import attributed_to, find_fault
+from specdec.logits_buffer import LogitsBuffer
 from specdec.model_runner import ModelRunner
 from specdec.proposers.base import Draft, DraftDistribution, Source
 from specdec.sampler import Sampler, SamplingRow
@@ -28,6 +29,7 @@ class DraftModel:
     def __init__(self, runner: ModelRunner, sampler: Sampler) -> None:
         self._runner = runner
         self._sampler = sampler
+        self._logits = LogitsBuffer()
 
     @staticmethod
     def can_draft(scheduled: ScheduledSequence) -> bool:
@@ -44,7 +46,7 @@ class DraftModel:
         rows = [self._row(draft) for draft in drafts]
         spans = [_span_of_missing(draft) for draft in drafts]
         silent = [_span_of_lag(scheduled) for scheduled in lagging]
-        logits = self._runner.forward([*spans, *silent])
+        logits = self._runner.forward([*spans, *silent], self._logits)
         for draft, span in zip(drafts, spans, strict=True):
             draft.sequence.num_draft_computed_tokens += len(span.token_ids)
         for scheduled, span in zip(lagging, silent, strict=True):
@@ -62,7 +64,7 @@ class DraftModel:
         try:
             return self._sampler.sample_drafts(logits, rows)
         except Exception:
-            logits = self._runner.forward(spans)
+            logits = self._runner.forward(spans, self._logits)
             draws = [partial(self._sampler.sample_drafts, logits[i : i + 1], [row]) for i, row in enumerate(rows)]
             find_fault("draft", zip((row.sequence for row in rows), draws, strict=True))
             raise

@@ -6,9 +6,8 @@ import sys
 
 import pytest
 
-from specdec.allocator import NUM_PRIMITIVES
+from specdec.allocator import CACHE_BOUNDS
 
-CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 PRODUCTS = """
 import specdec
 import psutil, torch
@@ -37,7 +36,7 @@ print(resident_mb() - settled)
 
 
 def run(program, **settings):
-    clean = {name: value for name, value in os.environ.items() if name not in CACHES}
+    clean = {name: value for name, value in os.environ.items() if name not in CACHE_BOUNDS}
     return subprocess.run(
         [sys.executable, "-c", program], env=clean | settings, capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -49,14 +48,52 @@ def test_products_of_ever_new_shapes_take_no_more_memory():
         pytest.skip("this processor has no packed product")
     assert float(grown_mb) < 60
     # What is bounded: without, each shape keeps more than half a megabyte.
-    unbounded = dict.fromkeys(CACHES, "1024")
+    unbounded = dict.fromkeys(CACHE_BOUNDS, "1024")
     assert float(run(PRODUCTS, **unbounded)) > 200
 
 
-@pytest.mark.parametrize("name", CACHES)
+IN_USE = """
+import ctypes
+import specdec
+import torch
+from specdec.linear import PackedLinear
+
+libc = ctypes.CDLL(None)
+fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+Mallinfo2 = type("Mallinfo2", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in fields.split()]})
+
+def in_use_mb():
+    libc.mallinfo2.restype = Mallinfo2
+    info = libc.mallinfo2()
+    return (info.uordblks + info.hblkhd) / 1e6
+
+weight = torch.zeros(960, 576, dtype=torch.bfloat16)
+if not PackedLinear.supports(weight) or not hasattr(libc, "mallinfo2"):
+    print("unsupported")
+    raise SystemExit
+method = PackedLinear()
+packed = method.prepare(weight)
+x = torch.zeros(400, 576, dtype=torch.bfloat16)
+method.apply(x[:1], packed, None)
+first = in_use_mb()
+for num_rows in range(2, 400):
+    method.apply(x[:num_rows], packed, None)
+print(in_use_mb() - first)
+"""
+
+
+def test_what_is_kept_of_products_is_tens_of_megabytes_and_each_once():
+    kept_mb = run(IN_USE)
+    if kept_mb == "unsupported":
+        pytest.skip("this processor has no packed product, or the C library does not count")
+    assert float(kept_mb) < 80
+    assert float(run(IN_USE, LRU_CACHE_CAPACITY="160")) > float(kept_mb) + 10
+
+
+@pytest.mark.parametrize("name", CACHE_BOUNDS)
 def test_a_bound_that_the_user_has_set_holds(name):
     program = f"import os, specdec; print(os.environ[{name!r}])"
-    assert run(program) == str(NUM_PRIMITIVES)
+    assert run(program) == str(CACHE_BOUNDS[name])
     assert run(program, **{name: "7"}) == "7"
 
 
@@ -84,3 +121,43 @@ print((before - psutil.Process().memory_info().rss) / 1e6)
     if returned_mb == "unsupported":
         pytest.skip("another C library")
     assert float(returned_mb) > 50
+
+
+ARENAS = """
+import ctypes, os, tempfile, threading
+from specdec.allocator import share_one_arena
+
+libc = ctypes.CDLL(None)
+if not hasattr(libc, "malloc_info"):
+    print("unsupported")
+    raise SystemExit
+share_one_arena()
+libc.malloc.restype = ctypes.c_void_p
+all_allocate = threading.Barrier(4)
+
+def allocate():
+    all_allocate.wait()
+    libc.malloc(100_000)
+    all_allocate.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc.fopen.restype = ctypes.c_void_p
+with tempfile.NamedTemporaryFile() as file:
+    opened = ctypes.c_void_p(libc.fopen(file.name.encode(), b"w"))
+    libc.malloc_info(0, opened)
+    libc.fclose(opened)
+    print(file.read().count(b"<heap "))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's own")
+def test_the_threads_of_an_engine_share_one_arena_unless_the_user_says_otherwise():
+    num_arenas = run(ARENAS)
+    if num_arenas == "unsupported":
+        pytest.skip("another C library")
+    assert num_arenas == "1"
+    assert run(ARENAS, MALLOC_ARENA_MAX="4") == "4"

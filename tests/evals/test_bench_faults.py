@@ -50,7 +50,7 @@ def test_the_end_of_a_worker_is_noticed_by_its_request_alone(report):
     fault = report["acompile"]
     noticed = {name: count["num"] for name, count in fault["in_flight"].items() if name.startswith("victim")}
     assert list(noticed.values()) == [1]
-    assert "status" in next(iter(noticed))
+    assert "status 503 engine_busy" in next(iter(noticed))
     assert set(fault["sent_later"]) == {FINISHED}
 
 

@@ -22,6 +22,7 @@ from specdec.grammars import (
     Choice,
     CompileBusyError,
     CompilePoolError,
+    CompilerKilledError,
     Constraint,
     Function,
     GrammarCompiler,
@@ -304,8 +305,20 @@ def test_a_worker_that_dies_takes_one_compilation_with_it(patient) -> None:
     thread, got = in_background(patient, slow_constraint(6))
     os.kill(wait_until_busy(patient._pool), signal.SIGKILL)
     wait_for(thread)
-    assert isinstance(got[0], CompileResourceError)
+    assert isinstance(got[0], CompilerKilledError)
     assert patient.compile(quick_constraint("after a death")) is not None
+
+
+@pytest.mark.parametrize(("number", "error", "match"), [
+    (signal.SIGXCPU, CompileResourceError, "max_compile_seconds"), (signal.SIGSEGV, CompilePoolError, "died"),
+])  # fmt: skip
+def test_how_a_worker_died_says_whose_fault_it_is(patient, number, error, match) -> None:
+    thread, got = in_background(patient, slow_constraint(7))
+    os.kill(wait_until_busy(patient._pool), number)
+    wait_for(thread)
+    assert type(got[0]) is error
+    assert match in str(got[0])
+    assert patient.compile(quick_constraint(f"after {number}")) is not None
 
 
 def test_processes_that_died_while_idle_are_replaced(patient) -> None:

@@ -16,6 +16,7 @@ from checks import accepts, allowed_ids, random_walk
 from vocabularies import small_vocabulary
 
 from specdec.grammars import (
+    BudgetedGrammar,
     Grammar,
     GrammarCompiler,
     GrammarError,
@@ -315,6 +316,32 @@ def test_compiled_grammars_are_cached_and_rows_shared() -> None:
     compiler.compile_json_object()
     assert compiler.cache_entries == 2
     assert compiler.compile_json_schema({"type": "string"}) is not first
+
+
+def test_a_grammar_that_grew_as_it_was_walked_leaves_no_room_for_older_ones() -> None:
+    compiler = GrammarCompiler(small_vocabulary(), max_cache_bytes=1_000_000)
+    older, walked = {"type": "boolean"}, {"type": "string", "maxLength": 5000}
+    compiler.compile_json_schema(older)
+    grammar = compiler.compile_json_schema(walked)
+    assert compiler.cache_entries == 2
+    state = grammar.advance_bytes(grammar.initial_state, b'"')
+    a = next(i for i in allowed_ids(compiler, grammar, state) if grammar.token_bytes(i) == b"a")
+    for _ in range(2000):
+        state = grammar.advance(state, a)
+        grammar.mask_row(state)
+    assert grammar.num_bytes > 1_000_000
+    assert compiler.compile_json_schema(walked) is grammar
+    assert compiler.cache_entries == 1
+    assert compiler.cache_bytes == grammar.num_bytes
+
+
+def test_the_masks_near_the_end_of_a_budget_count_as_memory() -> None:
+    compiler = GrammarCompiler(small_vocabulary())
+    grammar = compiler.compile_json_schema({"type": "array", "items": {"type": "string"}, "minItems": 3})
+    num_before = grammar.num_bytes
+    budgeted = BudgetedGrammar(grammar, grammar.minimum_tokens)
+    budgeted.mask_row(budgeted.initial_state)
+    assert grammar.num_bytes >= num_before + 4 * compiler.vocabulary.num_words
 
 
 def test_importing_grammars_imports_no_torch() -> None:

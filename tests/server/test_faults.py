@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
+import signal
 from collections.abc import Callable
 
 import httpx
@@ -12,7 +14,8 @@ from live_server import TIMEOUT_S, chat_body, dying, read_events, serving, slowe
 from step_gate import StepGate
 
 from specdec import Engine, FinishReason, TokenDelta
-from specdec.server import ServerConfig
+from specdec.grammars import Limits
+from specdec.server import RequestLimits, ServerConfig
 
 CHAT = "/v1/chat/completions"
 pytestmark = pytest.mark.filterwarnings("error")
@@ -157,3 +160,28 @@ def test_a_fault_in_one_request_is_its_own(make_engine: Callable[..., Engine]) -
         assert "secret" not in response.text
         assert httpx.post(server.url + CHAT, json=chat_body(max_tokens=3), timeout=30).status_code == 200
         assert httpx.get(server.url + "/health").status_code == 200
+
+
+def test_a_request_whose_compiler_is_killed_may_come_again(make_engine: Callable[..., Engine]) -> None:
+    many = {"max_properties": 10**6, "max_refs": 10**6, "max_nodes": 10**6, "max_goals": 10**6}
+    limits = Limits(max_schema_bytes=10**7, max_compile_seconds=100.0, **many)
+    definitions = {f"d{i}": {"type": "array", "items": {"const": i}, "minItems": i} for i in range(20_000)}
+    schema = {"properties": {name: {"$ref": f"#/$defs/{name}"} for name in definitions}, "$defs": definitions}
+    request_limits = RequestLimits(max_body_bytes=10**7, max_schema_bytes=10**7)
+    config = ServerConfig(served_model_names=("tiny",), limits=request_limits)
+    with (
+        serving(make_engine(grammar_limits=limits, num_compile_workers=1), config) as server,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        compilers = server.async_engine._engine._compiler._pool
+        wait_until(lambda: compilers._idle[-1:] not in ([], [None]), "the worker to start")
+        (worker,) = compilers._idle
+        body = chat_body(structured_outputs={"json": schema})
+        answer = pool.submit(httpx.post, server.url + CHAT, json=body, timeout=60)
+        wait_until(lambda: compilers.num_running == 1, "the schema to be compiled")
+        os.kill(worker.pid, signal.SIGKILL)
+        killed = answer.result(30)
+        assert (killed.status_code, killed.json()["error"]["code"]) == (503, "engine_busy")
+        assert killed.headers["retry-after"]
+        again = chat_body(structured_outputs={"json": {"const": "small"}}, max_tokens=50)
+        assert httpx.post(server.url + CHAT, json=again, timeout=60).status_code == 200

@@ -9,12 +9,14 @@ import socket
 from collections.abc import Callable
 
 import httpx
+import psutil
 import pytest
 from live_server import TIMEOUT_S, chat_body, wait_until
 from served_process import Served, last_event, wait_for_running
 
 from specdec import ConfigError, EngineConfig
 from specdec.server import ServerConfig, serve
+from specdec.server.run import num_threads
 
 
 def test_on_ready_tells_what_is_served_and_sigterm_ends_it_with_0(served: Callable[..., Served]) -> None:
@@ -27,6 +29,17 @@ def test_on_ready_tells_what_is_served_and_sigterm_ends_it_with_0(served: Callab
         code, log, _ = server.stop()
     assert code == 0, log
     assert "Traceback" not in log
+
+
+def test_no_load_takes_more_threads_than_it_may(served: Callable[..., Served]) -> None:
+    server = served()
+    process = psutil.Process(server.process.pid)
+    num_before = process.num_threads()
+    with concurrent.futures.ThreadPoolExecutor(32) as pool, httpx.Client(base_url=server.url, timeout=60) as client:
+        body = {"prompt": "many words " * 2000}
+        answers = list(pool.map(lambda _: client.post("/tokenize", json=body), range(64)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert process.num_threads() - num_before <= num_threads()
 
 
 @pytest.mark.slow
