@@ -105,7 +105,7 @@ class Goals:
             for array in rule.arrays:
                 if array.is_unique:
                     check_unique(array, rules, self._pointer(self._goals[number]))
-        meetings = Meetings(rules, self._are_disjoint, self._stopwatch, any_order=self._has_any_order)
+        meetings = Meetings(rules, self.value_sets, self._stopwatch, has_any_order=self._has_any_order)
         dropped = meetings.conflicting()
         if dropped:
             self._drop_unique_arrays(dropped)
@@ -137,14 +137,6 @@ class Goals:
                 keyword="uniqueItems",
                 pointer=self._pointer(self._goals[min(dropped)]),
             )
-
-    def _are_disjoint(self, one: int, other: int) -> bool:
-        """Whether surely no value meets both goals: where they differ by their scalars, or by their types."""
-        a, b = self.value_sets[one], self.value_sets[other]
-        if (a.objects and b.objects) or (a.arrays and b.arrays) or (a.strings.terms and b.strings.terms):
-            return False
-        scalars = [msgspec.structs.replace(values, objects=(), arrays=()) for values in (a, b)]
-        return not scalars[0].intersect(scalars[1]).has_scalar()
 
     def contradiction(self) -> str:
         """Pointer of a subschema that cannot be satisfied and makes the root so."""

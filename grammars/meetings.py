@@ -11,10 +11,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import product
 from typing import NamedTuple, TypeVar
 
+import msgspec
+
 from specdec.grammars.rule_graph import children_of_array, children_of_object, leading_to
 from specdec.grammars.rules import ArrayRule, Choices, ObjectRule, Rule
 from specdec.grammars.stopwatch import Stopwatch
 from specdec.grammars.unique import unheld_goals
+from specdec.grammars.values import ValueSet
 
 _Shape = TypeVar("_Shape", ObjectRule, ArrayRule)
 
@@ -33,12 +36,12 @@ class Meetings:
     """Of one schema's goals; perhaps more than those that some text leads to."""
 
     def __init__(
-        self, rules: Sequence[Rule], are_disjoint: Callable[[int, int], bool], stopwatch: Stopwatch, *, any_order: bool
+        self, rules: Sequence[Rule], value_sets: Sequence[ValueSet], stopwatch: Stopwatch, *, has_any_order: bool
     ) -> None:
-        """`are_disjoint` says that surely no value meets both goals; with `any_order` keys come in any order."""
+        """A goal's rule spells its value set; with `has_any_order` keys come in any order."""
         self._rules = rules
-        self._are_disjoint = are_disjoint
-        self._any_order = any_order
+        self._value_sets = value_sets
+        self._has_any_order = has_any_order
         self._stopwatch = stopwatch
         self._unique = frozenset(n for n, rule in enumerate(rules) if any(array.is_unique for array in rule.arrays))
         self._unheld = unheld_goals(rules) if self._unique else frozenset[int]()
@@ -93,7 +96,7 @@ class Meetings:
 
     def _told_apart(self, a: ObjectRule, b: ObjectRule) -> int:
         """How many of the one's keys, with those that are free after them, come before the two are told apart."""
-        for position, key in enumerate(() if self._any_order else a.keys):
+        for position, key in enumerate(() if self._has_any_order else a.keys):
             if a.required[position] and self._all_disjoint(_goals_at(a, key), _goals_at(b, key)):
                 return position + 1
         return len(a.keys) + 1
@@ -107,6 +110,14 @@ class Meetings:
 
     def _all_disjoint(self, goals: Sequence[int], others: Sequence[int]) -> bool:
         return all(self._are_disjoint(one, other) for one, other in product(goals, others))
+
+    def _are_disjoint(self, one: int, other: int) -> bool:
+        """Whether surely no value meets both goals: where they differ by their scalars, or by their types."""
+        a, b = self._value_sets[one], self._value_sets[other]
+        if (a.objects and b.objects) or (a.arrays and b.arrays) or (a.strings.terms and b.strings.terms):
+            return False
+        scalars = [msgspec.structs.replace(values, objects=(), arrays=()) for values in (a, b)]
+        return not scalars[0].intersect(scalars[1]).has_scalar()
 
 
 def _goals_of(choices: Choices) -> list[int]:

@@ -102,7 +102,9 @@ def _within(rng: random.Random, value: Any, wrappers: list[Callable[[random.Rand
 
 def random_schema(rng: random.Random) -> Any:
     """Two or three alternatives of objects or arrays of one form, in which arrays of either kind stand."""
-    wrappers = rng.choice([[_in_object], [_in_object], [_in_array], [_in_object, _in_object], [_in_object, _in_array], []])
+    wrappers = rng.choice(
+        [[_in_object], [_in_object], [_in_array], [_in_object, _in_object], [_in_object, _in_array], []]
+    )
     branches = [
         _within(rng, _unique_array(rng), wrappers),
         _within(rng, _other_array(rng), wrappers),
