@@ -201,7 +201,7 @@ def test_walks_end_within_their_budget_where_arrays_with_and_without_unique_item
         # Past an item that only the other alternative takes, whitespace comes.
         {
             "anyOf": [
-                {"type": "array", "items": {"enum": ["a", "ab", 1, 12]}, "minItems": 3},
+                {"type": "array", "items": {"enum": ["a", 1, 12]}, "contains": {"type": "string"}, "minContains": 2},
                 {"type": "array", "uniqueItems": True, "items": {"type": "number"}, "minItems": 5},
             ]
         },
