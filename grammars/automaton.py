@@ -45,11 +45,10 @@ from specdec.grammars.positions import (
 from specdec.grammars.program import Program
 from specdec.grammars.raw_text import RawText
 from specdec.grammars.repetition import Repetitions
-from specdec.grammars.rules import ArrayRule, Rule
+from specdec.grammars.rules import Rule
 from specdec.grammars.scalar_steps import ScalarSteps, Step, literal_start
 from specdec.grammars.stacks import Config, Stack, Stacks
 from specdec.grammars.stopwatch import Stopwatch
-from specdec.grammars.unique import can_be_remembered
 from specdec.grammars.value_rules import KnownValueRules
 from specdec.grammars.walk import DEAD
 
@@ -70,7 +69,6 @@ class Automaton:
         self.layout = program.layout
         self._lexicon = lexicon
         self.value_rules = KnownValueRules(program.rules, program.canonical_goals, lexicon)
-        self._can_be_remembered: dict[ArrayRule, bool] = {}
         self._stacks = Stacks()
         self._repetitions = Repetitions(self._feed, self.possible_bytes)
         self.keys = FrameKeys(lexicon)
@@ -365,20 +363,14 @@ class Automaton:
             return (ArrayStart(self._array_frame(rules.arrays)), stack, begin + 1) if rules.arrays else None
         return self._scalars.feed_literal(literal_start(position, rules), stack, data, begin)
 
-    def _array_frame(self, runs: tuple[ArrayRun, ...]) -> ArrayFrame:
+    @staticmethod
+    def _array_frame(runs: tuple[ArrayRun, ...]) -> ArrayFrame:
         """A new array, whose items are remembered as long as some alternative forbids repetition.
 
-        The others go on past a repetition. Those whose items cannot be held in a remembered array are kept alone.
+        The others go on past a repetition. Compiling has seen to it that they live under the rules for remembered items
+        (meetings.py).
         """
-        free = tuple(run for run in runs if not run.rule.is_unique)
-        if len(free) == len(runs):
-            return ArrayFrame(runs)
-        for run in free:
-            if run.rule not in self._can_be_remembered:
-                self._can_be_remembered[run.rule] = can_be_remembered(run.rule, self._rules, self._lexicon)
-        if all(self._can_be_remembered[run.rule] for run in free):
-            return ArrayFrame(runs, seen=frozenset())
-        return ArrayFrame(free)
+        return ArrayFrame(runs, seen=frozenset() if any(run.rule.is_unique for run in runs) else None)
 
 
 def _has_classed_keys(rule: Rule) -> bool:

@@ -361,7 +361,8 @@ class Closings:
     def _array_parts(self, frame: ArrayFrame, stack: Stack | None, *, has_items: bool) -> Iterator[Part]:
         values = self._values[True] if frame.seen is not None else self._short_values(stack)
         for run in frame.runs:
-            rest = values.array_rest(run.rule, frame.num_items, run.counted, frame.seen, has_items=has_items)
+            seen = frame.seen if run.rule.is_unique else None
+            rest = values.array_rest(run.rule, frame.num_items, run.counted, seen, has_items=has_items)
             if rest is not None:
                 yield rest, run.goal
 

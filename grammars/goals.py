@@ -15,26 +15,28 @@ rests on this (automaton.py).
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
 from decimal import Decimal
 
 import msgspec
 
 from specdec.grammars.any_order import AnyOrderRule
 from specdec.grammars.decimals import numeral
-from specdec.grammars.errors import LimitExceededError, UnsatisfiableSchemaError
+from specdec.grammars.errors import LimitExceededError, UnsatisfiableSchemaError, UnsupportedSchemaError
 from specdec.grammars.languages import Language
 from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.lowering import Lowering
+from specdec.grammars.meetings import Meetings
 from specdec.grammars.node_sets import NodeSets, Shape, needed, shapes
 from specdec.grammars.numbers import NumberSet
+from specdec.grammars.rule_graph import rules_below
 from specdec.grammars.rules import ArrayRule, Choices, Count, FreeKeys, ObjectRule, Rule
 from specdec.grammars.spelling import spell_string
 from specdec.grammars.strings import StringSet, StringTerm
-from specdec.grammars.unique import can_be_remembered, check_unique, rules_below
+from specdec.grammars.unique import check_unique
 from specdec.grammars.values import ANY_OBJECT, ANYTHING, ArrayShape, Goal, ObjectShape, Property, ValueSet
 
 MAX_LISTED_NUMBERS = 64
@@ -98,25 +100,43 @@ class Goals:
 
     def rules(self) -> list[Rule]:
         """The rules of all goals, those that are not satisfiable left empty."""
-        rules = [
-            self._rule(value_set if number in self.satisfiable else ValueSet())
-            for number, value_set in enumerate(self.value_sets)
-        ]
+        rules = self._all_rules()
         for number, rule in enumerate(rules):
             for array in rule.arrays:
                 if array.is_unique:
                     check_unique(array, rules, self._pointer(self._goals[number]))
-                    for below in rules_below(array, rules):
-                        if below.numbers is not None:
-                            self._lexicon.numerals(below.numbers, canonical=True)
-        return [self._without_dropped_arrays(rule, rules) for rule in rules]
+        meetings = Meetings(rules, self.value_sets, self._stopwatch, has_any_order=self._has_any_order)
+        dropped = meetings.conflicting()
+        if dropped:
+            self._drop_unique_arrays(dropped)
+            rules = self._all_rules()
+        for rule in rules:
+            if any(array.is_unique for array in rule.arrays):
+                for below in itertools.chain.from_iterable(rules_below(array, rules) for array in rule.arrays):
+                    if below.numbers is not None:
+                        self._lexicon.numerals(below.numbers, canonical=True)
+        return rules
 
-    def _without_dropped_arrays(self, rule: Rule, rules: list[Rule]) -> Rule:
-        """The rule with the arrays that the automaton keeps (automaton.py), so that completions are among them."""
-        free = tuple(array for array in rule.arrays if not array.is_unique)
-        if len(free) == len(rule.arrays) or all(can_be_remembered(array, rules, self._lexicon) for array in free):
-            return rule
-        return replace(rule, arrays=free)
+    def _all_rules(self) -> list[Rule]:
+        return [
+            self._rule(value_set if number in self.satisfiable else ValueSet())
+            for number, value_set in enumerate(self.value_sets)
+        ]
+
+    def _drop_unique_arrays(self, dropped: frozenset[int]) -> None:
+        """Generate only the goals' arrays that may repeat items; what is not satisfiable without the others goes."""
+        for number in dropped:
+            values = self.value_sets[number]
+            arrays = tuple(shape for shape in values.arrays if not shape.is_unique)
+            self.value_sets[number] = msgspec.structs.replace(values, arrays=arrays)
+        self.satisfiable = self._satisfiable()
+        if 0 not in self.satisfiable:
+            raise UnsupportedSchemaError(
+                "uniqueItems beside alternatives whose items hold arrays of unique items or objects with counted "
+                "undeclared keys cannot be enforced yet where nothing else is left",
+                keyword="uniqueItems",
+                pointer=self._pointer(self._goals[min(dropped)]),
+            )
 
     def contradiction(self) -> str:
         """Pointer of a subschema that cannot be satisfied and makes the root so."""

@@ -53,10 +53,13 @@ def ends_item(completed: bytes, item: bytes) -> bool:
 
 
 def items_of(rest: bytes) -> Iterator[bytes]:
-    """The items of the rest of an array, which begins with a comma or the closing bracket; the text may go on."""
+    """The items of the rest of an array, which begins with a comma or the closing bracket; the text may go on.
+
+    Whitespace comes before those that nothing remembers any more.
+    """
     text = rest.decode()
-    begin = 0
-    while text[begin] == ",":
-        _, end = _DECODER.raw_decode(text, begin + 1)
-        yield text[begin + 1 : end].encode()
-        begin = end
+    comma = 0
+    while text[comma] == ",":
+        begin = len(text) - len(text[comma + 1 :].lstrip())
+        _, comma = _DECODER.raw_decode(text, begin)
+        yield text[begin:comma].encode()

@@ -46,6 +46,9 @@ class Repetitions:
                 return True
             begun = text[: len(begun) + 1]
             current = self._feed(current, begun[-1:])
+            if current is not None and (current[1] is None or current[1].depth < depth):
+                # The item is complete, where one more goes on.
+                return False
         # Past its known beginning, the one more goes on with some byte.
         return current is not None and len(self._others(current, _repeating_bytes(current, depth), 2)) == 2
 

@@ -437,7 +437,10 @@ class ShortValues:
         return next((text for text in islice(self.texts(number), _MAX_DISTINCT) if text not in taken), None)
 
     def texts(self, number: int, depth: int = 3) -> Iterator[bytes]:
-        """Values of the rule, many if it has many, short ones first within their kind; nested ones to a depth."""
+        """Values of the rule that may be remembered items, many if it has many, short ones first within their kind.
+
+        Nested ones to a depth; each number has one spelling.
+        """
         rule = self._rules[number]
         known = self._known_text(number)
         if known is not None:
@@ -446,9 +449,8 @@ class ShortValues:
             return
         yield from sorted(rule.literals, key=len)
         yield from (b'"' + text for text in sorted(rule.strings, key=len))
-        numerals = self._numerals(rule)
-        if numerals is not None and not numerals.is_empty():
-            yield from _numerals_of(numerals)
+        if rule.numbers is not None:
+            yield from _numerals_of(self._lexicon.numerals(rule.numbers, canonical=True))
         for term in rule.terms:
             automaton = self._lexicon.text_automaton((term,))
             for tail in self.members(automaton, 0):

@@ -6,10 +6,10 @@ on must find another value; what cannot be shown to is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from specdec.grammars.errors import UnsupportedSchemaError
-from specdec.grammars.lexicon import Lexicon
+from specdec.grammars.rule_graph import children_of, children_of_array, leading_to, rules_below
 from specdec.grammars.rules import ArrayRule, Choices, ObjectRule, Rule
 
 _MAX_COMPARED = 200
@@ -49,17 +49,26 @@ def check_unique(array: ArrayRule, rules: Sequence[Rule], pointer: str) -> None:
         raise refuse(f"and minItems {array.min_items} ask for more values than the {fewest} of some item")
 
 
-def can_be_remembered(array: ArrayRule, rules: Sequence[Rule], lexicon: Lexicon) -> bool:
-    """Whether the items of an array that may repeat them live under the rules for items that are remembered.
+def unheld_goals(rules: Sequence[Rule]) -> frozenset[int]:
+    """The goals with an array that may repeat its items and does not live under the rules for remembered ones.
 
-    Those are one spelling for each number, one undeclared key for each object, and no remembered array inside another.
+    Those are one undeclared key for each object, and no remembered array inside another. One spelling for each number
+    leaves every number one.
     """
-    for rule in rules_below(array, rules):
-        if any(inner.is_unique for inner in rule.arrays) or any(one.free and not one.is_plain for one in rule.objects):
-            return False
-        if rule.numbers is not None and lexicon.numerals(rule.numbers, canonical=True).is_empty():
-            return False
-    return True
+    unfit = leading_to(
+        rules,
+        (
+            number
+            for number, rule in enumerate(rules)
+            if any(array.is_unique for array in rule.arrays)
+            or any(one.free and not one.is_plain for one in rule.objects)
+        ),
+    )
+    return frozenset(
+        number
+        for number, rule in enumerate(rules)
+        if any(not array.is_unique and not unfit.isdisjoint(children_of_array(array)) for array in rule.arrays)
+    )
 
 
 def _has_two_orders(objects: Sequence[ObjectRule]) -> bool:
@@ -76,28 +85,6 @@ def _disagree(a: ObjectRule, b: ObjectRule) -> bool:
     order = [*a.keys, *(key for key in b.keys if a.free and key not in a.positions)]
     places = [place_in_b[key] for key in order if key in place_in_b]
     return places != sorted(places)
-
-
-def rules_below(array: ArrayRule, rules: Sequence[Rule]) -> Iterator[Rule]:
-    """Every rule that an item, or something in an item, may have."""
-    pending = [number for choices in (*array.prefix, array.items) for _, number in choices]
-    seen = set(pending)
-    while pending:
-        rule = rules[pending.pop()]
-        yield rule
-        for number in _children(rule):
-            if number not in seen:
-                seen.add(number)
-                pending.append(number)
-
-
-def _children(rule: Rule) -> Iterator[int]:
-    for one in rule.objects:
-        for choices in (*one.choices, *(free.choices for free in one.free)):
-            yield from (number for _, number in choices)
-    for array in rule.arrays:
-        for choices in (*array.prefix, array.items):
-            yield from (number for _, number in choices)
 
 
 class _Counter:
@@ -119,7 +106,7 @@ class _Counter:
             if current in self._known:
                 pending.pop()
                 continue
-            children = [child for child in _children(self._rules[current]) if child not in self._known]
+            children = [child for child in children_of(self._rules[current]) if child not in self._known]
             if current in open_rules or not children:
                 pending.pop()
                 self._known[current] = self._count(self._rules[current])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import all_keywords
+import mixed_arrays
 import pytest
 import schemas
 from budgeted_walks import walk, with_spare_tokens
@@ -173,6 +174,48 @@ def test_arrays_that_must_go_on_with_other_items_end_within_their_budget_over_ma
 def test_walks_end_within_their_budget_over_many_schemas() -> None:
     _check_walks(range(10_000, 10_400), schemas.random_schema, merged_vocabulary())
     _check_walks(range(20_000, 20_800), all_keywords.random_schema, small_vocabulary())
+
+
+def test_walks_end_within_their_budget_where_arrays_with_and_without_unique_items_meet() -> None:
+    _check_walks(range(40_000, 40_120), mixed_arrays.random_schema, small_vocabulary(), num_checked=3)
+
+
+@pytest.mark.slow
+def test_walks_end_within_their_budget_where_arrays_with_and_without_unique_items_meet_over_many_schemas() -> None:
+    _check_walks(range(41_000, 43_000), mixed_arrays.random_schema, small_vocabulary(), num_checked=6)
+    _check_walks(range(43_000, 43_300), mixed_arrays.random_schema, merged_vocabulary(), num_checked=3)
+
+
+@pytest.mark.parametrize("layout", [SchemaOptions(), SchemaOptions(whitespace="pretty")], ids=["compact", "pretty"])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        # The item before may go on where the next one, of the same beginning, is complete.
+        {
+            "type": "array",
+            "uniqueItems": True,
+            "prefixItems": [{"type": "number"}, {}],
+            "items": {"enum": [1, 2, 12]},
+            "minItems": 3,
+        },
+        # Past an item that only the other alternative takes, whitespace comes.
+        {
+            "anyOf": [
+                {"type": "array", "items": {"enum": ["a", 1, 12]}, "contains": {"type": "string"}, "minContains": 2},
+                {"type": "array", "uniqueItems": True, "items": {"type": "number"}, "minItems": 5},
+            ]
+        },
+    ],
+    ids=["complete", "forgotten"],
+)
+def test_what_follows_items_that_must_differ_is_costed_in_every_layout(schema: Any, layout: SchemaOptions) -> None:
+    compiler = GrammarCompiler(small_vocabulary())
+    grammar, judge = compiler.compile_json_schema(schema, layout), Judge(schema)
+    rng = random.Random(11)
+    for _ in range(60):
+        budgeted = with_spare_tokens(grammar, rng.randint(0, 12))
+        text = _walk(compiler, budgeted, rng, num_checked=0)
+        assert judge.violation(text.decode()) is None, text
 
 
 def test_planned_tokens_complete_the_text_with_as_many_as_the_plan_has() -> None:

@@ -94,6 +94,80 @@ def test_a_budget_plans_no_alternative_that_is_not_kept() -> None:
     assert accepts(grammar, plan.data)
 
 
+_UNIQUE = {"type": "array", "uniqueItems": True, "items": {"type": "integer"}}
+_NOT_REMEMBERED = {"type": "array", "items": {"type": "object", "minProperties": 2}, "minItems": 2}
+
+
+def _object(required: list[str], **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def test_a_budget_plans_no_alternative_that_is_not_kept_beside_those_of_another_object() -> None:
+    schema = {"anyOf": [_object(["x"], x=_UNIQUE), _object(["x", "y"], x=_NOT_REMEMBERED, y={"const": "abc"})]}
+    grammar = GrammarCompiler(small_vocabulary()).compile_json_schema(schema)
+    plan = grammar.initial_plan
+    assert plan is not None, "short answers are enough"
+    assert accepts(grammar, plan.data)
+    assert Judge(schema).violation(plan.data.decode()) is None
+    assert accepts(grammar, b'{"x":[{"a":1,"b":2},{"a":1,"b":2}],"y":"abc"}')
+    assert not accepts(grammar, b'{"x":[]}')
+
+
+def test_alternatives_that_a_required_key_has_told_apart_are_all_kept() -> None:
+    schema = {
+        "oneOf": [
+            _object(["kind", "x"], kind={"const": "u"}, x=_UNIQUE),
+            _object(["kind", "x"], kind={"const": "v"}, x=_NOT_REMEMBERED),
+        ]
+    }
+    grammar = GrammarCompiler(small_vocabulary()).compile_json_schema(schema)
+    assert accepts(grammar, b'{"kind":"u","x":[1,2]}')
+    assert not accepts(grammar, b'{"kind":"u","x":[1,1]}')
+    assert accepts(grammar, b'{"kind":"v","x":[{"a":1,"b":2},{"a":1,"b":2}]}')
+
+
+@pytest.mark.parametrize(
+    "properties", [{"x": 1, "kind": 1}, {"kind": 0, "x": 1}], ids=["told apart too late", "told apart perhaps"]
+)
+def test_alternatives_that_may_meet_are_not_both_kept(properties: dict[str, int]) -> None:
+    required = [name for name, is_required in properties.items() if is_required]
+
+    def branch(kind: str, array: Any) -> dict[str, Any]:
+        return _object(required, **{name: {"const": kind} if name == "kind" else array for name in properties})
+
+    schema = {"anyOf": [branch("u", _UNIQUE), branch("v", _NOT_REMEMBERED)]}
+    grammar = GrammarCompiler(small_vocabulary()).compile_json_schema(schema)
+    plan = grammar.initial_plan
+    assert plan is not None, "short answers are enough"
+    assert b'"x":[{' in plan.data
+    assert accepts(grammar, plan.data)
+
+
+def test_nothing_is_left_where_each_alternative_needs_unique_items_beside_the_other() -> None:
+    schema = {
+        "anyOf": [
+            _object(["x", "y"], x=_UNIQUE, y=_NOT_REMEMBERED),
+            _object(["x", "y"], x=_NOT_REMEMBERED, y=_UNIQUE),
+        ]
+    }
+    with pytest.raises(UnsupportedSchemaError, match="uniqueItems") as error:
+        GrammarCompiler(small_vocabulary()).compile_json_schema(schema)
+    assert error.value.pointer.startswith("/anyOf/")
+
+
+def test_items_unlike_those_before_are_other_numbers_in_every_plan() -> None:
+    schema = {
+        "type": "array",
+        "uniqueItems": True,
+        "items": {"type": "number", "minimum": 0, "maximum": 1},
+        "minItems": 5,
+    }
+    grammar = GrammarCompiler(small_vocabulary()).compile_json_schema(schema)
+    plan = grammar.initial_plan
+    assert plan is not None, "short answers are enough"
+    assert accepts(grammar, plan.data), plan.data
+
+
 def test_closed_walks_validate_and_instances_are_accepted() -> None:
     vocabulary = small_vocabulary()
     for seed in range(60):
