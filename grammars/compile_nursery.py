@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -72,6 +73,11 @@ class Nursery:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def is_closed(self) -> bool:
+        """By `close`, which the end of the program calls too, whatever its threads wait for."""
+        return not self.close.alive
+
     def fork(self) -> Worker:
         """A new worker. Raises NurseryError, after which no other can be had."""
         ours, theirs = Pipe()
@@ -121,9 +127,12 @@ class Nursery:
 
 def _close(process: subprocess.Popen[bytes], control: Connection) -> None:
     """It ends with its input, and its workers with it."""
-    control.close()
+    # A thread that waits for an answer sees the end of it; a connection that is closed under it is an error.
+    with socket.socket(fileno=os.dup(control.fileno())) as end, contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
     try:
         process.wait(_END_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    control.close()

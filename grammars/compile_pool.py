@@ -261,7 +261,9 @@ class CompilePool:
                 except NurseryError as error:
                     nursery, self._nursery = self._nursery, None
                     if nursery is not None:
+                        # The end of the program closes it without the pool's close.
+                        self._is_closed = self._is_closed or nursery.is_closed
                         nursery.close()
-                    if is_last:
+                    if is_last or self._is_closed:
                         raise CompilePoolError(str(error)) from error
         raise AssertionError("the last try returns or raises")

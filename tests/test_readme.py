@@ -79,7 +79,8 @@ def printed_beside_a_server(example, *flags):
 
 @pytest.mark.model
 def test_the_example_with_a_prediction_prints_what_became_of_it():
-    usage, passes = printed_beside_a_server(PREDICTION_EXAMPLE).splitlines()
+    # As many drafts as pay may be none on a machine that does much else.
+    usage, passes = printed_beside_a_server(PREDICTION_EXAMPLE, "--num-speculative-tokens", "8").splitlines()
     num_accepted = int(re.search(r"accepted_prediction_tokens=(\d+)", usage)[1])
     num_tokens, num_passes = map(int, re.fullmatch(r"(\d+) tokens in (\d+) passes", passes).groups())
     assert num_accepted > 0

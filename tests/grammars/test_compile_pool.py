@@ -7,6 +7,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -374,6 +376,23 @@ def test_a_pool_that_is_no_longer_used_ends() -> None:
     process = compiler._pool._nursery._process
     del compiler
     assert process.wait(TIMEOUT_S) is not None
+
+
+def test_a_program_that_ends_while_its_compilers_start_says_nothing() -> None:
+    program = """
+import time
+from specdec.grammars import GrammarCompiler, Vocabulary
+
+vocabulary = Vocabulary([*(bytes([byte]) for byte in range(256)), None], [256])
+compiler = GrammarCompiler(vocabulary, num_workers=2)
+while compiler._pool._nursery is None:
+    time.sleep(0.001)
+# A thread waits for the first answer now, which takes longer than this.
+time.sleep(0.05)
+"""
+    command = [sys.executable, "-P", "-c", program]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    assert (finished.returncode, finished.stderr) == (0, "")
 
 
 def test_an_interrupt_leaves_nobody_waiting(monkeypatch) -> None:
