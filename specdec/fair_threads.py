@@ -54,7 +54,8 @@ class FairThreads:
                     self._waiting.remove(work, is_served=True)
                     self._num_held[work.caller] += 1
                     assert work.task is not None, "what was forgotten waits no more"
-                    self._executor.submit(self._run, work.caller, *work.task)
+                    function, future = work.task
+                    self._executor.submit(self._run, work.caller, function, future)
 
     def _run(self, caller: str, function: Callable[[], R], future: Future[R]) -> None:
         try:

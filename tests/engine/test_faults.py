@@ -292,7 +292,7 @@ def test_generate_says_which_prompt_failed_and_keeps_the_others(engine, monkeypa
 
 def test_a_fault_that_is_nobodys_still_ends_the_engine(engine, monkeypatch):
     engine.add_request(bad_request(engine))
-    monkeypatch.setattr(engine.runner, "forward", raising(engine.runner.forward, lambda _: True))
+    monkeypatch.setattr(engine.runner, "forward", raising(engine.runner.forward, lambda *_: True))
     with pytest.raises(Planted):
         engine.step()
     monkeypatch.undo()
