@@ -25,8 +25,6 @@ CACHE_BOUNDS: Final = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": 160, "LRU_CACHE_CAPACI
 """oneDNN's holds the products of some sixteen numbers of rows, about 50 MB: all that decode a few sequences with
 drafts. More sequences take steps so long that a few primitives made anew do not matter. A busy server has filled it
 within a minute. What torch's holds saves no time where oneDNN's has it too."""
-
-
 _M_ARENA_MAX: Final = -8
 """Of malloc.h."""
 

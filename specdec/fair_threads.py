@@ -26,7 +26,7 @@ class FairThreads:
     def submit(self, caller: str, function: Callable[[], R]) -> Future[R]:
         """Have it called on a thread, for this caller. A future that is cancelled before that is never begun."""
         future: Future[R] = Future()
-        work = _Work(caller, function, future)
+        work = _Work(caller, (function, future))
         with self._lock:
             self._waiting.add(caller, work)
         future.add_done_callback(lambda _: self._forget(work))
@@ -40,6 +40,8 @@ class FairThreads:
     def _forget(self, work: _Work) -> None:
         with self._lock:
             self._waiting.remove(work)
+            # The future, which keeps this call, would keep itself and its result until a garbage collection.
+            work.task = None
 
     def _begin(self) -> None:
         """Whatever may now."""
@@ -51,29 +53,31 @@ class FairThreads:
                 if self._num_held[work.caller] < num_free:
                     self._waiting.remove(work, is_served=True)
                     self._num_held[work.caller] += 1
-                    self._executor.submit(self._run, work)
+                    assert work.task is not None, "what was forgotten waits no more"
+                    function, future = work.task
+                    self._executor.submit(self._run, work.caller, function, future)
 
-    def _run(self, work: _Work) -> None:
+    def _run(self, caller: str, function: Callable[[], R], future: Future[R]) -> None:
         try:
-            if work.future.set_running_or_notify_cancel():
+            if future.set_running_or_notify_cancel():
                 try:
-                    result = work.function()
+                    result = function()
                 except BaseException as error:  # noqa: BLE001, whoever waits for the result raises it
-                    work.future.set_exception(error)
+                    future.set_exception(error)
                 else:
-                    work.future.set_result(result)
+                    future.set_result(result)
         finally:
             with self._lock:
-                self._num_held[work.caller] -= 1
+                self._num_held[caller] -= 1
                 self._num_held += Counter()
             self._begin()
 
 
 class _Work:
-    __slots__ = ("caller", "function", "future")
+    __slots__ = ("caller", "task")
 
     # Any: of what its submitter is promised.
-    def __init__(self, caller: str, function: Callable[[], Any], future: Future[Any]) -> None:
+    def __init__(self, caller: str, task: tuple[Callable[[], Any], Future[Any]]) -> None:
         self.caller = caller
-        self.function = function
-        self.future = future
+        self.task: tuple[Callable[[], Any], Future[Any]] | None = task
+        """None once it is done, or was cancelled."""
