@@ -31,9 +31,9 @@ def arms(shown, group, concurrency=1):
 
 @pytest.fixture(scope="module")
 def exact(tiny_model_folder):
-    config = EngineConfig(
-        model=str(tiny_model_folder), num_kv_blocks=600, exact=True, speculative=SpeculativeConfig(method="chain")
-    )
+    # A fixed number: as many as pay may be none on a machine that does much else.
+    speculative = SpeculativeConfig(method="chain", num_speculative_tokens=4)
+    config = EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600, exact=True, speculative=speculative)
     with serving(Engine(config)) as server:
         yield server
 
@@ -130,7 +130,9 @@ def test_another_server_has_one_arm_of_which_is_shown_what_it_reports(
     make_foreign(monkeypatch)
     config = ServerConfig(served_model_names=("theirs",), per_request_spec_decode_metrics=metrics, api_keys=("key",))
     files = ["--csv", str(tmp_path / "rows.csv"), "--html", str(tmp_path / "report.html")]
-    with serving(Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600)), config) as server:
+    speculative = SpeculativeConfig(method="grammar", num_speculative_tokens=4)
+    engine = Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600, speculative=speculative))
+    with serving(engine, config) as server:
         exit_code, shown, tables = invoke(
             *(server.url, "--api-key", "key", "--model", "theirs", "--spec", "ngram", "--concurrency", "2", *files),
             *("--group", "structured", "--group", "code_edit, predicted"),
