@@ -10,7 +10,7 @@ import msgspec
 
 from specdec.grammars.automaton import Automaton
 from specdec.grammars.frames import ArrayFrame, Frame
-from specdec.grammars.positions import ArrayEnd, Done, Literal
+from specdec.grammars.positions import ArrayEnd, Done, Literal, Value
 from specdec.grammars.repeated_items import NO_ITEM, items_of, may_repeat, repeats_present_item
 from specdec.grammars.speller import Speller, Spelling
 from specdec.grammars.stacks import Config, Stack
@@ -95,11 +95,17 @@ class ItemClosings:
             items.update(items_of(data))
         most = 0
         for item in items - frame.seen:
+            if item != NO_ITEM and not self._meets(goal, item):
+                continue
             cost = self._cost_after_item(msgspec.structs.replace(frame, text=item), goal, below)
             if cost is None:
                 return None
             most = max(most, cost)
         return most
+
+    def _meets(self, goal: int, item: bytes) -> bool:
+        after = self._automaton.feed((Value((goal,)), None), item)
+        return after is not None and _accepts(self._automaton, after)
 
     def _cost_after_item(self, frame: ArrayFrame, goal: int, below: Stack | None) -> int | None:
         after = frame.after_value(frozenset((goal,)))

@@ -15,6 +15,7 @@ from specdec.grammars.frames import Frame, ObjectFrame
 from specdec.grammars.layout import Pretty
 from specdec.grammars.part_costs import PartCosts
 from specdec.grammars.positions import Completed, Key, Literal, ObjectNext, Position, Raw, String
+from specdec.grammars.repeated_items import must_go_on
 from specdec.grammars.rules import last_run
 from specdec.grammars.speller import Speller, Spelling
 from specdec.grammars.stacks import Stack
@@ -168,8 +169,10 @@ class LexemeBounds:
         )  # fmt: skip
 
     def _rest(self, goals: tuple[int, ...], frames: Frames, stack: Stack | None, num_bytes: int) -> int | None:
-        costs = [cost for goal in goals if (cost := self._beyond(frames, stack, goal)) is not None]
-        if not costs:
+        beyond = [self._beyond(frames, stack, goal) for goal in goals]
+        costs = [cost for cost in beyond if cost is not None]
+        # Where items must follow, the cost is not known, rather than none, and the lexeme may meet that goal alone.
+        if not costs or (len(costs) < len(beyond) and must_go_on(stack)):
             return None
         num_remembered = 0
         below = stack

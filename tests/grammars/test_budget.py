@@ -205,8 +205,16 @@ def test_walks_end_within_their_budget_where_arrays_with_and_without_unique_item
                 {"type": "array", "uniqueItems": True, "items": {"type": "number"}, "minItems": 5},
             ]
         },
+        # Most items are none of those that must follow, and the one that is meets another goal.
+        {
+            "type": "array",
+            "uniqueItems": True,
+            "items": {},
+            "contains": {"const": "a"},
+            "maxContains": 2,
+        },
     ],
-    ids=["complete", "forgotten"],
+    ids=["complete", "forgotten", "contained"],
 )
 def test_what_follows_items_that_must_differ_is_costed_in_every_layout(schema: Any, layout: SchemaOptions) -> None:
     compiler = GrammarCompiler(small_vocabulary())
