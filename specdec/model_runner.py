@@ -16,7 +16,7 @@ from specdec.kv_cache import KVCache
 from specdec.logits_buffer import LogitsBuffer
 from specdec.models.llama import LlamaModel
 
-_HEAD_ROWS = 64
+_HEAD_ROWS = 128
 """Rows of logits worked out at once, in the model's dtype, before they are fp32: more are no faster."""
 
 
