@@ -159,6 +159,18 @@ def test_a_stop_string_ends_the_answer_and_is_not_shown(client: httpx.Client) ->
     assert joined(streamed(client, **fields))[0]["text"] == answer["message"]["content"]
 
 
+def test_a_stop_string_is_not_shown_where_the_answer_breaks_off_in_a_code_point(
+    live: LiveServer, client: httpx.Client
+) -> None:
+    lead_byte = live.engine.tokenizer.token_bytes().index(b"\xc3")
+    fields = {"max_tokens": 1, "temperature": 0, "logit_bias": {str(lead_byte): 100}}
+    for stop, content, reason in ((None, "\ufffd", "length"), ("x\ufffd", "\ufffd", "length"), ("\ufffd", "", "stop")):
+        [choice] = client.post(PATH, json=chat_body(stop=stop, **fields)).json()["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (content, reason)
+        [streamed_choice] = joined(streamed(client, stop=stop, **fields)).values()
+        assert streamed_choice["text"] == content
+
+
 def test_without_max_tokens_the_answer_may_fill_the_context(live: LiveServer, client: httpx.Client) -> None:
     answer = whole(client, ignore_eos=True, messages=[{"role": "user", "content": "0" * 1900}])
     assert 1900 < answer["usage"]["prompt_tokens"] < live.engine.max_model_len
