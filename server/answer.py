@@ -83,6 +83,7 @@ class Answer:
         self._has_report = has_report
         self._enforcement: EnforcementReport | None = None
         self._start = time.monotonic()
+        self._queue_s: float | None = None
         self._first_token: float | None = None
         self._last_token: float | None = None
 
@@ -105,6 +106,8 @@ class Answer:
                 self._prediction_tokens = self._prediction_tokens.plus(delta.speculation)
         if self._has_report and delta.enforcement is not None:
             self._enforcement = delta.enforcement
+        if delta.queue_s is not None:
+            self._queue_s = delta.queue_s
         if delta.token_ids:
             self._last_token = time.monotonic()
             self._first_token = self._first_token or self._last_token
@@ -139,7 +142,7 @@ class Answer:
         return RequestMetrics(
             time_to_first_token_ms=None if first is None else 1e3 * (first - self._start),
             generation_time_ms=None if generation_s is None else 1e3 * generation_s,
-            queue_time_ms=None,
+            queue_time_ms=None if self._queue_s is None else 1e3 * self._queue_s,
             mean_itl_ms=None if generation_s is None or num_tokens < 2 else 1e3 * generation_s / (num_tokens - 1),
             tokens_per_second=num_tokens / (last - self._start) if last is not None else None,
             speculative_decoding=None

@@ -19,7 +19,7 @@ from specdec.server.openapi import openapi_json
 from specdec.server.reference import reference
 from specdec.server.responses import responses
 from specdec.server.service import Service
-from specdec.server.status import health, metrics, model, models, ready, version
+from specdec.server.status import health, info, metrics, model, models, ready, version
 from specdec.server.tokenization import detokenize, tokenize
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def create_app(engine: EngineHandle, config: ServerConfig | None = None) -> Appl
 
     app = Application(
         route_handlers=[
-            chat_completions, completions, detokenize, health, metrics, model, models, openapi_json, ready, reference,
-            responses, tokenize, version,
+            chat_completions, completions, detokenize, health, info, metrics, model, models, openapi_json, ready,
+            reference, responses, tokenize, version,
         ],
         exception_handlers={HTTPException: handle_exception, Exception: handle_exception},
         lifespan=[running_engine],

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import re
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
 from litestar import Request as HttpRequest
+from litestar import Response
 
 from specdec.server.errors import ApiError, ErrorObject, bad_request
 
@@ -27,6 +30,7 @@ _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>[^`]*)`$")
 _UNSAFE_IN_HEADER = re.compile(r"[^A-Za-z0-9_.\[\]-]")
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
+AnswerT = TypeVar("AnswerT")
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -58,8 +62,8 @@ async def read_body(
                 code="unsupported_media_type",
             ),
         )
-    encoding = http_request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding != "identity":
+    encoding = http_request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in {"", "identity"}:
         raise ApiError(
             415,
             ErrorObject(
@@ -82,6 +86,10 @@ def decode_body(
     without_effect: Collection[str],
 ) -> tuple[BodyT, list[str]]:
     """What `read_body` does with the bytes."""
+    if body.startswith(codecs.BOM_UTF8):
+        raise bad_request(
+            "the request body begins with a byte order mark (BOM); send UTF-8 without one", code="invalid_json"
+        )
     if not body.strip():
         raise bad_request("the request body is empty; a JSON object is required", code="invalid_json")
     try:
@@ -103,15 +111,27 @@ def decode_body(
         ) from None
     except UnicodeDecodeError as error:
         raise bad_request(f"the request body is not UTF-8 at byte {error.start}", code="invalid_json") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise bad_request(f"the request body is not valid JSON: {error}", code="invalid_json") from None
+    except ValueError:
+        # Python's own guard against numbers that take long to read.
+        raise bad_request(
+            f"the request body has a whole number of more than {sys.get_int_max_str_digits()} digits",
+            code="invalid_json",
+        ) from None
     ignored += [path for path in _ignored_inside(content, value) if path not in ignored]
     return value, ignored
 
 
+def answered(content: AnswerT, ignored: Collection[str]) -> Response[AnswerT]:
+    """A whole answer, with the fields that had no effect in a header."""
+    headers = {IGNORED_HEADER: header_of(ignored)} if ignored else {}
+    return Response(content, status_code=200, media_type="application/json", headers=headers)
+
+
 def header_of(paths: Iterable[str]) -> str:
     """Paths of fields as the value of a header, each once, as far as there is room."""
-    return ",".join(_UNSAFE_IN_HEADER.sub("?", path) for path in dict.fromkeys(paths))[:MAX_IGNORED_CHARS]
+    return ",".join(_UNSAFE_IN_HEADER.sub("?", path) or "?" for path in dict.fromkeys(paths))[:MAX_IGNORED_CHARS]
 
 
 def _object_without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -128,7 +148,7 @@ def _object_without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
+    raise bad_request(f"the request body is not valid JSON: {name} is no number of it", code="invalid_json")
 
 
 def _refuse_fields(content: Mapping[str, object], refused: Mapping[str, Refused]) -> None:
@@ -196,6 +216,6 @@ def of_validation(text: str, inside: str = "") -> ApiError:
     if named is not None:
         path = f"{path}.{named['field']}" if path else named["field"]
         text = "this field is required" if text.startswith("Object missing") else "there is no such field here"
-    if ".content[" in path and path.endswith(".type"):
+    if (".content[" in path or ".output[" in path) and path.endswith(".type"):
         text += "; only text parts are supported"
     return bad_request(f"{path}: {text}" if path else text, param=path or None)

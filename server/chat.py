@@ -17,6 +17,7 @@ from specdec.server.chat_wire import ChatRequest
 from specdec.server.constraint import refuse_conflicts, requested_constraint
 from specdec.server.conversation import encode_conversation, template_messages
 from specdec.server.errors import bad_request
+from specdec.server.metadata import check_metadata
 from specdec.server.sampling import sampling_params
 from specdec.server.service import Service, service_of
 from specdec.server.speculation import requested_speculation
@@ -32,6 +33,7 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
     service = service_of(request)
     chat, ignored = await read_body(request, ChatRequest, refused=CHAT_REFUSED, without_effect=WITHOUT_EFFECT)
     service.check_model(chat.model)
+    check_metadata(chat.metadata)
     params = _sampling_params(chat, service)
     requested = requested_constraint(
         chat.response_format,
@@ -65,7 +67,7 @@ async def chat_completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]
         prompt=prompt.text,
         reasoning_parser=service.config.reasoning_parser,
     )
-    spelling = ChatSpelling(service, chat, params, speculation, shape)
+    spelling = ChatSpelling(service, chat, params, speculation, shape, prompt.token_ids)
     return await answer_turn(
         request,
         spelling,

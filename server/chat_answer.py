@@ -42,6 +42,7 @@ class ChatSpelling:
         params: SamplingParams,
         speculation: RequestedSpeculation,
         shape: AnswerShape,
+        prompt_token_ids: list[int],
     ) -> None:
         self.id = new_id("chatcmpl")
         self.model = chat.model
@@ -51,6 +52,9 @@ class ChatSpelling:
         self.has_metrics = service.config.per_request_spec_decode_metrics != "none"
         self.max_draft_tokens = speculation.max_draft_tokens
         self.shape = shape
+        self.has_token_ids = bool(chat.return_token_ids)
+        self.prompt_token_ids = prompt_token_ids if self.has_token_ids else msgspec.UNSET
+        self.metadata = chat.metadata or msgspec.UNSET
 
     def whole(self, answer: Answer) -> ChatCompletion:
         """The answer to a request that does not stream."""
@@ -66,6 +70,7 @@ class ChatSpelling:
                     message=message,
                     logprobs=chat_logprobs(choice.logprobs) if self.has_logprobs else None,
                     finish_reason=answer_end(choice.finish_reason, reader),
+                    token_ids=choice.token_ids if self.has_token_ids else msgspec.UNSET,
                 )
             )
         return ChatCompletion(
@@ -75,6 +80,8 @@ class ChatSpelling:
             choices=choices,
             usage=answer.usage(),
             system_fingerprint=self.fingerprint,
+            metadata=self.metadata,
+            prompt_token_ids=self.prompt_token_ids,
             specdec=self.shape.in_request(answer.extension()),
             metrics=answer.metrics(self.max_draft_tokens) if self.has_metrics else msgspec.UNSET,
         )
@@ -142,29 +149,33 @@ class _ChatChunks:
 
     def begin(self) -> Iterator[ChatChunk]:
         content = "" if self._spelling.shape.tools.constraint is None else None
+        prompt_token_ids = self._spelling.prompt_token_ids
         for choice in self._answer.choices:
-            yield self._chunk(ChatChunkChoice(choice.index, ChatDelta(role="assistant", content=content)))
+            chunk = self._chunk(ChatChunkChoice(choice.index, ChatDelta(role="assistant", content=content)))
+            yield msgspec.structs.replace(chunk, prompt_token_ids=prompt_token_ids)
+            prompt_token_ids = msgspec.UNSET
 
     def add(self, choice: Choice, delta: TokenDelta) -> Iterator[ChatChunk]:
         reader = self._readers[choice.index]
         logprobs = chat_logprobs(delta.logprobs)
-        for added in self._added(reader, delta):
-            yield self._chunk(ChatChunkChoice(choice.index, added, logprobs=logprobs))
-            logprobs = None
+        token_ids = list(delta.token_ids) if self._spelling.has_token_ids else msgspec.UNSET
+        for added in self._added(reader, delta, has_tokens=bool(delta.logprobs or token_ids)):
+            yield self._chunk(ChatChunkChoice(choice.index, added, logprobs=logprobs, token_ids=token_ids))
+            logprobs, token_ids = None, msgspec.UNSET
         if delta.finish_reason is not None:
             self._spelling.shape.count(answer=self._answer, choice=choice, reader=reader)
             end = answer_end(delta.finish_reason, reader)
             yield self._chunk(ChatChunkChoice(choice.index, ChatDelta(), finish_reason=end), last=choice)
 
     @staticmethod
-    def _added(reader: AnswerReader, delta: TokenDelta) -> Iterator[ChatDelta]:
-        """What a delta of the engine says; with log-probabilities at least one."""
+    def _added(reader: AnswerReader, delta: TokenDelta, *, has_tokens: bool) -> Iterator[ChatDelta]:
+        """What a delta of the engine says; at least one where its tokens are to be told one by one."""
         has_said = False
         pieces = reader.read(delta.text)
         for piece in itertools.chain(pieces, reader.end()) if delta.finish_reason is not None else pieces:
             has_said = True
             yield _delta_of(piece)
-        if delta.logprobs and not has_said:
+        if has_tokens and not has_said:
             yield ChatDelta(content="")
 
     def end(self) -> Iterator[ChatChunk]:

@@ -42,12 +42,15 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
+    metadata: dict[str, str] | None = None
     chat_template_kwargs: dict[str, bool | str] | None = None
     """vLLM's: whether and how hard the model thinks, in the words of its chat template."""
     prediction: Prediction | None = None
     speculative: SpeculativeParams | None = None
     specdec_trace: bool | None = None
     """Whether the answer says what was drafted, by whom, and how much of it was accepted."""
+    return_token_ids: bool | None = None
+    """vLLM's: whether the answer has the token ids of its prompt and of its choices."""
     cache_salt: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     """vLLM's: requests with different ones share no cached prefixes, and draft from none of each other's answers."""
     stream: bool | None = None
@@ -116,6 +119,8 @@ class ChatChoice(msgspec.Struct, frozen=True):
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: AnswerEnd
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    """All tokens that the usage counts, those of a stop string included."""
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,7 +133,10 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[ChatChoice]
     usage: Usage
     system_fingerprint: str
-    service_tier: None = None
+    service_tier: Literal["default"] = "default"
+    metadata: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    """As the request has them."""
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
     specdec: Extension
     metrics: RequestMetrics | msgspec.UnsetType | None = msgspec.UNSET
 
@@ -166,10 +174,14 @@ class ChatChunkChoice(msgspec.Struct, frozen=True):
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: AnswerEnd | None = None
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
-    """One event of a stream; `usage` is absent unless asked for, then null until the last."""
+    """One event of a stream; `usage` is absent unless asked for, then null until the last.
+
+    Only the first has `prompt_token_ids`.
+    """
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -178,6 +190,7 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[ChatChunkChoice]
     system_fingerprint: str
     usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
     specdec: Extension | msgspec.UnsetType = msgspec.UNSET
     metrics: RequestMetrics | msgspec.UnsetType | None = msgspec.UNSET
 

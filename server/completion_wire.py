@@ -30,6 +30,8 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     speculative: SpeculativeParams | None = None
     specdec_trace: bool | None = None
     """Whether the answer says what was drafted, by whom, and how much of it was accepted."""
+    return_token_ids: bool | None = None
+    """vLLM's: whether the answer has the token ids of its prompt and of its choices."""
     cache_salt: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     """vLLM's: requests with different ones share no cached prefixes, and draft from none of each other's answers."""
     stream: bool | None = None
@@ -52,6 +54,10 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None = None
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    """All tokens that the usage counts, those of a stop string included; what is echoed is none of them."""
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    """In a stream, of the first chunk of the choice."""
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):

@@ -53,6 +53,8 @@ async def completions(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
         _encode_prompts, _prompts(completion, service.config.limits), service.engine.tokenizer
     )
     spelling = _Spelling(service, completion, params, speculation)
+    if completion.return_token_ids:
+        spelling.prompts_shown = prompts
     if completion.echo:
         spelling.echoes = await asyncio.to_thread(_echoes, completion.prompt, prompts, service.engine.tokenizer)
     requests = [
@@ -176,10 +178,18 @@ class _Spelling:
         self.max_draft_tokens = speculation.max_draft_tokens
         self.choices_per_prompt = params.n
         self.echoes: list[str] = []
+        self.prompts_shown: list[tuple[int, ...]] = []
+        """Where token ids are returned."""
 
     def echo(self, choice: Choice) -> str:
         """The text before this choice's own."""
         return self.echoes[choice.index // self.choices_per_prompt] if self.echoes else ""
+
+    def prompt_token_ids(self, choice: Choice) -> list[int] | msgspec.UnsetType:
+        """Of this choice, where token ids are returned."""
+        return (
+            list(self.prompts_shown[choice.index // self.choices_per_prompt]) if self.prompts_shown else msgspec.UNSET
+        )
 
     def whole(self, answer: Answer) -> Completion:
         """The answer to a request that does not stream."""
@@ -191,6 +201,8 @@ class _Spelling:
                 if self.has_logprobs
                 else None,
                 finish_reason=choice.finish_reason,
+                token_ids=choice.token_ids if self.prompts_shown else msgspec.UNSET,
+                prompt_token_ids=self.prompt_token_ids(choice),
             )
             for choice in answer.choices
         ]
@@ -228,15 +240,19 @@ class _CompletionChunks:
         self._offsets = [TextOffsets() for _ in answer.choices]
 
     def begin(self) -> Iterator[Completion]:
-        if self._spelling.echoes:
+        if self._spelling.echoes or self._spelling.prompts_shown:
             for choice in self._answer.choices:
-                yield self._chunk(CompletionChoice(choice.index, self._spelling.echo(choice)))
+                prompt_token_ids = self._spelling.prompt_token_ids(choice)
+                echo = self._spelling.echo(choice)
+                yield self._chunk(CompletionChoice(choice.index, echo, prompt_token_ids=prompt_token_ids))
 
     def add(self, choice: Choice, delta: TokenDelta) -> Iterator[Completion]:
-        if delta.text or delta.logprobs or delta.finish_reason is not None:
+        token_ids = list(delta.token_ids) if self._spelling.prompts_shown else msgspec.UNSET
+        if delta.text or delta.logprobs or token_ids or delta.finish_reason is not None:
             logprobs = self._offsets[choice.index].logprobs(delta.logprobs, has_top=self._spelling.has_top_logprobs)
             last = choice if delta.finish_reason is not None else None
-            yield self._chunk(CompletionChoice(choice.index, delta.text, logprobs, delta.finish_reason), last=last)
+            added = CompletionChoice(choice.index, delta.text, logprobs, delta.finish_reason, token_ids)
+            yield self._chunk(added, last=last)
 
     def end(self) -> Iterator[Completion]:
         if self._has_usage:

@@ -9,6 +9,7 @@ import msgspec
 
 from specdec import ConfigError
 from specdec.logs import LogFormat
+from specdec.server.allowed_hosts import is_host
 from specdec.server.auth import is_header_text
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9.\-\[\]:]+")
@@ -48,8 +49,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What opens /metrics, and nothing else; None has it opened by the other keys."""
     has_public_metrics: bool = False
     """Whether /metrics needs no key."""
+    metrics_compat: Literal["none", "vllm"] = "none"
+    """vllm has /metrics give every metric a second time, under vLLM's prefix."""
     cors_origins: tuple[str, ...] = ()
     """Origins, as https://example.org, whose pages may call the server from a browser; * is all of them."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that requests may give as their host, as llm.example.org or *.example.org; none takes every name. Probes
+    (/health, /ready) may give any."""
     served_model_names: tuple[str, ...] = ()
     """Names that requests may give as `model`, the first one is reported; none takes the engine's own."""
     limits: RequestLimits = RequestLimits()
@@ -107,6 +113,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 raise ConfigError(
                     f"{origin!r} is no origin; write it as https://example.org, without a path, or *",
                     flag="--cors-origin",
+                )
+        for host in self.allowed_hosts:
+            if not is_host(host):
+                raise ConfigError(
+                    f"{host!r} is no host; write it as llm.example.org or *.example.org, without a port",
+                    flag="--allowed-host",
                 )
         if any(not name for name in self.served_model_names):
             raise ConfigError("a served model name is empty", flag="--served-model-name")

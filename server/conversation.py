@@ -124,6 +124,11 @@ def _content(where: str, message: Message) -> str:
         raise bad_request(f"{where}.content is missing; it must be text, or parts of text", param=f"{where}.content")
     if isinstance(content, str):
         return content
+    if message.role != "assistant":
+        for index, part in enumerate(content):
+            if isinstance(part, RefusalPart):
+                param = f"{where}.content[{index}].type"
+                raise bad_request(f"{param} is refusal, which only the assistant says; send text parts", param=param)
     return "".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in content)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -29,6 +30,7 @@ from specdec.logs import FIELDS
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
+MAX_MESSAGE_CHARS = 2000
 
 
 class ErrorObject(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +70,13 @@ class ApiError(Exception):
 
 def bad_request(message: str, *, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """400: the request cannot be served as asked; `param` is the field at fault."""
-    return ApiError(400, ErrorObject(message=message, type="invalid_request_error", param=param, code=code))
+    error = ErrorObject(message=_shown(message), type="invalid_request_error", param=param, code=code)
+    return ApiError(400, error)
+
+
+def _shown(message: str) -> str:
+    """What a request said is repeated to it in part."""
+    return message if len(message) <= MAX_MESSAGE_CHARS else f"{message[:MAX_MESSAGE_CHARS]}..."
 
 
 @contextlib.contextmanager
@@ -77,8 +85,10 @@ def fields_named(params: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        if error.param is not None:
-            error.param = params.get(error.param, error.param)
+        name = error.param
+        if name is not None and name in params:
+            error.param = params[name]
+            error.args = (re.sub(rf"\b{re.escape(name)}\b(?= is -?\d)", params[name], str(error)),)
         raise
 
 
@@ -91,7 +101,7 @@ def of_exception(exception: BaseException) -> ApiError:
             return ApiError(
                 400,
                 ErrorObject(
-                    message=str(exception),
+                    message=_shown(str(exception)),
                     type="invalid_request_error",
                     param=exception.param or "response_format",
                     code=exception.code,
@@ -131,7 +141,11 @@ def of_exception(exception: BaseException) -> ApiError:
         case RequestFaultError():
             return _internal_error()
         case EngineError() | SpecdecError():
-            return ApiError(500, ErrorObject(message=str(exception), type="server_error", code="engine_error"))
+            return ApiError(
+                500,
+                ErrorObject(message=str(exception), type="server_error", code="engine_error"),
+                {"x-should-retry": "false"},
+            )
         case HTTPException():
             return _of_http_exception(exception)
         case _:
@@ -168,6 +182,8 @@ def _of_http_exception(exception: HTTPException) -> ApiError:
         case _:
             kind, code, message = "server_error", "internal_error", phrase
     headers = {name.lower(): value for name, value in (exception.headers or {}).items()}
+    if "GET" in (allowed := headers.get("allow", "").split(", ")):
+        headers["allow"] = ", ".join([*allowed, "HEAD"])
     return ApiError(status, ErrorObject(message=message, type=kind, code=code), headers)
 
 
@@ -186,4 +202,8 @@ def of_delta_error(answer_id: str, message: str | None) -> ApiError:
     if message is None:
         logger.error("a request failed in the engine, whose log says why", extra={FIELDS: {"answer_id": answer_id}})
         return _internal_error()
-    return ApiError(500, ErrorObject(message=message, type="server_error", code="generation_failed"))
+    return ApiError(
+        500,
+        ErrorObject(message=message, type="server_error", code="generation_failed"),
+        {"x-should-retry": "false"},
+    )

@@ -12,6 +12,7 @@ from litestar.utils.path import normalize_path
 
 from specdec.logs import REQUEST_ID
 from specdec.server.access_log import log_access
+from specdec.server.allowed_hosts import AllowedHosts, unknown_host
 from specdec.server.auth import METRICS_PATH, PUBLIC_PATHS, ApiKeys, cache_salt, presented_key
 from specdec.server.config import ServerConfig
 from specdec.server.connection_limit import is_refused, too_many_connections
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+ANY_HOST_PATHS = frozenset({"/health", "/ready"})
+"""Asked by whatever watches the server, at its address."""
 UNROUTED = "unrouted"
 """The metrics label of a request that reached no route; paths themselves are the clients' to choose."""
 
@@ -40,6 +43,7 @@ class Gate:
         self._public_paths = PUBLIC_PATHS | ({METRICS_PATH} if config.has_public_metrics else set())
         self._rate_limit = None if config.rate_limit is None else RateLimit(config.rate_limit)
         self._cors = Cors(config.cors_origins)
+        self._allowed_hosts = AllowedHosts(config.allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -51,6 +55,10 @@ class Gate:
         salt = cache_salt(key if self._api_keys.guards else None)
         exchange = Exchange(_request_id(headers.get(b"x-request-id")), salt, caller=salt)
         exchange.enter(scope)
+        method = scope["method"]
+        if method == "HEAD":
+            # Answered as GET; the server, which has the scope as it came, leaves out the body (RFC 9110, 9.3.2).
+            scope = {**scope, "method": "GET"}
         # uvicorn runs each request in a context of its own.
         REQUEST_ID.set(exchange.request_id)
 
@@ -68,7 +76,9 @@ class Gate:
         try:
             with exchange.on_end:
                 asked_method = headers.get(b"access-control-request-method")
-                if scope["method"] == "OPTIONS" and asked_method is not None and self._cors.allows(origin):
+                if scope["path"] not in ANY_HOST_PATHS and not self._allowed_hosts.admits(headers.get(b"host")):
+                    await _send_error(unknown_host(headers.get(b"host")), send_marked)
+                elif method == "OPTIONS" and asked_method is not None and self._cors.allows(origin):
                     asked_headers = headers.get(b"access-control-request-headers", b"")
                     await self._cors.answer_preflight(asked_headers, send_marked)
                 elif is_refused(scope):
@@ -82,7 +92,7 @@ class Gate:
                 else:
                     await self._app(scope, receive, send_marked)
         finally:
-            self._record(scope, exchange)
+            self._record(scope, method, exchange)
 
     def _admits(self, scope: HTTPScope, key: bytes | None) -> bool:
         if scope["path"] in self._public_paths:
@@ -97,10 +107,10 @@ class Gate:
         client = scope.get("client")
         return self._rate_limit.take(exchange.caller or (client[0] if client else ""))
 
-    def _record(self, scope: HTTPScope, exchange: Exchange) -> None:
+    def _record(self, scope: HTTPScope, method: str, exchange: Exchange) -> None:
         route = str(scope.get("path_template") or UNROUTED)
-        self._metrics.observe_http(scope["method"], route, exchange.status, exchange.seconds)
-        log_access(scope["method"], scope["path"], exchange)
+        self._metrics.observe_http(method, route, exchange.status, exchange.seconds)
+        log_access(method, scope["path"], exchange)
 
 
 def _routed_path(scope: HTTPScope) -> str:

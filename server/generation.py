@@ -13,7 +13,7 @@ from litestar import Response
 from specdec import DeltaStream, Request, TokenDelta
 from specdec.server.access_log import log_prompts
 from specdec.server.answer import Answer
-from specdec.server.body import IGNORED_HEADER, header_of
+from specdec.server.body import IGNORED_HEADER, answered, header_of
 from specdec.server.connection import while_connected
 from specdec.server.errors import ApiError, ErrorObject, fields_named
 from specdec.server.event_stream import Chunks, event_frames, event_stream, gather_answer
@@ -55,12 +55,12 @@ async def respond(
     with fields_named(params):
         deltas = await while_connected(_submit(service, exchange, requests), http_request.receive)
     exchange.account = answer.account
-    headers = {IGNORED_HEADER: header_of(ignored)} if ignored else {}
     if chunks is not None:
+        headers = {IGNORED_HEADER: header_of(ignored)} if ignored else {}
         frames = event_frames(deltas, answer, chunks(answer), service.config.keep_alive_interval_s)
         return event_stream(frames, headers)
     await while_connected(gather_answer(deltas, answer), http_request.receive)
-    return Response(whole(answer), status_code=200, media_type="application/json", headers=headers)
+    return answered(whole(answer), ignored)
 
 
 async def _submit(service: Service, exchange: Exchange, requests: Sequence[Request]) -> DeltaStream:

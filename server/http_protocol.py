@@ -103,6 +103,9 @@ class HttpProtocol(HttpToolsProtocol):
         """What uvicorn calls for bytes that are no HTTP."""
         self._refuse(400, msg, "invalid_http")
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing to warn of: whoever asks for another protocol is answered in this one (RFC 9110, 7.8)."""
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         # Of a request that was sent ahead, which waits with its body for the answer before, the time begins here.
         if cycle.more_body:

@@ -18,6 +18,7 @@ from specdec import EngineStats, Request, TokenDelta
 from specdec.server.processes import ProcessCollector
 
 PREFIX = "specdec:"
+VLLM_PREFIX = "vllm:"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -29,8 +30,11 @@ CHOICE_BUCKETS = (1, 2, 4, 8, 16)
 class ServerMetrics:
     """What one server counts, in a registry of its own."""
 
-    def __init__(self, model_name: str, stats: Callable[[], EngineStats], engine_pid: int) -> None:
+    def __init__(
+        self, model_name: str, stats: Callable[[], EngineStats], engine_pid: int, *, has_vllm_names: bool = False
+    ) -> None:
         self._registry = CollectorRegistry()
+        self._has_vllm_names = has_vllm_names
         self._registry.register(_EngineCollector(model_name, stats))
         self._registry.register(ProcessCollector(engine_pid))
         self._model_name = model_name
@@ -42,6 +46,15 @@ class ServerMetrics:
         )
         self.e2e_latency = self._histogram(
             "e2e_request_latency_seconds", "From a request's admission to its last token.", LATENCY_BUCKETS_S
+        )
+        self.queue_time = self._histogram(
+            "request_queue_time_seconds", "What a choice waited for a place in a step.", LATENCY_BUCKETS_S
+        )
+        self.prefill_time = self._histogram(
+            "request_prefill_time_seconds", "From a choice's first step to its first token.", LATENCY_BUCKETS_S
+        )
+        self.decode_time = self._histogram(
+            "request_decode_time_seconds", "From a choice's first token to its last.", LATENCY_BUCKETS_S
         )
         self.prompt_tokens = self._histogram(
             "request_prompt_tokens", "Prompt tokens of finished requests.", TOKEN_COUNT_BUCKETS
@@ -86,11 +99,30 @@ class ServerMetrics:
 
     def text(self) -> bytes:
         """The exposition that a scrape gets; callable from any thread."""
-        return generate_latest(self._registry)
+        return generate_latest(_UnderVllmNamesToo(self._registry) if self._has_vllm_names else self._registry)
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
         histogram = Histogram(PREFIX + name, text, ("model_name",), buckets=buckets, registry=self._registry)
         return histogram.labels(self._model_name)
+
+
+class _UnderVllmNamesToo(Collector):
+    """All that is collected, and once more with vLLM's prefix, for dashboards made for it."""
+
+    def __init__(self, registry: Collector) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._registry.collect():
+            yield family
+            if family.name.startswith(PREFIX):
+                alias = Metric(_vllm_name(family.name), family.documentation, family.type, family.unit)
+                alias.samples = [sample._replace(name=_vllm_name(sample.name)) for sample in family.samples]
+                yield alias
+
+
+def _vllm_name(name: str) -> str:
+    return VLLM_PREFIX + name.removeprefix(PREFIX)
 
 
 class LatencyObserver:
@@ -101,16 +133,22 @@ class LatencyObserver:
         self._requests = {request.request_id: request for request in requests}
         self._num_open_choices = {request.request_id: request.sampling_params.n for request in requests}
         self._start = time.monotonic()
+        self._first_arrival: dict[tuple[str, int], float] = {}
         self._last_arrival: dict[tuple[str, int], float] = {}
         self._num_tokens: dict[tuple[str, int], int] = {}
 
     def __call__(self, delta: TokenDelta) -> None:
         now = time.monotonic()
         key = (delta.request_id, delta.choice_index)
+        if delta.queue_s is not None:
+            self._metrics.queue_time.observe(delta.queue_s)
+        if delta.prefill_s is not None:
+            self._metrics.prefill_time.observe(delta.prefill_s)
         if delta.token_ids:
             last = self._last_arrival.get(key)
             num_timed = len(delta.token_ids)
             if last is None:
+                self._first_arrival[key] = now
                 self._metrics.time_to_first_token.observe(now - self._start)
             else:
                 for _ in range(num_timed):
@@ -119,6 +157,8 @@ class LatencyObserver:
             self._num_tokens[key] = self._num_tokens.get(key, 0) + num_timed
         if delta.finish_reason is not None:
             self._metrics.generation_tokens.observe(self._num_tokens.get(key, 0))
+            if key in self._first_arrival:
+                self._metrics.decode_time.observe(self._last_arrival[key] - self._first_arrival[key])
             self._num_open_choices[delta.request_id] -= 1
             if not self._num_open_choices[delta.request_id]:
                 self._observe_finished(self._requests[delta.request_id], now)
@@ -147,6 +187,13 @@ class _EngineCollector(Collector):
         yield self._gauge("kv_blocks", "KV blocks in the pool.", stats.num_kv_blocks)
         yield self._gauge("kv_blocks_in_use", "KV blocks that running choices hold.", stats.num_kv_blocks_in_use)
         yield self._gauge("kv_blocks_cached", "KV blocks with a prefix hash.", stats.num_kv_blocks_cached)
+        cache = GaugeMetricFamily(
+            PREFIX + "cache_config_info",
+            "What the KV cache is made of; always 1.",
+            labels=("model_name", "block_size", "num_gpu_blocks"),
+        )
+        cache.add_metric((self._model_name, str(stats.block_size), str(stats.num_kv_blocks)), 1)
+        yield cache
         yield self._gauge("grammar_cache_entries", "Compiled constraints kept.", stats.grammar_cache_entries)
         yield self._gauge("grammar_cache_bytes", "Memory of compiled constraints.", stats.grammar_cache_bytes)
         yield self._gauge("grammar_mask_rows", "Mask rows in the table.", stats.num_mask_rows)

@@ -25,7 +25,7 @@ from specdec.server.responses_events import (
     TextDone,
 )
 from specdec.server.responses_wire import ResponseObject, ResponsesRequest
-from specdec.server.status import Model, ModelList, Status, Version
+from specdec.server.status import Capabilities, Model, ModelList, Status, Version
 from specdec.server.tokenization import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 
 # A document is any JSON object.
@@ -153,6 +153,14 @@ OPERATIONS: Final = (
         response=Model,
         errors=(404,),
         parameters={"name": "The model's name, which may hold slashes."},
+    ),
+    Operation(
+        method="get",
+        path="/v1/specdec/info",
+        name="getInfo",
+        tag="Models",
+        summary="The engine that answers, and the limits of a request",
+        response=Capabilities,
     ),
     Operation(
         method="get",

@@ -15,6 +15,7 @@ from specdec.server.call_families import call_family
 from specdec.server.constraint import RequestedConstraint, refuse_conflicts
 from specdec.server.conversation import encode_conversation
 from specdec.server.errors import bad_request
+from specdec.server.metadata import check_metadata
 from specdec.server.response_format import ANY_OBJECT, json_schema
 from specdec.server.responses_answer import ResponsesSpelling
 from specdec.server.responses_input import input_conversation
@@ -45,7 +46,6 @@ from specdec.server.turn import answer_turn
 from specdec.server.unsupported import RESPONSES_REFUSED, RESPONSES_WITHOUT_EFFECT
 
 _LOGPROBS = "message.output_text.logprobs"
-_MAX_METADATA = 16
 
 
 @post("/v1/responses", status_code=200)
@@ -57,6 +57,8 @@ async def responses(request: HttpRequest[Any, Any, Any]) -> Response[Any]:
     )
     service.check_model(asked.model)
     _refuse_state(asked)
+    check_metadata(asked.metadata)
+    ignored += [f"include.{value}" for value in asked.include or () if value != _LOGPROBS]
     limits = service.config.limits
     params = _sampling_params(asked, service)
     requested = _requested_constraint(asked, max_schema_bytes=limits.max_schema_bytes)
@@ -122,12 +124,6 @@ def _refuse_state(asked: ResponsesRequest) -> None:
             param="truncation",
             code="unsupported_field",
         )
-    if asked.metadata is not None and len(asked.metadata) > _MAX_METADATA:
-        raise bad_request(
-            f"metadata has {len(asked.metadata)} entries; at most {_MAX_METADATA} are accepted",
-            param="metadata",
-            code="limit_exceeded",
-        )
 
 
 def _sampling_params(asked: ResponsesRequest, service: Service) -> SamplingParams:
@@ -137,6 +133,8 @@ def _sampling_params(asked: ResponsesRequest, service: Service) -> SamplingParam
         raise bad_request(
             f"max_output_tokens is {asked.max_output_tokens}; it must be at least 1", param="max_output_tokens"
         )
+    if asked.max_tool_calls is not None and asked.max_tool_calls < 1:
+        raise bad_request(f"max_tool_calls is {asked.max_tool_calls}; it must be at least 1", param="max_tool_calls")
     has_logprobs = bool(asked.top_logprobs) or _LOGPROBS in (asked.include or ())
     return sampling_params(
         asked,

@@ -34,7 +34,7 @@ class Service:
     def of(cls, engine: EngineHandle, config: ServerConfig) -> Service:
         """The service of this engine, under the configured names or its own."""
         names = config.served_model_names or (engine.model_name,)
-        metrics = ServerMetrics(names[0], engine.stats, engine.pid)
+        metrics = ServerMetrics(names[0], engine.stats, engine.pid, has_vllm_names=config.metrics_compat == "vllm")
         digest = hashlib.sha256(f"{__version__}\0{engine.config!r}".encode()).hexdigest()
         return cls(
             engine=engine,

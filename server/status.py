@@ -11,6 +11,7 @@ from litestar import Response, get
 from litestar.params import FromPath
 
 from specdec import __version__
+from specdec.server.config import RequestLimits
 from specdec.server.errors import ApiError, ErrorObject
 from specdec.server.metrics import CONTENT_TYPE
 from specdec.server.service import Service, service_of
@@ -24,6 +25,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     owned_by: Literal["specdec"] = "specdec"
     root: str
+    parent: None = None
+    """vLLM's as well: of an adapter, what it adapts."""
     max_model_len: int
 
 
@@ -44,6 +47,27 @@ class Version(msgspec.Struct, frozen=True):
     """What is running."""
 
     version: str = __version__
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine that answers, and the limits of a request; no paths, and nothing of other requests."""
+
+    version: str = __version__
+    models: list[str]
+    max_model_len: int
+    vocab_size: int
+    dtype: str
+    device: str
+    num_kv_blocks: int
+    block_size: int
+    """Tokens of a KV block."""
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    proposer: str
+    num_speculative_tokens: int
+    """The longest draft."""
+    is_exact: bool
+    limits: RequestLimits
 
 
 @get("/health", status_code=200)
@@ -70,6 +94,28 @@ async def ready(request: HttpRequest[Any, Any, Any]) -> Status:
 async def version() -> Version:
     """The version."""
     return Version()
+
+
+@get("/v1/specdec/info", status_code=200)
+async def info(request: HttpRequest[Any, Any, Any]) -> Capabilities:
+    """What serves, and what a request may ask of it."""
+    service = service_of(request)
+    built = service.engine.describe()
+    return Capabilities(
+        models=list(service.model_names),
+        max_model_len=built.max_model_len,
+        vocab_size=service.engine.tokenizer.vocab_size,
+        dtype=built.dtype,
+        device=built.device,
+        num_kv_blocks=built.num_kv_blocks,
+        block_size=built.block_size,
+        max_num_seqs=built.max_num_seqs,
+        max_num_batched_tokens=built.max_num_batched_tokens,
+        proposer=built.proposer,
+        num_speculative_tokens=built.num_speculative_tokens,
+        is_exact=built.exact,
+        limits=service.config.limits,
+    )
 
 
 @get("/v1/models", status_code=200)

@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 from litestar import Request as HttpRequest
-from litestar import post
+from litestar import Response, post
 
-from specdec.server.body import Refused, read_body
+from specdec.server.body import Refused, answered, read_body
 from specdec.server.call_families import call_family
 from specdec.server.conversation import Message, encode_conversation, template_messages
 from specdec.server.errors import bad_request
@@ -31,6 +31,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | None = None
     messages: list[Message] | None = None
     tools: list[Tool] | None = None
+    reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, bool | str] | None = None
     add_special_tokens: bool | None = None
     """Of a prompt: as /v1/completions does, if left out. A conversation has those that its template spells."""
@@ -61,25 +62,25 @@ class Detokenized(msgspec.Struct, frozen=True):
 
 
 @post("/tokenize", status_code=200)
-async def tokenize(request: HttpRequest[Any, Any, Any]) -> Tokenized:
+async def tokenize(request: HttpRequest[Any, Any, Any]) -> Response[Tokenized]:
     """What a prompt or a conversation is in tokens."""
     service = service_of(request)
-    body, _ = await read_body(request, TokenizeRequest, refused=_REFUSED, without_effect=())
+    body, ignored = await read_body(request, TokenizeRequest, refused=_REFUSED, without_effect=())
     if body.model is not None:
         service.check_model(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise bad_request("give either prompt or messages", param="prompt")
-    return await asyncio.to_thread(_tokenized, body, service)
+    return answered(await asyncio.to_thread(_tokenized, body, service), ignored)
 
 
 @post("/detokenize", status_code=200)
-async def detokenize(request: HttpRequest[Any, Any, Any]) -> Detokenized:
+async def detokenize(request: HttpRequest[Any, Any, Any]) -> Response[Detokenized]:
     """What tokens are as text."""
     service = service_of(request)
-    body, _ = await read_body(request, DetokenizeRequest, refused={}, without_effect=())
+    body, ignored = await read_body(request, DetokenizeRequest, refused={}, without_effect=())
     if body.model is not None:
         service.check_model(body.model)
-    return await asyncio.to_thread(_detokenized, body.tokens, service)
+    return answered(await asyncio.to_thread(_detokenized, body.tokens, service), ignored)
 
 
 def _tokenized(body: TokenizeRequest, service: Service) -> Tokenized:
@@ -107,12 +108,11 @@ def _detokenized(tokens: list[int], service: Service) -> Detokenized:
 def _encoded(body: TokenizeRequest, service: Service) -> list[int]:
     tokenizer, limits = service.engine.tokenizer, service.config.limits
     if body.messages is None:
-        if body.chat_template_kwargs:
-            raise bad_request(
-                "chat_template_kwargs is for messages: a prompt has no template",
-                param="chat_template_kwargs",
-                code="conflicting_fields",
-            )
+        for name in ("tools", "chat_template_kwargs", "reasoning_effort", "add_generation_prompt"):
+            if getattr(body, name):
+                raise bad_request(
+                    f"{name} is for messages: a prompt has no template", param=name, code="conflicting_fields"
+                )
         assert body.prompt is not None, "it is either of them"
         return tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
     if body.add_special_tokens:
@@ -127,6 +127,6 @@ def _encoded(body: TokenizeRequest, service: Service) -> list[int]:
         template_messages(body.messages, max_messages=limits.max_messages),
         requested_tools(body.tools, None, None, family=family, limits=limits).for_template,
         tokenizer,
-        template_options(body.chat_template_kwargs, None, template=template),
+        template_options(body.chat_template_kwargs, body.reasoning_effort, template=template),
         add_generation_prompt=body.add_generation_prompt is not False,
     ).token_ids

@@ -7,15 +7,16 @@ from specdec.server.body import Refused
 _SHARED_REFUSED = {
     "prompt_logprobs": Refused((0, False), "only generated tokens have log-probabilities"),
     "bad_words": Refused(([],), "use logit_bias"),
+    "allowed_token_ids": Refused((), "use structured_outputs, or logit_bias"),
+    "audio": Refused((), "this model writes text only"),
+    "modalities": Refused((["text"], []), 'this model writes text only; send ["text"] or nothing'),
+    "web_search_options": Refused((), "this server reaches no network"),
 }
 
 CHAT_REFUSED = {
     **_SHARED_REFUSED,
     "functions": Refused(([],), "send tools"),
     "function_call": Refused(("none", "auto"), "send tool_choice"),
-    "audio": Refused((), "this model writes text only"),
-    "modalities": Refused((["text"], []), 'this model writes text only; send ["text"] or nothing'),
-    "web_search_options": Refused((), "this server reaches no network"),
     "chat_template": Refused((), "the model's own template is used"),
     "continue_final_message": Refused((False,), "every answer is a message of its own"),
     "echo": Refused((False,), "use /v1/completions"),
@@ -26,6 +27,9 @@ COMPLETION_REFUSED = {
     "suffix": Refused(("",), "text is only generated after the prompt"),
     "prompt_embeds": Refused((), "send text or token ids"),
     "tools": Refused(([],), "use /v1/chat/completions"),
+    "messages": Refused((), "use /v1/chat/completions"),
+    "max_completion_tokens": Refused((), "use max_tokens"),
+    "top_logprobs": Refused((), "use logprobs, which is a number here"),
 }
 
 RESPONSES_REFUSED = {
@@ -39,6 +43,10 @@ RESPONSES_REFUSED = {
     "chat_template": Refused((), "the model's own template is used"),
     "messages": Refused((), "use input"),
     "max_tokens": Refused((), "use max_output_tokens"),
+    "max_completion_tokens": Refused((), "use max_output_tokens"),
+    "logprobs": Refused((False,), "use top_logprobs, or include"),
+    "functions": Refused(([],), "send tools"),
+    "function_call": Refused(("none", "auto"), "send tool_choice"),
 }
 
 WITHOUT_EFFECT = frozenset(

@@ -80,7 +80,7 @@ class SpeculativeDecoding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """vLLM's per-request metrics; what the engine does not time is null."""
+    """vLLM's per-request metrics; null is what has not been: no token, or none after the first."""
 
     time_to_first_token_ms: float | None
     generation_time_ms: float | None

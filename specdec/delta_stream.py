@@ -140,5 +140,7 @@ def join_deltas(deltas: Sequence[TokenDelta]) -> TokenDelta:
         token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
         text="".join(delta.text for delta in deltas),
         logprobs=logprobs,
+        queue_s=deltas[0].queue_s,
+        prefill_s=deltas[0].prefill_s,
         drafts=tuple(draft for delta in deltas for draft in delta.drafts),
     )

@@ -179,6 +179,10 @@ class TokenDelta(msgspec.Struct, frozen=True, kw_only=True):
     num_cached_tokens: int = 0
     """Prompt tokens whose KV came from the prefix cache."""
     seed: int = 0
+    queue_s: float | None = None
+    """On the first delta of a choice: how long it waited for a place."""
+    prefill_s: float | None = None
+    """On the first delta of a choice: how long its first tokens took from then on."""
     speculation: SpeculationStats | None = None
     """On the last delta of a choice."""
     drafts: tuple[DraftTrace, ...] = ()

@@ -12,6 +12,7 @@ never keep a sequence waiting.
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Sequence as AbstractSequence
 from typing import Final
@@ -77,6 +78,7 @@ class Scheduler:
         while index and turns[index - 1] > sequence.turn:
             index -= 1
         self.waiting.insert(index, sequence)
+        sequence.queued_at = time.monotonic()
 
     def abort(self, request_id: str) -> list[Sequence]:
         """End every choice of a request and free its blocks at once; returns those that were unfinished."""
@@ -170,8 +172,12 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, proposal: Proposal, outcome: Outcome) -> TokenDelta:
         """Emit an outcome's tokens up to the one that ends the sequence."""
+        queue_s = prefill_s = None
         if sequence.num_output_tokens == 0:
             self.num_prompt_tokens += sequence.num_prompt_tokens
+            if sequence.admitted_at is not None:
+                queue_s = sequence.admitted_at - sequence.queued_at
+                prefill_s = time.monotonic() - sequence.admitted_at
         verdict = self._stop_checker.accept(sequence, outcome.token_ids)
         num_emitted = verdict.num_emitted
         num_accepted = min(outcome.num_accepted, num_emitted)
@@ -196,6 +202,8 @@ class Scheduler:
             num_cached_tokens=sequence.num_cached_tokens,
             seed=sequence.seed,
             speculation=sequence.speculation.freeze() if verdict.finish_reason is not None else None,
+            queue_s=queue_s,
+            prefill_s=prefill_s,
             drafts=(_trace(proposal, num_accepted),) if sequence.is_traced else (),
             enforcement=sequence.grammar.report if verdict.finish_reason is not None and sequence.grammar else None,
         )
@@ -263,6 +271,8 @@ class Scheduler:
         self.waiting.remove(sequence)
         self._turn = max(self._turn, sequence.turn)
         sequence.status = SequenceStatus.RUNNING
+        if sequence.admitted_at is None:
+            sequence.admitted_at = time.monotonic()
         self.running.append(sequence)
         if sequence.num_output_tokens == 0:
             sequence.num_cached_tokens = sequence.num_computed_tokens

@@ -138,6 +138,10 @@ class Sequence:
     """Prompt tokens found in the prefix cache when first admitted."""
     block_hashes: list[bytes] = field(default_factory=list)
     """Of the full blocks of token_ids, as far as they were needed."""
+    queued_at: float = 0.0
+    """On the monotonic clock, as the next."""
+    admitted_at: float | None = None
+    """When first admitted: a preemption does not change it."""
     num_registered_blocks: int = 0
     num_draft_ready_blocks: int = 0
     held_text: str = ""

@@ -39,7 +39,12 @@ class StopChecker:
             finish_reason, stop_reason = self._check(sequence, token_id, pieces)
             if finish_reason is not None:
                 if stop_reason is None or isinstance(stop_reason, int):
-                    pieces += [sequence.held_text, sequence.detokenizer.flush()]
+                    # A code point that the answer breaks off in is text only now.
+                    text = sequence.held_text + sequence.detokenizer.flush()
+                    if not sequence.is_in_calls and (found := first_stop(text, sequence.params.stop)) is not None:
+                        position, stop_reason = found
+                        text, finish_reason = text[:position], FinishReason.STOP
+                    pieces.append(text)
                 return Verdict(i + 1, "".join(pieces), finish_reason, stop_reason)
         return Verdict(len(token_ids), "".join(pieces), None, None)
 

@@ -83,12 +83,22 @@ def serve(
     public_metrics: Annotated[
         bool, typer.Option("--public-metrics", help="Serve /metrics without a key.", rich_help_panel="Server")
     ] = False,
+    metrics_compat: Annotated[
+        Literal["none", "vllm"],
+        typer.Option(help="vllm: every metric also under vLLM's prefix, for its dashboards.", rich_help_panel="Server"),
+    ] = "none",
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(
             help="Origin whose pages may call the server from a browser; repeat it for several, * for all.",
             show_default="none",
             rich_help_panel="Server",
+        ),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Host that requests may name; repeat it for several.", show_default="any", rich_help_panel="Server"
         ),
     ] = None,
     served_model_name: Annotated[
@@ -203,7 +213,9 @@ def serve(
         api_key_digests=() if api_key_file is None else read_key_file(Path(api_key_file)),
         metrics_key=metrics_key,
         has_public_metrics=public_metrics,
+        metrics_compat=metrics_compat,
         cors_origins=tuple(cors_origin or []),
+        allowed_hosts=tuple(allowed_host or []),
         served_model_names=tuple(served_model_name or []),
         max_num_queued_reqs=max_num_queued_reqs or None,
         max_num_queued_tokens=max_num_queued_tokens or None,

@@ -201,3 +201,25 @@ def test_what_is_no_origin_is_refused_at_start(origin: str) -> None:
     with pytest.raises(ConfigError) as refused:
         ServerConfig(cors_origins=(origin,))
     assert refused.value.flag == "--cors-origin"
+
+
+def test_only_hosts_that_are_named_are_answered_as(make_engine: Callable[..., Engine]) -> None:
+    config = ServerConfig(served_model_names=("tiny",), allowed_hosts=("llm.example.org", "*.inner.example"))
+    with serving(make_engine(), config) as server:
+
+        def status(path: str, host: str) -> int:
+            return httpx.get(server.url + path, headers={"host": host}).status_code
+
+        for host in ("llm.example.org", "LLM.example.org:8000", "a.inner.example", "a.b.inner.example:1"):
+            assert status("/v1/models", host) == 200, host
+        for host in ("example.org", "inner.example", "llm.example.org.evil.example", "127.0.0.1", "evilinner.example"):
+            refused = httpx.get(server.url + "/v1/models", headers={"host": host})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unknown_host"), host
+            assert status("/health", host) == status("/ready", host) == 200, "probes go by address"
+
+
+@pytest.mark.parametrize("host", ["https://a.example", "a.example:8000", "a b", "", "*", "*.", "a.*.example"])
+def test_what_is_no_host_is_refused_at_start(host: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        ServerConfig(allowed_hosts=(host,))
+    assert refused.value.flag == "--allowed-host"

@@ -159,6 +159,18 @@ def test_a_stop_string_ends_the_answer_and_is_not_shown(client: httpx.Client) ->
     assert joined(streamed(client, **fields))[0]["text"] == answer["message"]["content"]
 
 
+def test_a_stop_string_is_not_shown_where_the_answer_breaks_off_in_a_code_point(
+    live: LiveServer, client: httpx.Client
+) -> None:
+    lead_byte = live.engine.tokenizer.token_bytes().index(b"\xc3")
+    fields = {"max_tokens": 1, "temperature": 0, "logit_bias": {str(lead_byte): 100}}
+    for stop, content, reason in ((None, "\ufffd", "length"), ("x\ufffd", "\ufffd", "length"), ("\ufffd", "", "stop")):
+        [choice] = client.post(PATH, json=chat_body(stop=stop, **fields)).json()["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (content, reason)
+        [streamed_choice] = joined(streamed(client, stop=stop, **fields)).values()
+        assert streamed_choice["text"] == content
+
+
 def test_without_max_tokens_the_answer_may_fill_the_context(live: LiveServer, client: httpx.Client) -> None:
     answer = whole(client, ignore_eos=True, messages=[{"role": "user", "content": "0" * 1900}])
     assert 1900 < answer["usage"]["prompt_tokens"] < live.engine.max_model_len
@@ -206,6 +218,32 @@ def test_fields_that_ask_for_nothing_are_accepted(client: httpx.Client) -> None:
     )  # fmt: skip
     assert response.status_code == 200, response.text
     assert "x-specdec-ignored" not in response.headers
+
+
+@pytest.mark.parametrize("fields", [{}, {"stop": ["e"]}, {"logprobs": True}, {"n": 2}])
+def test_token_ids_are_returned_when_asked_for(live: LiveServer, client: httpx.Client, fields: dict) -> None:
+    fields = {"max_tokens": 20, "seed": 4, "temperature": 1.5, "return_token_ids": True, **fields}
+    answer = client.post(PATH, json=chat_body(**fields)).json()
+    prompt = client.post("/tokenize", json=chat_body()).json()["tokens"]
+    assert answer["prompt_token_ids"] == prompt
+    token_ids = [choice["token_ids"] for choice in answer["choices"]]
+    assert sum(map(len, token_ids)) == answer["usage"]["completion_tokens"]
+    for choice in answer["choices"]:
+        assert live.engine.tokenizer.decode(choice["token_ids"]).startswith(choice["message"]["content"])
+    with client.stream("POST", PATH, json=chat_body(stream=True, **fields)) as response:
+        chunks = list(read_events(response))
+    assert [chunk["prompt_token_ids"] for chunk in chunks if "prompt_token_ids" in chunk] == [prompt]
+    for index, whole in enumerate(token_ids):
+        parts = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
+        assert [token_id for part in parts for token_id in part.get("token_ids", ())] == whole
+    plain = client.post(PATH, json=chat_body(max_tokens=2)).json()
+    assert not {"prompt_token_ids", "metadata"} & plain.keys()
+    assert "token_ids" not in plain["choices"][0]
+
+
+def test_metadata_comes_back(client: httpx.Client) -> None:
+    answer = client.post(PATH, json=chat_body(max_tokens=1, metadata={"run": "7"}, service_tier="flex")).json()
+    assert (answer["metadata"], answer["service_tier"]) == ({"run": "7"}, "default")
 
 
 def test_fields_without_effect_are_named_in_a_header(client: httpx.Client) -> None:

@@ -77,3 +77,20 @@ def test_logprobs_are_parallel_lists_with_rising_offsets(client: httpx.Client) -
     parts = [chunk["choices"][0]["logprobs"] for chunk in streamed(client, **fields)]
     for name in ("tokens", "text_offset"):
         assert [entry for part in parts if part for entry in part[name]] == logprobs[name]
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_token_ids_are_returned_when_asked_for(client: httpx.Client, *, echo: bool) -> None:
+    prompts = [[5, 6, 7], [8]]
+    fields = {"prompt": prompts, "n": 2, "max_tokens": 9, "seed": 9, "echo": echo, "return_token_ids": True}
+    answer = whole(client, **fields)
+    assert [choice["prompt_token_ids"] for choice in answer["choices"]] == [prompts[0]] * 2 + [prompts[1]] * 2
+    token_ids = [choice["token_ids"] for choice in answer["choices"]]
+    assert sum(map(len, token_ids)) == answer["usage"]["completion_tokens"]
+    chunks = streamed(client, **fields)
+    for choice in answer["choices"]:
+        parts = [part for chunk in chunks for part in chunk["choices"] if part["index"] == choice["index"]]
+        assert [part.get("prompt_token_ids") for part in parts] == [choice["prompt_token_ids"]] + [None] * (
+            len(parts) - 1
+        )
+        assert [token_id for part in parts for token_id in part.get("token_ids", ())] == choice["token_ids"]

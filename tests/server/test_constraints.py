@@ -225,6 +225,7 @@ def test_a_wrong_answer_is_an_error_of_its_request_alone_and_counted(
     with httpx.Client(base_url=miscompiled.url, timeout=30.0) as client, caplog.at_level(logging.ERROR, "specdec"):
         whole = client.post(CHAT, json=chat_body(**fields))
         assert whole.status_code == 500
+        assert whole.headers["x-should-retry"] == "false"
         error = whole.json()["error"]
         assert (error["type"], error["code"]) == ("server_error", "generation_failed")
         assert "does not satisfy its constraint" in error["message"]

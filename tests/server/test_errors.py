@@ -121,6 +121,13 @@ CHAT_FAULTS = [
      "messages[0].tool_calls[0].function", "invalid_value"),
     ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
     ({"functions": [{"name": "f"}]}, "functions", "unsupported_field"),
+    ({"allowed_token_ids": [1]}, "allowed_token_ids", "unsupported_field"),
+    ({"return_token_ids": 1}, "return_token_ids", "invalid_value"),
+    ({"metadata": {"a": 1}}, "metadata[...]", "invalid_value"),
+    ({"metadata": {str(i): "x" for i in range(17)}}, "metadata", "limit_exceeded"),
+    ({"metadata": {"k" * 65: "x"}}, "metadata", "limit_exceeded"),
+    ({"metadata": {"k": "x" * 513}}, "metadata", "limit_exceeded"),
+    ({"messages": user([{"type": "refusal", "refusal": "no"}])}, "messages[0].content[0].type", "invalid_value"),
     ({"guided_json": {"type": "object"}}, "guided_json", "unsupported_field"),
     ({"guided_whatever": 1}, "guided_whatever", "unsupported_field"),
     ({"grammar": "root ::= x"}, "grammar", "unsupported_field"),
@@ -179,6 +186,12 @@ COMPLETION_FAULTS = [
     ({"prompt": [-1]}, "prompt", "invalid_value"),
     ({"prompt": "word " * 5000}, "prompt", "context_length_exceeded"),
     ({"prompt": "a", "suffix": "b"}, "suffix", "unsupported_field"),
+    ({"prompt": "a", "max_completion_tokens": 3}, "max_completion_tokens", "unsupported_field"),
+    ({"prompt": "a", "top_logprobs": 3}, "top_logprobs", "unsupported_field"),
+    ({"prompt": "a", "messages": []}, "messages", "unsupported_field"),
+    ({"prompt": "a", "modalities": ["audio"]}, "modalities", "unsupported_field"),
+    ({"prompt": "a", "web_search_options": {}}, "web_search_options", "unsupported_field"),
+    ({"prompt": "a", "allowed_token_ids": [1]}, "allowed_token_ids", "unsupported_field"),
     ({"prompt": "a", "echo": True, "logprobs": 1}, "echo", "conflicting_fields"),
     ({"prompt": "a", "best_of": 4}, "best_of", "unsupported_field"),
     ({"prompt": "a", "logprobs": 21}, "logprobs", "invalid_value"),
@@ -228,10 +241,12 @@ def test_a_body_that_is_no_json_object_is_a_400(client: httpx.Client, body: byte
     [
         (b'{"model": "\xff\xfe"}', "not UTF-8 at byte 11"),
         ('{"model": "tiny"}'.encode("utf-16"), "not UTF-8 at byte 0"),
+        (b'{"model": "tiny", "seed": ' + b"9" * 5000 + b"}", "more than 4300 digits"),
+        (b'{"model": "tiny", "temperature": NaN}', "NaN"),
         (b"\xef\xbb\xbf{}", "BOM"),
         (b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}', "lone surrogate"),
     ],
-    ids=["bytes", "utf-16", "byte order mark", "surrogate"],
+    ids=["bytes", "utf-16", "many digits", "NaN", "byte order mark", "surrogate"],
 )
 def test_what_is_wrong_with_the_characters_of_a_body_is_said(client: httpx.Client, body: bytes, what: str) -> None:
     response = client.post(CHAT, content=body, headers={"content-type": "application/json"})
@@ -293,6 +308,53 @@ def test_an_unknown_model_is_a_404_that_names_those_served(client: httpx.Client)
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/embeddings", "/v1/chat/completions/x", "/%00", "/v1/../etc"])
 def test_an_unknown_path_is_a_404(client: httpx.Client, path: str) -> None:
     assert assert_error(client.get(path), 404, None, "not_found")["type"] == "not_found_error"
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/v1/specdec/info", "/metrics"])
+def test_head_is_answered_as_get_without_the_body(client: httpx.Client, path: str) -> None:
+    response = client.head(path)
+    assert (response.status_code, response.content) == (200, b"")
+    assert response.headers["content-type"] == client.get(path).headers["content-type"]
+
+
+def test_head_of_what_cannot_be_got_is_refused_as_get_is(client: httpx.Client) -> None:
+    assert client.head(CHAT).status_code == 405
+    assert client.head("/nowhere").status_code == 404
+    assert "HEAD" in client.post("/health").headers["allow"]
+    assert "HEAD" not in client.get(CHAT).headers["allow"]
+
+
+def test_a_long_value_is_not_repeated_in_full(client: httpx.Client) -> None:
+    fields = chat_body(speculative={"method": "x" * 100_000})
+    error = assert_error(client.post(CHAT, json=fields), 400, "speculative.method", "invalid_value")
+    assert len(error["message"]) < 3000
+
+
+def test_messages_have_the_name_that_the_request_gave_a_field(client: httpx.Client) -> None:
+    response = client.post(CHAT, json=chat_body(max_completion_tokens=10**9))
+    assert "max_completion_tokens is 1000000000" in response.json()["error"]["message"]
+    response = client.post("/v1/responses", json={"model": "tiny", "input": "Hello", "max_output_tokens": 10**9})
+    assert "max_output_tokens is 1000000000" in response.json()["error"]["message"]
+
+
+def test_an_empty_content_encoding_is_none(client: httpx.Client) -> None:
+    headers = {"content-type": "application/json", "content-encoding": ""}
+    assert client.post(CHAT, content=json.dumps(chat_body(max_tokens=1)), headers=headers).status_code == 200
+
+
+def test_the_info_says_what_serves_and_no_paths(live: LiveServer, client: httpx.Client) -> None:
+    info = client.get("/v1/specdec/info").json()
+    assert (info["models"], info["max_model_len"]) == (["tiny"], live.async_engine.max_model_len)
+    assert info["limits"]["max_choices"] == 16
+    assert "/" not in json.dumps(info)
+
+
+@pytest.mark.parametrize("protocol", ["websocket", "h2c"])
+def test_who_asks_for_another_protocol_is_answered_in_this_one(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture, protocol: str
+) -> None:
+    assert client.get("/version", headers={"connection": "upgrade", "upgrade": protocol}).status_code == 200
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_a_wrong_method_is_a_405_that_names_the_right_one(client: httpx.Client) -> None:

@@ -65,6 +65,11 @@ def test_counts_add_up_to_the_usage_that_clients_were_told(fresh: LiveServer) ->
     assert total(samples, "time_to_first_token_seconds_count") == num_choices
     assert total(samples, "inter_token_latency_seconds_count") <= completion_tokens - num_choices
     assert total(samples, "e2e_request_latency_seconds_count") == len(answers)
+    for name in ("request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds"):
+        assert total(samples, name + "_count") == num_choices
+    parts = ("request_queue_time_seconds_sum", "request_prefill_time_seconds_sum")
+    assert 0 < sum(total(samples, name) for name in parts) <= total(samples, "time_to_first_token_seconds_sum")
+    assert total(samples, "cache_config_info") == 1
     assert total(samples, "num_requests_running") == total(samples, "num_requests_waiting") == 0
     assert total(samples, "kv_cache_usage_perc") == 0
     assert all(labels["model_name"] == "tiny" for labels, _ in samples["specdec:generation_tokens_total"])
@@ -90,6 +95,23 @@ def test_processes_are_told_apart_and_the_engines_time_is_that_of_its_steps(proc
 def test_without_a_process_of_its_own_the_engine_is_the_servers(live: LiveServer) -> None:
     samples = scrape(live)
     assert {labels["process"] for labels, _ in samples["process_resident_memory_bytes"]} == {"server", "workers"}
+
+
+def test_with_compatible_names_every_metric_is_there_under_vllms_as_well() -> None:
+    for has_vllm_names in (False, True):
+        metrics = ServerMetrics("tiny", EngineStats, os.getpid(), has_vllm_names=has_vllm_names)
+        metrics.queue_time.observe(0.5)
+        metrics.count_rejection("rate_limit")
+        samples = {
+            (sample.name, *sorted(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(metrics.text().decode())
+            for sample in family.samples
+            if not sample.name.startswith("process_")
+        }
+        ours = {key: value for key, value in samples.items() if key[0].startswith("specdec:")}
+        renamed = {("vllm:" + key[0].removeprefix("specdec:"), *key[1:]): value for key, value in ours.items()}
+        assert ours
+        assert {key: value for key, value in samples.items() if key not in ours} == (renamed if has_vllm_names else {})
 
 
 def test_every_token_after_the_first_delta_is_one_observation_of_latency() -> None:
@@ -127,6 +149,7 @@ def test_speculation_adds_up_in_metrics_and_in_each_answer(fresh: LiveServer) ->
     assert total(samples, "spec_decode_num_accepted_tokens_per_pos_total") == total(
         samples, "spec_decode_num_accepted_tokens_total"
     )
+    assert 0 <= answer["metrics"]["queue_time_ms"] <= answer["metrics"]["time_to_first_token_ms"]
     speculative = answer["metrics"]["speculative_decoding"]
     histogram = speculative["acceptance_histogram"]
     assert speculative["num_spec_tokens"] == 3

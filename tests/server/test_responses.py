@@ -288,6 +288,12 @@ REFUSED = [
     ({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"a": "\\ud800"}'}]}, "input",
      "invalid_value"),
     ({"metadata": {str(number): "x" for number in range(17)}}, "metadata", "limit_exceeded"),
+    ({"metadata": {"k": "x" * 513}}, "metadata", "limit_exceeded"),
+    ({"max_tool_calls": 0}, "max_tool_calls", "invalid_value"),
+    ({"max_completion_tokens": 3}, "max_completion_tokens", "unsupported_field"),
+    ({"logprobs": True}, "logprobs", "unsupported_field"),
+    ({"functions": [{"name": "f"}]}, "functions", "unsupported_field"),
+    ({"audio": {}}, "audio", "unsupported_field"),
 ]  # fmt: skip
 
 
@@ -306,6 +312,12 @@ def test_unknown_fields_are_named_in_a_header(client: httpx.Client) -> None:
     response = client.post(PATH, json=body(frobnicate=1, reasoning={"effort": "low"}, user="u", store=False))
     assert response.status_code == 200
     assert response.headers["x-specdec-ignored"] == "frobnicate"
+
+
+def test_what_cannot_be_included_is_named_in_a_header(client: httpx.Client) -> None:
+    response = client.post(PATH, json=body(include=["message.output_text.logprobs", "reasoning.encrypted_content"]))
+    assert response.status_code == 200
+    assert response.headers["x-specdec-ignored"] == "include.reasoning.encrypted_content"
 
 
 def test_unknown_fields_of_items_are_named_in_a_header_and_those_of_earlier_answers_are_not(

@@ -66,6 +66,9 @@ def test_a_conversation_has_as_many_tokens_as_the_prompt_of_a_request(client: ht
         ("/tokenize", {"prompt": "a", "model": "other"}, 404, "model"),
         ("/tokenize", chat_body(add_special_tokens=True), 400, "add_special_tokens"),
         ("/tokenize", chat_body(chat_template="x"), 400, "chat_template"),
+        ("/tokenize", chat_body(reasoning_effort="a b"), 400, "reasoning_effort"),
+        ("/tokenize", {"prompt": "a", "tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools"),
+        ("/tokenize", {"prompt": "a", "add_generation_prompt": True}, 400, "add_generation_prompt"),
         ("/detokenize", {}, 400, "tokens"),
         ("/detokenize", {"tokens": [1, 99999]}, 400, "tokens[1]"),
         ("/detokenize", {"tokens": [-1]}, 400, "tokens[0]"),
@@ -76,3 +79,10 @@ def test_what_is_wrong_is_named(client: httpx.Client, path: str, body: dict, sta
     response = client.post(path, json=body)
     assert response.status_code == status
     assert response.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(("path", "body"), [("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [1]})])
+def test_unknown_fields_are_named_in_a_header(client: httpx.Client, path: str, body: dict) -> None:
+    assert client.post(path, json={**body, "frobnicate": 1}).headers["x-specdec-ignored"] == "frobnicate"
+    assert client.post(path, json={**body, "": 1}).headers["x-specdec-ignored"] == "?"
+    assert "x-specdec-ignored" not in client.post(path, json=body).headers
