@@ -97,9 +97,10 @@ def test_a_client_that_leaves_mid_stream_frees_its_blocks(
 def test_a_client_that_leaves_before_the_whole_answer_frees_its_blocks(
     slow_live: LiveServer, num_finished: Callable[[], int]
 ) -> None:
-    for path, prompt in ((CHAT, {}), ("/v1/completions", {"prompt": ["a", "b"]})):
+    prompts = {"model": "tiny", "prompt": ["a", "b"]}
+    for path, asked in ((CHAT, chat_body()), ("/v1/completions", prompts)):
         for _ in range(10):
-            body = chat_body(ignore_eos=True, max_tokens=1500, **prompt)
+            body = {**asked, "ignore_eos": True, "max_tokens": 1500}
             connection = raw_request(slow_live.port, body, path)
             wait_until(lambda: slow_live.num_blocks_in_use() > 0, "the request to run")
             connection.close()
