@@ -38,10 +38,11 @@ def test_tokens_arrive_while_later_ones_are_made(gate: StepGate, path: str) -> N
     num_tokens = 30
     # Every token is a letter: text of several bytes comes with the last of them.
     (letter,) = gate.engine.tokenizer.encode("x", add_special_tokens=False)
-    body = chat_body(
-        stream=True, ignore_eos=True, max_tokens=num_tokens, prompt="Once", speculative={"enabled": False},
-        stream_options={"include_usage": True, "continuous_usage_stats": True}, logit_bias={str(letter): 100},
-    )  # fmt: skip
+    asked = chat_body() if path == CHAT else {"model": "tiny", "prompt": "Once"}
+    body = asked | {
+        "stream": True, "ignore_eos": True, "max_tokens": num_tokens, "speculative": {"enabled": False},
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True}, "logit_bias": {str(letter): 100},
+    }  # fmt: skip
     with serving(gate.engine) as server, gate:
         num_arrived = 0
         gate.allow(1)
