@@ -95,7 +95,7 @@ class ItemClosings:
             items.update(items_of(data))
         most = 0
         for item in items - frame.seen:
-            if item != NO_ITEM and not self._meets(goal, item):
+            if item != NO_ITEM and not self._may_meet(goal, item):
                 continue
             cost = self._cost_after_item(msgspec.structs.replace(frame, text=item), goal, below)
             if cost is None:
@@ -103,7 +103,10 @@ class ItemClosings:
             most = max(most, cost)
         return most
 
-    def _meets(self, goal: int, item: bytes) -> bool:
+    def _may_meet(self, goal: int, item: bytes) -> bool:
+        """Whether a value of the goal may have the text; always where its lines are indented by how deep it stands."""
+        if item[:1] in {b"{", b"["}:
+            return True
         after = self._automaton.feed((Value((goal,)), None), item)
         return after is not None and _accepts(self._automaton, after)
 
