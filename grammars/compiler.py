@@ -197,13 +197,20 @@ class GrammarCompiler:
     def _keep(self, digest: bytes, grammar: Grammar) -> None:
         with self._lock:
             self._grammars[digest] = grammar
-            self._weigh(digest, grammar)
+            # They grow as they are walked, so that what they take is known only now.
+            self._num_bytes = {key: kept.num_bytes for key, kept in self._grammars.items()}
+            self._cache_bytes = sum(self._num_bytes.values())
+            self._drop_oldest()
 
     def _weigh(self, digest: bytes, grammar: Grammar) -> None:
-        """Drop what was asked for longest ago while all take too much: they grow as they are walked."""
+        """Count one that is kept as it has grown: where no other comes, nothing else would."""
         num_bytes = grammar.num_bytes
         self._cache_bytes += num_bytes - self._num_bytes.get(digest, 0)
         self._num_bytes[digest] = num_bytes
+        self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        """Drop what was asked for longest ago while all take too much."""
         while len(self._grammars) > 1 and (
             len(self._grammars) > self._max_cache_entries or self._cache_bytes > self._max_cache_bytes
         ):
