@@ -21,9 +21,9 @@ class PredictionTokens(msgspec.Struct, frozen=True, kw_only=True):
     """OpenAI's completion_tokens_details. Tokens not accepted are no completion tokens: drafts are free of charge."""
 
     accepted_prediction_tokens: int = 0
-    """Tokens of the prediction that were drafted and are in the answer."""
+    """Tokens that were drafted from the prediction, and not by another proposer, and are in the answer."""
     rejected_prediction_tokens: int = 0
-    """Tokens of the prediction that were drafted and are not."""
+    """Tokens that were drafted from the prediction and are not."""
     reasoning_tokens: int = 0
     audio_tokens: int = 0
 
