@@ -23,8 +23,9 @@ from specdec.evals.bench_tables import show
 from specdec.evals.bench_target import Target, client_of, find_target
 from specdec.evals.bench_traffic import Endpoint, Generation, Mix, Planned, Switch, Traffic
 from specdec.evals.environment import describe_environment
+from specdec.evals.progress import Steps
 from specdec.evals.result import EvalResult
-from specdec.evals.terminal import Steps, Terminal
+from specdec.evals.terminal import Terminal
 from specdec.evals.workload import Task
 
 _MAX_PROCESSOR_SHARE = 0.8

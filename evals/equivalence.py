@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from specdec.evals.driver import build_engine, model_folder
 from specdec.evals.environment import describe_environment
 from specdec.evals.equivalence_cell import CellResult, answer, run_cell
 from specdec.evals.equivalence_grid import Cell, DraftedBy, EquivalenceGrid
+from specdec.evals.progress import Steps
 from specdec.evals.result import EvalResult
 from specdec.evals.shallow_draft import shallow_draft
 from specdec.evals.terminal import Terminal
@@ -35,8 +36,10 @@ _MAX_KV_BYTES = 256 * 2**20
 
 Tasks = Mapping[bool, Sequence[Task]]
 """The requests of the cells without a schema and of those with one."""
-Answers = Mapping[tuple[float, bool, bool], Sequence[RequestOutput]]
-"""The plain engine's, by temperature, whether tokens were penalised, and whether there was a schema."""
+Asked = tuple[float, bool, bool]
+"""Temperature, whether tokens are penalised, and whether there is a schema: what plain answers depend on."""
+Answers = Mapping[Asked, Sequence[RequestOutput]]
+"""The plain engine's."""
 
 
 def run_equivalence(
@@ -70,29 +73,30 @@ def run_equivalence(
         )
         for with_schema in grid.schemas
     }
-    cells = grid.cells()
+    num_all_cells, cells = len(grid.all_cells()), grid.cells()
+    own_cells = {dtype: [cell for cell in cells if cell.dtype == dtype] for dtype in grid.dtypes}
+    asked = {dtype: list(dict.fromkeys(map(_asked, own))) for dtype, own in own_cells.items()}
+    num_plain = sum(map(len, asked.values()))
+    selection = f"{len(cells)} of {num_all_cells} cells"
+    terminal.notes.print(f"{selection}, and {num_plain} runs of the plain engine to hold them against")
     results: list[CellResult] = []
-    with terminal.progress("equivalence", len(cells) + len(grid.dtypes)) as steps:
-        for dtype in grid.dtypes:
-            steps.note(f"{dtype}, the plain answers")
-            plain = _plain_answers(msgspec.structs.replace(ample, dtype=dtype), tasks, grid)
-            steps.advance()
-            own = [cell for cell in cells if cell.dtype == dtype]
+    with terminal.progress("equivalence", len(cells) + num_plain) as steps:
+        for dtype, own in own_cells.items():
+            plain = _plain_answers(msgspec.structs.replace(ample, dtype=dtype), asked[dtype], tasks, grid, steps)
             for (drafted_by, tight_with_schema), members in groupby(own, key=_engine_key):
-                steps.note(f"{dtype}, {drafted_by}, {'ample' if tight_with_schema is None else 'tight'} pool")
                 config = msgspec.structs.replace(
                     ample if tight_with_schema is None else tight[tight_with_schema],
                     dtype=dtype,
                     speculative=_speculative(drafted_by, drafts),
                 )
-                results += _cell_results(config, list(members), tasks, plain, grid, steps.advance)
-    _show(results, terminal, exact=exact)
+                results += _cell_results(config, list(members), tasks, plain, grid, steps)
+    _show(results, terminal, f"equivalence, {'exact' if exact else 'fast'} arithmetic, {selection}")
     return EvalResult(
         eval_name="equivalence",
         failures=tuple(_failures(results, exact=exact)),
         warnings=tuple(f"{_label(result.cell)}: {result.untested}" for result in results if result.untested),
         settings={"model": model, "exact": exact, "grid": grid},
-        figures=_figures(results),
+        figures={"num_cells": len(results), "num_cells_in_grid": num_all_cells, **_figures(results)},
         environment=environment,
     )
 
@@ -132,13 +136,23 @@ def _speculative(drafted_by: DraftedBy, drafts: Mapping[DraftedBy, str]) -> Spec
     return SpeculativeConfig(method=method, model=drafts.get(drafted_by))
 
 
-def _plain_answers(config: EngineConfig, tasks: Tasks, grid: EquivalenceGrid) -> Answers:
+def _asked(cell: Cell) -> Asked:
+    return cell.temperature, cell.penalised, cell.with_schema
+
+
+def _plain_answers(
+    config: EngineConfig, asked: Sequence[Asked], tasks: Tasks, grid: EquivalenceGrid, steps: Steps
+) -> Answers:
     """One request at a time, nothing cached but by the requests before."""
+    if not asked:
+        return {}
     # An engine's memory is that of its models: the one before must be gone.
     gc.collect()
     engine = build_engine(config)
-    return {
-        (temperature, penalised, with_schema): answer(
+    answers: dict[Asked, Sequence[RequestOutput]] = {}
+    for temperature, penalised, with_schema in asked:
+        steps.note(f"{config.dtype}, plain, {_asked_label(temperature, penalised, with_schema)}")
+        answers[temperature, penalised, with_schema] = answer(
             engine,
             tasks[with_schema],
             temperature=temperature,
@@ -147,10 +161,8 @@ def _plain_answers(config: EngineConfig, tasks: Tasks, grid: EquivalenceGrid) ->
             batch=1,
             logprobs=_TOP_LOGPROBS,
         )
-        for temperature in grid.temperatures
-        for penalised in grid.penalties
-        for with_schema in grid.schemas
-    }
+        steps.advance()
+    return answers
 
 
 def _cell_results(
@@ -159,16 +171,18 @@ def _cell_results(
     tasks: Tasks,
     plain: Answers,
     grid: EquivalenceGrid,
-    on_cell: Callable[[], None],
+    steps: Steps,
 ) -> list[CellResult]:
     """All cells of one engine."""
     gc.collect()
+    steps.note(_label(cells[0]))
     engine = build_engine(config)
     results = []
     for cell in cells:
-        own_plain = plain[cell.temperature, cell.penalised, cell.with_schema]
+        steps.note(_label(cell))
+        own_plain = plain[_asked(cell)]
         results.append(run_cell(engine, cell, tasks[cell.with_schema], own_plain, max_tokens=grid.max_tokens))
-        on_cell()
+        steps.advance()
     return results
 
 
@@ -193,7 +207,6 @@ def _figures(results: Sequence[CellResult]) -> dict[str, object]:
     gaps = [each.logprob_gap for result in results for each in result.differences if each.logprob_gap is not None]
     return {
         "identical": num_differing == 0,
-        "num_cells": len(results),
         "num_cells_untested": sum(result.untested is not None for result in results),
         "num_requests": sum(result.num_requests for result in results),
         "num_differing": num_differing,
@@ -213,9 +226,9 @@ def _figures(results: Sequence[CellResult]) -> dict[str, object]:
     }
 
 
-def _show(results: Sequence[CellResult], terminal: Terminal, *, exact: bool) -> None:
+def _show(results: Sequence[CellResult], terminal: Terminal, title: str) -> None:
     terminal.table(
-        f"equivalence, {'exact' if exact else 'fast'} arithmetic",
+        title,
         (
             *("dtype", "drafts", "t", "penalties", "schema", "length", "batch", "pool", "differ"),
             *("drafted", "accepted", "rejected", "discarded", "preempted", "cached", "largest gap"),
@@ -245,12 +258,13 @@ def _fields(cell: Cell) -> tuple[str, ...]:
 
 
 def _label(cell: Cell) -> str:
-    schema = "schema" if cell.with_schema else "free"
-    penalties = ", penalties" if cell.penalised else ""
-    return (
-        f"{cell.dtype}, {cell.drafted_by}, t={cell.temperature:g}{penalties}, {schema}, "
-        f"drafts of {cell.draft_length or 'any length'}, batch {cell.batch}, {cell.pool} pool"
-    )
+    asked = _asked_label(*_asked(cell))
+    length = cell.draft_length or "any length"
+    return f"{cell.dtype}, {cell.drafted_by}, {asked}, drafts of {length}, batch {cell.batch}, {cell.pool} pool"
+
+
+def _asked_label(temperature: float, penalised: bool, with_schema: bool) -> str:
+    return f"t={temperature:g}{', penalties' if penalised else ''}, {'schema' if with_schema else 'free'}"
 
 
 def _largest_gap(differences: Sequence[Difference]) -> str:

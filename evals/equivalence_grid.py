@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from typing import Literal, get_args
 
 import msgspec
@@ -43,6 +44,10 @@ class EquivalenceGrid(msgspec.Struct, frozen=True, kw_only=True):
     """Pool and batch; one request alone is never preempted, so a tight pool says nothing at batch 1."""
     is_pairwise: bool = True
     """Whether only so many cells are run that any two settings meet in one."""
+    num_cells: int | None = None
+    """So many cells instead, in which as many pairs of settings meet as so many can hold."""
+    seed: int = 0
+    """Of which cells are chosen, where others would do as well."""
     num_requests: int = 8
     max_tokens: int = 48
     num_draft_layers: int = 6
@@ -59,9 +64,16 @@ class EquivalenceGrid(msgspec.Struct, frozen=True, kw_only=True):
         return cls(is_pairwise=False, num_requests=16, max_tokens=128) if size == "full" else cls()
 
     def cells(self) -> list[Cell]:
+        """Those to run, in the order of all."""
+        cells = self.all_cells()
+        if self.num_cells is None and not self.is_pairwise:
+            return cells
+        return _sample(cells, self.num_cells, random.Random(self.seed))
+
+    def all_cells(self) -> list[Cell]:
         """Cells of one engine lie together: ordered by dtype, who drafts, pool, and whether there is a schema."""
         pools = dict.fromkeys(pool for pool, _ in self.placements)
-        cells = [
+        return [
             Cell(
                 dtype=dtype,
                 drafted_by=drafted_by,
@@ -81,16 +93,21 @@ class EquivalenceGrid(msgspec.Struct, frozen=True, kw_only=True):
             # Without a schema there is nothing to force.
             if with_schema or drafted_by != "grammar"
         ]
-        return _pairwise(cells) if self.is_pairwise else cells
 
 
-def _pairwise(cells: list[Cell]) -> list[Cell]:
-    """Some of the cells, in their order, in which any two settings meet that meet in one of all: a greedy cover."""
+def _sample(cells: list[Cell], num_cells: int | None, generator: random.Random) -> list[Cell]:
+    """That many of the cells, or as many as it takes that any two settings meet that meet in one of all.
+
+    A greedy cover: each cell is one of those in which the most settings meet that have not met yet.
+    """
     pairs_of = [set(itertools.combinations(enumerate(msgspec.structs.astuple(cell)), 2)) for cell in cells]
     missing = set().union(*pairs_of)
+    left = list(range(len(cells)))
+    generator.shuffle(left)
     chosen: set[int] = set()
-    while missing:
-        best = max(range(len(cells)), key=lambda i: (len(pairs_of[i] & missing), -i))
+    while left and (missing if num_cells is None else len(chosen) < num_cells):
+        best = max(left, key=lambda i: len(pairs_of[i] & missing))
+        left.remove(best)
         chosen.add(best)
         missing -= pairs_of[best]
     return [cell for i, cell in enumerate(cells) if i in chosen]

@@ -20,8 +20,9 @@ from specdec.evals.environment import describe_environment
 from specdec.evals.law_cell import Cell, all_cells
 from specdec.evals.law_samples import draw_samples
 from specdec.evals.law_world import World
+from specdec.evals.progress import Steps
 from specdec.evals.result import EvalResult
-from specdec.evals.terminal import Steps, Terminal
+from specdec.evals.terminal import Terminal
 
 MAX_RATIO = 3.0
 """Of total variation to noise floor, where the law is as it should be."""

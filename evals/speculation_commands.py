@@ -41,6 +41,16 @@ def equivalence(
         Literal["both", "float32", "bfloat16"], typer.Option(help="Arithmetic.", rich_help_panel=MODEL)
     ] = "both",
     size: Size = "standard",
+    num_cells: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Cells to run of the grid, spread over its settings.",
+            show_default="so many that any two settings meet; all with --size full",
+            rich_help_panel=WORK,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of cells.", rich_help_panel=WORK)] = 0,
     json: Json = False,
     save: Save = False,
 ) -> None:
@@ -49,6 +59,7 @@ def equivalence(
     Crosses every proposer, the target as its own draft and its first 6 layers as its draft among them, with greedy and
     sampled tokens, penalties, schemas, one request at a time and sixteen at once, room and a pool that forces
     preemption; and runs so many cells that any two of these meet, or with --size full all.
+    --num-cells runs fewer or more, and another --seed others.
     --no-exact counts the differences that fast arithmetic makes, and never fails because of them.
     """
     import msgspec  # noqa: PLC0415
@@ -57,9 +68,11 @@ def equivalence(
     from specdec.evals.equivalence_grid import EquivalenceGrid  # noqa: PLC0415
 
     terminal = terminal_of(json=json)
-    grid = EquivalenceGrid.of_size(size)
+    grid = msgspec.structs.replace(EquivalenceGrid.of_size(size), num_cells=num_cells, seed=seed)
     if dtype != "both":
         grid = msgspec.structs.replace(grid, dtypes=(dtype,))
+    if num_cells is not None and num_cells > (num_all := len(grid.all_cells())):
+        raise typer.BadParameter(f"the grid has {num_all} cells", param_hint="--num-cells")
     end(run_equivalence(model=model, exact=exact, grid=grid, terminal=terminal), terminal, save=save)
 
 

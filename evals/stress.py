@@ -20,8 +20,9 @@ from specdec.engine import Engine
 from specdec.evals.acceptance_rates import broken_sum_rule
 from specdec.evals.driver import build_engine, request_of
 from specdec.evals.environment import describe_environment
+from specdec.evals.progress import Steps
 from specdec.evals.result import EvalResult
-from specdec.evals.terminal import Steps, Terminal
+from specdec.evals.terminal import Terminal
 from specdec.evals.validity import ValidityCount
 from specdec.evals.workload import Task, load_workload
 from specdec.request import FinishReason, Request, SamplingParams

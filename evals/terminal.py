@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from specdec.evals.progress import Steps, progress_on
 from specdec.evals.result import EvalResult
 
 _FILE_WIDTH = 160
@@ -25,17 +25,9 @@ class Terminal:
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Steps]:
-        """A bar on standard error, with what is being done beside it."""
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.notes,
-            transient=True,
-        ) as bars:
-            yield Steps(bars, bars.add_task(description, total=total, note=""))
+        """On standard error: a bar with what is being done beside it, or lines where that is no terminal."""
+        with progress_on(self.notes, description, total) as steps:
+            yield steps
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """The first column is text, the others are figures."""
@@ -62,18 +54,3 @@ def _console(*, stderr: bool) -> Console:
     console = Console(stderr=stderr, highlight=False)
     # A file has no width; the default of 80 would fold every table.
     return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_FILE_WIDTH)
-
-
-class Steps:
-    """One bar of a progress display."""
-
-    def __init__(self, bars: Progress, task: TaskID) -> None:
-        self._bars = bars
-        self._task = task
-
-    def note(self, text: str) -> None:
-        """What is being done now."""
-        self._bars.update(self._task, note=text)
-
-    def advance(self) -> None:
-        self._bars.advance(self._task)

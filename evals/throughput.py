@@ -17,10 +17,11 @@ from specdec.engine import Engine
 from specdec.evals.driver import build_engine, drive, model_folder, request_of
 from specdec.evals.environment import describe_environment, load_warning
 from specdec.evals.peer import TransformersPeer
+from specdec.evals.progress import Steps
 from specdec.evals.result import EvalResult
 from specdec.evals.spread import Spread
 from specdec.evals.step_profile import PartTime, StepProfile
-from specdec.evals.terminal import Steps, Terminal
+from specdec.evals.terminal import Terminal
 from specdec.evals.workload import load_workload
 from specdec.request import Request, SamplingParams
 
