@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from specdec import EnforcementReport, SpeculationStats
-from specdec.request import DraftTrace, ProposerStats
+from specdec.request import DraftTrace
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -18,23 +18,25 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
 
 
 class PredictionTokens(msgspec.Struct, frozen=True, kw_only=True):
-    """OpenAI's completion_tokens_details. Tokens not accepted are no completion tokens: drafts are free of charge."""
+    """OpenAI's completion_tokens_details. Tokens not accepted are no completion tokens: drafts are free of charge.
+
+    A drafted token is one of the prediction if the prediction goes on with it from where the answer is in it, be it
+    that it was drafted from there, or by another proposer that had the same idea.
+    """
 
     accepted_prediction_tokens: int = 0
-    """Tokens that were drafted from the prediction, and not by another proposer, and are in the answer."""
+    """Drafted tokens of the prediction that are in the answer: so many it did not have to wait for."""
     rejected_prediction_tokens: int = 0
-    """Tokens that were drafted from the prediction and are not."""
+    """Drafted tokens of the prediction that are not; what was never drafted is in neither."""
     reasoning_tokens: int = 0
     audio_tokens: int = 0
 
     def plus(self, speculation: SpeculationStats) -> PredictionTokens:
         """With those of one more choice."""
-        counts = speculation.by_proposer.get("prediction", ProposerStats())
+        accepted, rejected = speculation.num_accepted_prediction_tokens, speculation.num_rejected_prediction_tokens
         return PredictionTokens(
-            accepted_prediction_tokens=self.accepted_prediction_tokens + counts.num_accepted_tokens,
-            rejected_prediction_tokens=self.rejected_prediction_tokens
-            + counts.num_rejected_tokens
-            + counts.num_discarded_tokens,
+            accepted_prediction_tokens=self.accepted_prediction_tokens + accepted,
+            rejected_prediction_tokens=self.rejected_prediction_tokens + rejected,
         )
 
 

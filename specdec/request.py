@@ -158,6 +158,10 @@ class SpeculationStats(ProposerStats, frozen=True, kw_only=True):
     """Target passes that emitted at least one token."""
     by_proposer: dict[str, ProposerStats] = {}
     """The same by who drafted; the counts of tokens add up to those above."""
+    num_accepted_prediction_tokens: int = 0
+    """Accepted tokens with which the request's prediction goes on from where the answer is in it, whoever drafted."""
+    num_rejected_prediction_tokens: int = 0
+    """Such tokens that were rejected or discarded."""
 
 
 class TokenDelta(msgspec.Struct, frozen=True, kw_only=True):

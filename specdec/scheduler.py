@@ -178,6 +178,9 @@ class Scheduler:
             if sequence.admitted_at is not None:
                 queue_s = sequence.admitted_at - sequence.queued_at
                 prefill_s = time.monotonic() - sequence.admitted_at
+        follower = sequence.prediction_follower
+        # Before the outcome's tokens are part of the text that the draft continues.
+        are_predicted = follower.agreement(sequence.token_ids, proposal.token_ids) if follower is not None else ()
         verdict = self._stop_checker.accept(sequence, outcome.token_ids)
         num_emitted = verdict.num_emitted
         num_accepted = min(outcome.num_accepted, num_emitted)
@@ -187,7 +190,7 @@ class Scheduler:
         was_cut = num_emitted < len(outcome.token_ids)
         proposers = [source.proposer for source in proposal.sources]
         for counts in (sequence.speculation, self.speculation):
-            counts.record(proposers, num_accepted=num_accepted, was_cut=was_cut)
+            counts.record(proposers, num_accepted=num_accepted, was_cut=was_cut, are_predicted=are_predicted)
         self.num_generation_tokens += num_emitted
         params = sequence.params
         return TokenDelta(

@@ -9,6 +9,7 @@ from typing import Any
 
 from specdec.block_pool import ROOT_HASH, hash_block
 from specdec.grammars import BudgetedGrammar, BudgetedState
+from specdec.prediction_follower import PredictionFollower
 from specdec.prediction_index import PredictionIndex
 from specdec.request import FinishReason, ProposerStats, SamplingParams, SpeculationStats
 from specdec.speculative import PLAIN, SpeculationPlan
@@ -59,21 +60,40 @@ class _Counts:
 class SpeculationCounts:
     """SpeculationStats while they grow. Every drafted token ends as accepted, rejected or discarded."""
 
-    __slots__ = ("_by_proposer", "_num_target_passes", "_total")
+    __slots__ = (
+        "_by_proposer",
+        "_num_accepted_predicted",
+        "_num_rejected_predicted",
+        "_num_target_passes",
+        "_total",
+    )
 
     def __init__(self) -> None:
         self._num_target_passes = 0
+        self._num_accepted_predicted = 0
+        self._num_rejected_predicted = 0
         self._total = _Counts()
         self._by_proposer: dict[str, _Counts] = {}
 
-    def record(self, proposers: AbstractSequence[str], *, num_accepted: int, was_cut: bool) -> None:
+    def record(
+        self,
+        proposers: AbstractSequence[str],
+        *,
+        num_accepted: int,
+        was_cut: bool,
+        are_predicted: AbstractSequence[bool] = (),
+    ) -> None:
         """One target pass over a draft by these proposers; `was_cut` if the answer ended before the pass's last token.
 
-        The token after the accepted ones was rejected, or discarded with all others where the answer ended.
+        The token after the accepted ones was rejected, or discarded with all others where the answer ended. With a
+        prediction, `are_predicted` says of each token whether it goes on like that.
         """
         self._num_target_passes += 1
         if not proposers:
             return
+        if are_predicted:
+            self._num_accepted_predicted += sum(are_predicted[:num_accepted])
+            self._num_rejected_predicted += sum(are_predicted[num_accepted:])
         self._total.num_drafts += 1
         for proposer in set(proposers):
             self._by_proposer.setdefault(proposer, _Counts()).num_drafts += 1
@@ -89,6 +109,8 @@ class SpeculationCounts:
         return SpeculationStats(
             **self._total.as_fields(),
             num_target_passes=self._num_target_passes,
+            num_accepted_prediction_tokens=self._num_accepted_predicted,
+            num_rejected_prediction_tokens=self._num_rejected_predicted,
             # A copy in one step: this is also read from other threads while the engine counts.
             by_proposer={
                 proposer: ProposerStats(**counts.as_fields()) for proposer, counts in self._by_proposer.copy().items()
@@ -123,6 +145,8 @@ class Sequence:
     plan: SpeculationPlan = PLAIN
     prediction: PredictionIndex | None = None
     """What the user expects the answer to resemble."""
+    prediction_follower: PredictionFollower | None = field(init=False, default=None)
+    """Where the answer is in that."""
     is_traced: bool = False
     free_text_end: str | None = None
     """Where free text may end in calls, the marker that they begin with, or "" if that is a brace at the very start."""
@@ -149,6 +173,10 @@ class Sequence:
     is_in_calls: bool = False
     """Whether free text has ended, and stop strings with it."""
     speculation: SpeculationCounts = field(default_factory=SpeculationCounts)
+
+    def __post_init__(self) -> None:
+        if self.prediction is not None:
+            self.prediction_follower = PredictionFollower(self.prediction, self.num_prompt_tokens)
 
     @property
     def num_tokens(self) -> int:

@@ -6,43 +6,11 @@ import pytest
 from drafts import draft_of, sequence_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prediction_scan import guess_by_scan, num_predicted_by_scan
 
+from specdec import Engine, EngineConfig, Request, SamplingParams, SpeculativeConfig
 from specdec.proposers.base import NO_GUESS, Guess
 from specdec.proposers.prediction import PredictionDrafter
-
-
-def guess_by_scan(prediction, text, num_prompt_tokens, num_free):
-    """The definition, from the first token of the answer on."""
-    position = num_agreed = num_missed = 0
-    start = 0
-    for length in range(num_prompt_tokens + 1, len(text) + 1):
-        tail = text[max(0, length - 8) : length]
-        if num_missed < 2 and position < len(prediction) and prediction[position] == tail[-1]:
-            position, num_agreed, num_missed = position + 1, num_agreed + 1, 0
-            start = position
-            continue
-        for n in range(len(tail), 1, -1):
-            ends = [end for end in range(n, len(prediction)) if prediction[end - n : end] == tail[-n:]]
-            if ends:
-                position = min((end for end in ends if end >= position), default=ends[-1])
-                num_agreed, num_missed = n, 0
-                start = position
-                break
-        else:
-            if position == 0 and prediction[0] == tail[-1]:
-                start, position, num_agreed, num_missed = 1, 1, 1, 0
-                continue
-            position += num_missed == 0 and position > 0
-            num_agreed, num_missed = 0, num_missed + 1
-            start = position
-            if num_missed > 1 and position > 0:
-                alike = [i + 1 for i in range(position, len(prediction) - 1) if prediction[i] == tail[-1]]
-                start = alike[0] if alike else len(prediction)
-    confidence = 0 if num_missed else 1 + (num_agreed >= 4) + (num_agreed >= 8) + (num_agreed >= 32)
-    num_alike = {0: 1, 1: 4 - num_agreed, 2: 8 - num_agreed, 3: 32 - num_agreed, 4: num_free}[confidence]
-    token_ids = prediction[start : start + min(num_free, num_alike)]
-    return Guess(tuple(token_ids), confidence, yields_to_model=num_missed > 1) if token_ids else NO_GUESS
-
 
 tokens = st.lists(st.integers(1, 4), max_size=10)
 
@@ -203,9 +171,82 @@ def test_how_the_text_came_in_does_not_matter():
     assert at_once.guess(draft_of(sequence, num_free=9)) == guess
 
 
-def test_a_finished_sequence_is_forgotten():
+# Which tokens of drafts are the prediction's
+
+
+@settings(deadline=None)
+@given(data=st.data(), prompt=st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_a_token_agrees_with_the_prediction_where_scans_say_that_it_goes_on_so(data, prompt):
+    prediction = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=60))
+    sequence = sequence_of(prompt, num_prompt_tokens=len(prompt), prediction=prediction)
+    for new in data.draw(answers(prediction)):
+        draft_token_ids = data.draw(tokens | st.just(list(new)))
+        agreement = sequence.prediction_follower.agreement(sequence.token_ids, draft_token_ids)
+        assert agreement == [
+            guess_by_scan(prediction, [*sequence.token_ids, *draft_token_ids[:i]], len(prompt), 1).token_ids
+            == (token_id,)
+            for i, token_id in enumerate(draft_token_ids)
+        ]
+        sequence.token_ids += new
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_all_that_is_drafted_from_a_prediction_agrees_with_it(data):
+    prediction = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=60))
+    sequence = sequence_of([0], prediction=prediction)
     drafter = PredictionDrafter()
-    sequence = sequence_of([0], prediction=[1, 2, 3])
-    drafter.guess(draft_of(sequence, num_free=1))
-    drafter.finished(sequence)
-    assert not drafter._followers
+    for new in data.draw(answers(prediction)):
+        sequence.token_ids += new
+        guess = whole_guess(drafter, sequence, data.draw(st.integers(1, 40)))
+        assert sequence.prediction_follower.agreement(sequence.token_ids, guess) == [True] * len(guess)
+
+
+TEXT = "The quick brown fox jumps over the lazy dog. The quick red fox sleeps."
+
+
+@pytest.mark.parametrize("num_kv_blocks", [None, 20], ids=["roomy", "preempting"])
+def test_what_is_counted_of_a_prediction_is_what_prompt_prediction_and_answer_say(tiny_model_folder, num_kv_blocks):
+    config = EngineConfig(
+        model=str(tiny_model_folder),
+        speculative=SpeculativeConfig(num_speculative_tokens=5),
+        max_num_seqs=8,
+        num_kv_blocks=num_kv_blocks,
+        kv_cache_memory=None if num_kv_blocks else 2**22,
+    )
+    engine = Engine(config)
+    params = SamplingParams(temperature=1.0, seed=7, n=3, max_tokens=60, ignore_eos=True)
+    prompt = tuple(engine.tokenizer.encode(TEXT, add_special_tokens=True))
+
+    def answered(prediction, trace=True):
+        request = Request(
+            request_id="r", prompt_token_ids=prompt, sampling_params=params, prediction=prediction, trace=trace
+        )
+        engine.add_request(request)
+        deltas = []
+        while engine.has_unfinished_requests():
+            deltas += engine.step()
+        return [[delta for delta in deltas if delta.choice_index == i] for i in range(params.n)]
+
+    by_others = 0
+    written = answered("")
+    # What the prompt says already, what an answer says and the prompt does not, both, and nothing of either.
+    texts = ["".join(delta.text for delta in choice) for choice in written]
+    for prediction in (TEXT, texts[0], f"{texts[1][:40]} {TEXT} {texts[2]}", "zzz"):
+        predicted = engine.tokenizer.encode(prediction, add_special_tokens=False)
+        choices = answered(prediction)
+        for choice in choices:
+            token_ids = [token_id for delta in choice for token_id in delta.token_ids]
+            drafts = [draft for delta in choice for draft in delta.drafts]
+            counts = choice[-1].speculation
+            expected = num_predicted_by_scan(predicted, prompt, token_ids, drafts)
+            assert (counts.num_accepted_prediction_tokens, counts.num_rejected_prediction_tokens) == expected
+            own = counts.by_proposer.get("prediction")
+            if own is not None:
+                by_others += expected[0] - own.num_accepted_tokens
+                assert own.num_accepted_tokens <= expected[0]
+    assert by_others > 0, "the test needs tokens of the prediction that another proposer drafted"
+    for choice in written:
+        assert choice[-1].speculation.num_accepted_prediction_tokens == 0
+        assert choice[-1].speculation.num_rejected_prediction_tokens == 0
+    assert (engine.stats().num_preemptions > 0) == (num_kv_blocks is not None)

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import msgspec
 import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from live_server import LiveServer, chat_body, read_events, serving
+from prediction_scan import num_predicted_by_scan
 
 from specdec import Engine, Request, SamplingParams, TokenDelta
 from specdec.delta_stream import MAX_WAITING_DELTAS, DeltaStream
@@ -286,6 +288,55 @@ def test_the_prediction_tokens_of_all_choices_are_added_up(client: httpx.Client)
         )
 
 
+@pytest.mark.parametrize("method", ["chain", "suffix"])
+def test_a_prediction_counts_where_the_answer_follows_it_whoever_drafts(
+    exact: LiveServer, client: httpx.Client, method: str
+) -> None:
+    """The prompt says what is predicted, so that others draft it as well."""
+    text = "north one two three one two three four "
+    fields = {
+        "messages": [{"role": "user", "content": text * 3}],
+        "max_tokens": 120,
+        "temperature": 1.2,
+        "n": 2,
+        "ignore_eos": True,
+        "prediction": predicted(text * 2),
+        # What remembers answers drafts otherwise the next time.
+        "cache_salt": method,
+        "speculative": {"method": method, "num_speculative_tokens": 4},
+        "return_token_ids": True,
+        "specdec_trace": True,
+    }
+    prediction = exact.engine.tokenizer.encode(text * 2, add_special_tokens=False)
+    answer = whole(client, **fields)
+    accepted = rejected = 0
+    for choice, trace in zip(answer["choices"], answer["specdec"]["trace"], strict=True):
+        drafts = msgspec.convert(trace["drafts"], list[DraftTrace])
+        counts = num_predicted_by_scan(prediction, answer["prompt_token_ids"], choice["token_ids"], drafts)
+        accepted, rejected = accepted + counts[0], rejected + counts[1]
+    details = answer["usage"]["completion_tokens_details"]
+    assert (details["accepted_prediction_tokens"], details["rejected_prediction_tokens"]) == (accepted, rejected)
+    own_accepted, own_drafted = num_traced(answer, "prediction")
+    assert accepted >= own_accepted
+    assert accepted + rejected > own_drafted
+
+
+def test_responses_count_a_prediction_as_chat_completions_do(client: httpx.Client) -> None:
+    fields = {"temperature": 0, "speculative": {"method": "prediction", "num_speculative_tokens": 5}}
+    fields |= {"seed": 3, "prediction": predicted("A: " + texts(whole(client, temperature=0))[0])}
+    details = whole(client, **fields)["usage"]["completion_tokens_details"]
+    assert details["accepted_prediction_tokens"] > 0
+    request = {"model": "tiny", "input": MESSAGES[0]["content"], "max_output_tokens": 40, **fields}
+    response = client.post("/v1/responses", json=request).json()
+    with client.stream("POST", "/v1/responses", json={**request, "stream": True}) as stream:
+        events = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line.startswith("data: {")]
+    for usage in (response["usage"], events[-1]["response"]["usage"]):
+        counts = usage["output_tokens_details"]
+        assert {name: counts[name] for name in details if name in counts} == {
+            name: count for name, count in details.items() if name != "audio_tokens"
+        }
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -447,14 +498,16 @@ def test_the_histogram_counts_passes_by_what_they_accepted(
     assert sum(mine.num_draft_tokens for mine in shown.by_proposer.values()) == shown.num_draft_tokens
 
 
-@given(choices=st.lists(PASSES, max_size=4))
-def test_prediction_tokens_add_up_over_choices(choices: list[list[tuple[list[str], int, bool]]]) -> None:
+@given(choices=st.lists(st.lists(st.tuples(st.lists(st.booleans(), max_size=6), st.integers(0, 6))), max_size=4))
+def test_prediction_tokens_add_up_over_choices(choices: list[list[tuple[list[bool], int]]]) -> None:
     total = PredictionTokens()
     for passes in choices:
         counts = SpeculationCounts()
-        for proposers, num_accepted, was_cut in passes:
-            counts.record(proposers, num_accepted=num_accepted, was_cut=was_cut)
+        for are_predicted, most in passes:
+            num_accepted = min(most, len(are_predicted))
+            proposers = ["suffix"] * len(are_predicted)
+            counts.record(proposers, num_accepted=num_accepted, was_cut=False, are_predicted=are_predicted)
         total = total.plus(counts.freeze())
     passes = [each for choice in choices for each in choice]
-    assert total.accepted_prediction_tokens == sum(p[:n].count("prediction") for p, n, _ in passes)
-    assert total.rejected_prediction_tokens == sum(p[n:].count("prediction") for p, n, _ in passes)
+    assert total.accepted_prediction_tokens == sum(sum(agree[:most]) for agree, most in passes)
+    assert total.rejected_prediction_tokens == sum(sum(agree[most:]) for agree, most in passes)
