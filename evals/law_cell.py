@@ -34,6 +34,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     num_tokens: int = 3
     """Length of every text."""
     num_drafts: int = 2
+    num_sure: int = 0
+    """Tokens that are all but certain after one of the lower half."""
     num_allowed: int | None = None
     """Tokens that the grammar allows after any text; None is no grammar."""
     mask_drafts: bool = True
@@ -63,7 +65,7 @@ _PENALISED = msgspec.structs.replace(
     num_allowed=3,
 )
 _PAYING = msgspec.structs.replace(
-    _FREE, name="free, truncated, as long as pays", params=SamplingParams(top_k=4), drafted_by="pay"
+    _FREE, name="free, as long as pays", drafted_by="pay", num_tokens=4, num_drafts=3, num_sure=2
 )
 
 

@@ -1,8 +1,13 @@
-"""PayingProposer: the engine's own chain and choice of lengths over a World, by a clock that makes pay depend on luck.
+"""PayingProposer: the engine's own chain and choice of lengths over a World, by clocks that make pay depend on luck.
 
-A step with drafts takes longer than one without, and hardly longer with two draft tokens than with one. After half of
-the tokens that the draft draws, a drafter guesses the next one for nothing: with it the draft pays, without it it does
-not. Whoever cuts off a drawn token that led to no guess bends the law of rejection and block verification.
+Half of the tokens that the draft draws lead to others that are all but certain, which a drafter guesses for nothing.
+With those the draft is worth several tokens, without them not one; a step with drafts takes longer than one without,
+and hardly longer with many draft tokens than with one. Whoever cuts off a drawn token that led to no guess bends the
+law of rejection and block verification.
+
+Where a step with drafts takes so little longer that any drawn token pays, or so much that no draft does, nothing is cut
+for what it led to. Between these there is a factor of two or three, so that samples take turns with clocks which are
+about that far apart.
 """
 
 from __future__ import annotations
@@ -24,9 +29,10 @@ from specdec.step_time import StepTime
 from specdec.verifier import Outcome
 
 _PLAIN_SECONDS: Final = 1.0
-_DRAFTING_SECONDS: Final = 1.7
+DRAFTING_SECONDS = (1.5, 2.15, 3.6)
+"""Of a step with drafts, clock by clock."""
 _SECONDS_PER_DRAFT_TOKEN: Final = 0.05
-_DRAFT_MODEL_SECONDS: Final = 0.5
+_DRAFT_MODEL_SECONDS: Final = 0.05
 _SURE: Final = 8
 """The drafter's class of confidence, of the highest prior."""
 
@@ -37,11 +43,18 @@ class PayingProposer:
     def __init__(self, cell: Cell, world: World) -> None:
         kind = _CuttingLengths if cell.fault == "drawn drafts cut for what they led to" else _Lengths
         self._cell = cell
-        self._chain = ChainProposer([_Drafter(world)], _TableModel(world), kind())
+        self._clocks = [
+            (seconds, ChainProposer([_Drafter(world)], _TableModel(world), kind())) for seconds in DRAFTING_SECONDS
+        ]
 
     def propose(self, sequences: AbstractSequence[Sequence]) -> list[Proposal]:
         """One proposal a sequence."""
-        return self._chain.propose(Batch([self._scheduled(sequence) for sequence in sequences]))
+        proposals: dict[Sequence, Proposal] = {}
+        for i, (_, chain) in enumerate(self._clocks):
+            own = [sequence for sequence in sequences if sequence.seed % len(self._clocks) == i]
+            batch = Batch([self._scheduled(sequence) for sequence in own])
+            proposals |= zip(own, chain.propose(batch), strict=True)
+        return [proposals[sequence] for sequence in sequences]
 
     def learn(
         self,
@@ -54,9 +67,10 @@ class PayingProposer:
             if sequence.num_remaining_tokens <= self._cell.num_drafts:
                 # Towards their ends texts have no room for drafts that pay; what is known of those is not to fade.
                 continue
+            drafting_seconds, chain = self._clocks[sequence.seed % len(self._clocks)]
             num_drafted = len(proposal.token_ids)
-            seconds = _DRAFTING_SECONDS + _SECONDS_PER_DRAFT_TOKEN * num_drafted if num_drafted else _PLAIN_SECONDS
-            self._chain.learn(Batch([self._scheduled(sequence)]), [proposal], [outcome], seconds)
+            seconds = drafting_seconds + _SECONDS_PER_DRAFT_TOKEN * num_drafted if num_drafted else _PLAIN_SECONDS
+            chain.learn(Batch([self._scheduled(sequence)]), [proposal], [outcome], seconds)
 
     def _scheduled(self, sequence: Sequence) -> ScheduledSequence:
         sequence.num_computed_tokens = sequence.num_tokens - 1
@@ -78,6 +92,8 @@ class _Lengths(DraftLengths):
         ]
 
     def worth_drafting(self, batch: Batch, drafts: AbstractSequence[Draft]) -> list[Draft]:
+        # One drawn token a draft: what a second one may be worth would blur what the first one led to.
+        drafts = [draft for draft in drafts if not any(draft.distributions)]
         scheduled = {each.sequence: each for each in batch.scheduled}
         return [
             chosen
@@ -99,7 +115,7 @@ class _CuttingLengths(_Lengths):
 
 
 class _Drafter:
-    """After the lower half of the tokens that may be drafted, guesses the target's likeliest next one."""
+    """Guesses what is all but certain."""
 
     name = "ngram"
 
@@ -107,9 +123,12 @@ class _Drafter:
         self._world = world
 
     def guess(self, draft: Draft) -> Guess:
-        if not draft.token_ids or draft.token_ids[-1] >= self._world.vocab_size // 2:
-            return NO_GUESS
-        return Guess([self._world.likeliest(self._world.text_of(draft))], _SURE)
+        text = self._world.text_of(draft)
+        token_ids: list[int] = []
+        while len(token_ids) < draft.num_free and self._world.num_sure[text]:
+            token_ids.append(self._world.likeliest(text))
+            text = self._world.next_text(text, token_ids[-1])
+        return Guess(token_ids, _SURE) if token_ids else NO_GUESS
 
     def finished(self, sequence: Sequence) -> None:
         pass

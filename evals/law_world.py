@@ -20,6 +20,14 @@ from specdec.speculative import SpeculationPlan
 from specdec.tokenizer import Detokenizer
 
 _PROMPT_TOKEN_IDS = (0,)
+_LEAD_SCALE = 4.0
+"""Of the logits in a world with leads: the fewer texts are likely, the less noise there is to hide a fault."""
+_MOVED = 0.1
+"""Of the probability of each half's likeliest token, what the draft gives to the least likely one."""
+_LEAST = 0.02
+"""What it leaves that one at least."""
+_SURE_LOGIT = 9.0
+"""By how much a token that is all but certain is raised."""
 _PADDING_LOGIT = 50.0
 """Of an id beyond the vocabulary, which no sample may hold."""
 
@@ -43,6 +51,10 @@ class World:
         num_texts = self._first_of_length[num_tokens]
         target = generator.normal(0.0, 1.2, (num_texts, vocab_size))
         draft = 0.5 * target + generator.normal(0.0, 1.2, (num_texts, vocab_size))
+        self.num_sure = [0] * num_texts
+        """Of each text, how many tokens that follow are all but certain, each the target's likeliest."""
+        if cell.num_sure:
+            target, draft = self._with_leads(target, cell.num_sure)
         self.target_logits = _padded(target)
         """fp32 [T, V + 1]."""
         self.draft_logits = _padded(draft)
@@ -59,6 +71,33 @@ class World:
                 for token_id in generator.choice(vocab_size, cell.num_allowed, replace=False).tolist():
                     words[0] |= np.uint32(1 << token_id)
                 self.mask_rows[text] = self._mask_table.intern(words)
+
+    def _with_leads(
+        self, logits: NDArray[np.float64], num_sure: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Logits [T, V] of target and draft, of a world in which half of the tokens lead to others.
+
+        After a token of the lower half, `num_sure` tokens are all but certain. Otherwise either half is as likely by
+        target and draft, and as likely to be accepted, so that nothing but what it led to tells a lead apart.
+        """
+        num_texts, vocab_size = logits.shape
+        half = np.exp(_LEAD_SCALE * logits[:, : vocab_size // 2])
+        target = 0.5 * half / half.sum(axis=1, keepdims=True)
+        draft = target.copy()
+        texts = np.arange(num_texts)
+        moved = np.minimum(_MOVED, target.max(axis=1) - _LEAST)
+        draft[texts, target.argmax(axis=1)] -= moved
+        draft[texts, target.argmin(axis=1)] += moved
+        target, draft = (np.log(np.concatenate([probs, probs], axis=1)) for probs in (target, draft))
+        for text in range(num_texts):
+            if self.num_sure[text]:
+                target[text, logits[text].argmax()] += _SURE_LOGIT
+            for token_id in range(vocab_size):
+                longer = self.next_text(text, token_id)
+                if longer < num_texts:
+                    is_lead = not self.num_sure[text] and token_id < vocab_size // 2
+                    self.num_sure[longer] = num_sure if is_lead else max(0, self.num_sure[text] - 1)
+        return target, draft
 
     @property
     def num_samples_possible(self) -> int:

@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-_FIRST_SECONDS: Final = 5.0
+FIRST_SECONDS: Final = 5.0
 """Until the first line; what is over sooner has none."""
 _MAX_SECONDS: Final = 30.0
 """Between lines, once the time between them has doubled so far."""
@@ -45,10 +45,12 @@ class Steps(Protocol):
 def progress_on(console: Console, description: str, total: int) -> Iterator[Steps]:
     """A bar that vanishes where the console is a terminal, or else a line from time to time."""
     if not console.is_terminal:
-        with progress_in_lines(
-            description, total, lambda line: console.print(escape(line), soft_wrap=True)
-        ) as line_steps:
-            yield line_steps
+
+        def write(line: str) -> None:
+            console.print(escape(line), soft_wrap=True)
+
+        with progress_in_lines(description, total, write, first_seconds=FIRST_SECONDS) as steps:
+            yield steps
         return
     with Progress(
         TextColumn("{task.description}"),
@@ -66,7 +68,7 @@ def progress_on(console: Console, description: str, total: int) -> Iterator[Step
 
 @contextmanager
 def progress_in_lines(
-    description: str, total: int, write: Callable[[str], None], *, first_seconds: float = _FIRST_SECONDS
+    description: str, total: int, write: Callable[[str], None], *, first_seconds: float
 ) -> Iterator[Steps]:
     """Lines after `first_seconds`, then at twice the time each, at most half a minute; one at the end of those.
 

@@ -84,7 +84,7 @@ def law(
 ) -> None:
     """Do speculative answers have the law of plain ones, by every kind of verification?
 
-    Texts of 2 or 3 tokens over 6 or 8, free and constrained, sampled by the engine's own sampler and verifier. Their
+    Texts of 2 to 4 tokens over 6 or 8, free and constrained, sampled by the engine's own sampler and verifier. Their
     total variation from the plain law, which is written out, may be 3 times that of as many plain samples. Drafts have
     fixed lengths, or those that the engine finds to pay. Four faults are planted, each of which must show as 10 times;
     with fewer samples than 200,000, as less.

@@ -205,7 +205,7 @@ def test_all_that_is_drafted_from_a_prediction_agrees_with_it(data):
 TEXT = "The quick brown fox jumps over the lazy dog. The quick red fox sleeps."
 
 
-@pytest.mark.parametrize("num_kv_blocks", [None, 20], ids=["roomy", "preempting"])
+@pytest.mark.parametrize("num_kv_blocks", [None, 11], ids=["roomy", "preempting"])
 def test_what_is_counted_of_a_prediction_is_what_prompt_prediction_and_answer_say(tiny_model_folder, num_kv_blocks):
     config = EngineConfig(
         model=str(tiny_model_folder),

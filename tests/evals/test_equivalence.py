@@ -130,6 +130,30 @@ def test_in_a_pairwise_selection_any_two_settings_meet():
             assert any((getattr(each, one), getattr(each, other)) == own for each in chosen), (one, other, own)
 
 
+def settings_that_meet(cells):
+    return set().union(*(itertools.combinations(enumerate(msgspec.structs.astuple(cell)), 2) for cell in cells))
+
+
+def test_a_number_of_cells_is_spread_over_the_grid_and_another_seed_chooses_others():
+    grid = EquivalenceGrid.of_size("quick")
+    whole = grid.all_cells()
+    random = [settings_that_meet(whole[i : i + 9]) for i in range(0, len(whole), 9)]
+    chosen = []
+    for seed in range(5):
+        cells = msgspec.structs.replace(grid, num_cells=9, seed=seed).cells()
+        assert len(cells) == 9
+        assert cells == [cell for cell in whole if cell in cells]
+        assert {cell.drafted_by for cell in cells} == set(grid.drafted_by)
+        assert len(settings_that_meet(cells)) > max(map(len, random))
+        chosen.append(cells)
+    assert all(one != other for one, other in itertools.combinations(chosen, 2))
+    assert msgspec.structs.replace(grid, num_cells=9, seed=0).cells() == chosen[0]
+    more = msgspec.structs.replace(grid, num_cells=60).cells()
+    assert len(more) == 60
+    assert settings_that_meet(more) == settings_that_meet(whole)
+    assert msgspec.structs.replace(grid, num_cells=len(whole)).cells() == whole
+
+
 @pytest.mark.usefixtures("unverified")
 def test_drafts_that_nobody_verifies_are_reported(run):
     result = run(msgspec.structs.replace(ONE_ENGINE, drafted_by=("shallow_draft",)))
@@ -180,6 +204,22 @@ def test_the_command_ends_with_1_where_something_differs(
     )
     assert finished.exit_code == exit_code, finished.output
     assert json.loads(finished.stdout)["identical"] is not is_wrong
+
+
+def test_the_command_runs_as_many_cells_as_it_is_told_and_says_of_how_many(monkeypatch, tiny_model_folder, tmp_path):
+    monkeypatch.setenv("SPECDEC_HOME", str(tmp_path))
+    grid = msgspec.structs.replace(ONE_ENGINE, drafted_by=("none", "ngram"), temperatures=(0.0, 1.0))
+    monkeypatch.setattr(EquivalenceGrid, "of_size", classmethod(lambda cls, size: grid))
+    arguments = ["equivalence", "--model", str(tiny_model_folder), "--json", "--num-cells"]
+    finished = CliRunner().invoke(cli.app, [*arguments, "3", "--dtype", "float32", "--seed", "4"])
+    assert finished.exit_code == 0, finished.output
+    shown = json.loads(finished.stdout)
+    assert (shown["num_cells"], shown["num_cells_in_grid"], len(shown["cells"])) == (3, 4, 3)
+    assert shown["settings"]["grid"]["seed"] == 4
+    assert "3 of 4 cells" in finished.stderr
+    refused = CliRunner().invoke(cli.app, [*arguments, "9"])
+    assert refused.exit_code == 2
+    assert "the grid has 4 cells" in refused.stderr
 
 
 # The shallow draft

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from specdec import acceptance_rules
 from specdec.acceptance_rules import Step
-from specdec.evals import cli
+from specdec.evals import cli, law_lengths
 from specdec.evals import law as law_module
-from specdec.evals.law import MAX_RATIO, noise_floor, run_law
+from specdec.evals.law import FULL_SAMPLES, MAX_RATIO, MIN_FAULT_RATIO, noise_floor, run_law
 from specdec.evals.law_cell import all_cells
 from specdec.evals.law_world import World
 from specdec.evals.terminal import Terminal
@@ -22,6 +22,7 @@ from specdec.speculative import Verification
 
 SOUND = [cell for cell in all_cells() if cell.fault is None]
 FAULTY = [cell for cell in all_cells() if cell.fault is not None]
+CELLS_THAT_PAY = [cell for cell in all_cells() if cell.drafted_by == "pay"]
 
 
 def run(cells, num_samples):
@@ -52,7 +53,7 @@ def test_sound_verification_is_within_the_noise():
 
 
 def test_every_planted_fault_shows():
-    result = run(FAULTY, 12_000)
+    result = run(FAULTY, 20_000)
     assert result.failures == ()
     assert result.figures["smallest_fault_ratio"] > MAX_RATIO
 
@@ -80,9 +81,39 @@ def test_a_rule_that_accepts_too_much_fails(monkeypatch):
 def test_a_choice_of_lengths_that_cuts_off_drawn_tokens_fails(monkeypatch):
     cells = [cell for cell in SOUND if cell.drafted_by == "pay"]
     monkeypatch.setattr(DraftLengths, "num_kept", staticmethod(lambda _: 0))
-    failures = run(cells, 12_000).failures
+    failures = run(cells, 20_000).failures
     assert [failure.split(":")[0] for failure in failures] == [f"{cell.name}, {cell.verification}" for cell in cells]
     assert all("times the noise floor" in failure for failure in failures)
+
+
+@pytest.mark.parametrize("factor", [0.4, 0.7, 1.5, 2.5, 4.0])
+def test_a_choice_of_lengths_for_what_a_token_led_to_shows_whatever_drafting_takes(monkeypatch, factor):
+    longer = tuple(1.0 + factor * (seconds - 1.0) for seconds in law_lengths.DRAFTING_SECONDS)
+    monkeypatch.setattr(law_lengths, "DRAFTING_SECONDS", longer)
+    (cell,) = [cell for cell in FAULTY if cell.drafted_by == "pay"]
+    result = run([cell], 20_000)
+    assert result.failures == ()
+    # The noise falls with the square root of the samples, the fault does not.
+    (shown,) = result.figures["cells"]
+    fault = math.sqrt(shown.total_variation**2 - shown.noise_floor**2)
+    assert fault / noise_floor(World(cell).law(), FULL_SAMPLES) >= MIN_FAULT_RATIO
+
+
+def test_only_what_a_drawn_token_led_to_tells_leads_from_others():
+    cell = CELLS_THAT_PAY[0]
+    world = World(cell)
+    half = cell.vocab_size // 2
+    assert {world.num_sure[world.next_text(0, token_id)] for token_id in range(half)} == {cell.num_sure}
+    assert {world.num_sure[world.next_text(0, token_id)] for token_id in range(half, 2 * half)} == {0}
+    for text, num_sure in enumerate(world.num_sure):
+        target = world.target_logits[text, :-1].double().softmax(0)
+        draft = world.draft_logits[text, :-1].double().softmax(0)
+        if num_sure:
+            assert target[world.likeliest(text)] > 0.98
+        else:
+            for probs in (target, draft):
+                assert probs[:half].tolist() == pytest.approx(probs[half:].tolist(), abs=1e-6)
+            assert target.minimum(draft).sum() == pytest.approx(0.8, abs=0.1)
 
 
 def test_the_noise_floor_is_the_mean_of_what_samples_of_the_law_come_to():
