@@ -61,6 +61,20 @@ def process_live(tiny_model_folder: Path) -> Iterator[LiveServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def exact(make_engine: Callable[..., Engine], tiny_draft_folder: Path) -> Iterator[LiveServer]:
+    """Has a draft model, and gives the same tokens whatever is computed beside them."""
+    from live_server import serving
+
+    from specdec.server import ServerConfig
+    from specdec.speculative import SpeculativeConfig
+
+    speculative = SpeculativeConfig(model=str(tiny_draft_folder))
+    config = ServerConfig(served_model_names=("tiny",), per_request_spec_decode_metrics="summary")
+    with serving(make_engine(speculative=speculative, exact=True), config) as server:
+        yield server
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """What only talks to a server talks to both kinds, in the modules that stand for the rest."""
     if "live" in metafunc.fixturenames and metafunc.module.__name__.rpartition(".")[2] in OVER_BOTH_TRANSPORTS:
