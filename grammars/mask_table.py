@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from specdec.grammars.vocabulary import Vocabulary
 
 EOS_ROW = 0
-_MIN_ROWS = 8192
-"""More than a step asks for: 64 sequences with 64 drafts each take 4160."""
+_MIN_ROWS = 16384
+"""More than a step asks for: 64 sequences with 64 drafts each take 4160, and near the ends of budgets twice as many."""
 
 
 class MaskTable:
