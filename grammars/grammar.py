@@ -65,6 +65,10 @@ _DEEPER = CachedMask(-1, -1, None)
 
 _MAX_CACHED = 8192
 """Of the steps and of the masks of one grammar."""
+_MAX_GUARDED = 128
+"""Of the masks of one grammar under which so many more tokens complete the text."""
+_GUARDED_BYTES = 300
+"""Of one of them; its words are the mask table's."""
 _STEP_BYTES = 500
 """Of one of them, with its state."""
 _MASK_BYTES = 1500
@@ -118,7 +122,7 @@ class Grammar:
         self._next_items = NextItems(self._automaton)
         self._bounds = LexemeBounds(self._automaton, self._closings, runtime.speller)
         self._ceilings = Ceilings(self._automaton, self._bounds)
-        self._guarded: BoundedCache[tuple[GrammarState, int], Words] = BoundedCache(128)
+        self._guarded: BoundedCache[tuple[GrammarState, int], CachedMask] = BoundedCache(_MAX_GUARDED)
         self._runs: BoundedCache[GrammarState, Run] = BoundedCache(1024)
         self._states: WeakValueDictionary[Config, GrammarState] = WeakValueDictionary()
         self.initial_state: GrammarState = self._intern(self._automaton.start)
@@ -134,7 +138,7 @@ class Grammar:
             + _STEP_BYTES * self._steps.num_kept
             + _MASK_BYTES * self._masks.num_kept
             + _RUN_BYTES * self._runs.num_kept
-            + 4 * self._runtime.vocabulary.num_words * self._guarded.num_kept
+            + _GUARDED_BYTES * self._guarded.num_kept
         )
 
     def advance(self, state: GrammarState, token_id: int) -> GrammarState | None:
@@ -256,25 +260,30 @@ class Grammar:
         bound = self._closings.bound(state.stack)
         if (bound is not None and bound <= num_tokens) or self._fits_all(state, num_tokens):
             return self.mask_row(state)
-        words = self._guarded_words(state, num_tokens).copy()
+        table = self._runtime.mask_table
+        words = table.rows[self._guarded_row(state, num_tokens)].copy()
         for token_id in self.first_tokens(plan, num_tokens):
             words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
         if self.is_accepting(state):
-            words |= self._runtime.mask_table.eos_words
-        return self._runtime.mask_table.intern(words)
+            words |= table.eos_words
+        return table.intern(words)
 
-    def _guarded_words(self, state: GrammarState, num_tokens: int) -> Words:
-        """The tokens after which so many more are known to complete the text."""
-        words = self._guarded.get((state, num_tokens))
-        if words is None:
+    def _guarded_row(self, state: GrammarState, num_tokens: int) -> int:
+        """Row with the tokens after which so many more are known to complete the text."""
+        table = self._runtime.mask_table
+        mask = self._guarded.get((state, num_tokens))
+        if mask is None or table.stamps[mask[0]] != mask[1]:
             runtime = self._runtime
             config = state.position, state.stack
             walker = GuardWalker(
                 runtime.vocabulary, runtime.bodies, self._automaton, self._next_items, self._bounds, config, num_tokens
             )
-            words = walker.words
-            self._guarded.put((state, num_tokens), words)
-        return words
+            # Equal for most numbers of tokens: words of each one's own took 26 MB after a thousand answers.
+            row = table.intern(walker.words)
+            mask = CachedMask(row, table.stamps[row], None)
+            self._guarded.put((state, num_tokens), mask)
+        table.touch(mask[0])
+        return mask[0]
 
     def _fits_all(self, state: GrammarState, num_tokens: int) -> bool:
         """Whether so many tokens are known to complete the text after any token of the state's mask."""

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from specdec.gather_buffer import GatherBuffer
+
 INVARIANT_TILE_QUERIES = 16
 INVARIANT_SPLIT_KEYS = 128
 
@@ -115,6 +117,9 @@ class TorchAttention:
     plain multi-head attention and no key is copied per query head.
     """
 
+    def __init__(self) -> None:
+        self._keys, self._values = GatherBuffer(), GatherBuffer()
+
     def plan(self, spans: Sequence[Span], *, block_size: int, num_groups: int, dtype: torch.dtype) -> TorchPlan:
         starts = [0]
         for span in spans:
@@ -171,16 +176,15 @@ class TorchAttention:
             mask = mask.repeat_interleave(num_groups, dim=1)[:, None] if fold_heads else mask[:, None]
         return _Group(rows, padded, len(chosen), num_queries, block_table.flatten(), mask, fold_heads)
 
-    @staticmethod
-    def _attend(query: Tensor, cache: tuple[Tensor, Tensor], group: _Group) -> Tensor:
+    def _attend(self, query: Tensor, cache: tuple[Tensor, Tensor], group: _Group) -> Tensor:
         num_sequences, num_queries = group.num_sequences, group.num_queries
         num_query_heads, head_size = query.shape[1:]
         num_heads = cache[0].shape[2]
         num_groups = num_query_heads // num_heads
         # Both of shape B, H, L, D.
         keys, values = (
-            part.index_select(0, group.block_table).view(num_sequences, -1, num_heads, head_size).transpose(1, 2)
-            for part in cache
+            buffer.gather(part, group.block_table).view(num_sequences, -1, num_heads, head_size).transpose(1, 2)
+            for buffer, part in zip((self._keys, self._values), cache, strict=True)
         )
         if group.padded is not None:
             spread = query.new_zeros(num_sequences * num_queries, num_query_heads, head_size)

@@ -57,6 +57,9 @@ _FAULT = "the engine failed on this request, by a fault of its own; its log says
 _CHECK_WAIT_SECONDS = 0.005
 """How long a step with nothing to compute waits for a verdict; aborts and new requests wait as long."""
 
+_RESERVED_ROWS = 3
+"""Of logits for each sequence, from the start: those of a token and two drafts."""
+
 _SEED_BITS = 53
 """A drawn seed is returned, so that its answer can be repeated: it must survive a client whose numbers are doubles."""
 
@@ -101,6 +104,9 @@ class Engine:
         sampler = Sampler(self._compiler.mask_table, tokenizer.vocab_size)
         self.runner = self._runtime.runner
         self._logits = LogitsBuffer()
+        self._logits.reserve(
+            min(max_batched_tokens(config), _RESERVED_ROWS * config.max_num_seqs), self._runtime.model_config.vocab_size
+        )
         self.proposer = build_proposer(config, self._runtime, sampler)
         self.verifier = Verifier(
             sampler,

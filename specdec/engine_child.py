@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from specdec.allocator import return_free_pages, share_one_arena
+from specdec.allocator import map_large_blocks, return_free_pages, share_one_arena
 from specdec.async_engine import AsyncEngine
 from specdec.delta_stream import DeltaStream, append_joined
 from specdec.engine_messages import (
@@ -64,6 +64,7 @@ def main(fd: int, parent_pid: int | None) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     share_one_arena()
+    map_large_blocks()
     if parent_pid is not None and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent_pid:

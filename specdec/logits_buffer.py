@@ -24,6 +24,10 @@ class LogitsBuffer:
     def __init__(self) -> None:
         self._memory: Tensor | None = None
 
+    def reserve(self, num_rows: int, vocab_size: int) -> None:
+        """Take the memory of so many rows now, pages and all, and not when a pass first has as many."""
+        self.rows(num_rows, vocab_size).zero_()
+
     def rows(self, num_rows: int, vocab_size: int) -> Tensor:
         """fp32 [R, V], of any content; in the place of what was returned before."""
         memory = self._memory

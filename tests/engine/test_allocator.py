@@ -161,3 +161,39 @@ def test_the_threads_of_an_engine_share_one_arena_unless_the_user_says_otherwise
         pytest.skip("another C library")
     assert num_arenas == "1"
     assert run(ARENAS, MALLOC_ARENA_MAX="4") == "4"
+
+
+MAPPED = """
+import ctypes
+from specdec.allocator import LARGE_BLOCK_BYTES, map_large_blocks
+
+libc = ctypes.CDLL(None)
+fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+Mallinfo2 = type("Mallinfo2", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in fields.split()]})
+if not hasattr(libc, "mallinfo2"):
+    print("unsupported")
+    raise SystemExit
+libc.mallinfo2.restype = Mallinfo2
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+map_large_blocks()
+# By itself glibc takes what was mapped and freed once for small from then on.
+libc.free(libc.malloc(4 * LARGE_BLOCK_BYTES))
+num_mapped, arena = libc.mallinfo2().hblks, libc.mallinfo2().arena
+large, small = libc.malloc(LARGE_BLOCK_BYTES), libc.malloc(LARGE_BLOCK_BYTES // 2)
+print(libc.mallinfo2().hblks - num_mapped)
+libc.free(small)
+print(int(libc.mallinfo2().arena > arena))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's own")
+def test_large_blocks_stay_out_of_the_arena_which_keeps_its_end_unless_the_user_says_otherwise():
+    said = run(MAPPED)
+    if said == "unsupported":
+        pytest.skip("another C library")
+    assert said.split() == ["1", "1"]
+    for setting in ({"MALLOC_MMAP_THRESHOLD_": "33554432"}, {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=33554432"}):
+        assert run(MAPPED, **setting).split()[0] == "0"
+    # The arena then ends where the user says.
+    assert run(MAPPED, MALLOC_TRIM_THRESHOLD_="131072").split() == ["1", "0"]

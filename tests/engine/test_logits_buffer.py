@@ -50,3 +50,17 @@ def test_an_engines_passes_take_no_new_memory_for_logits(tiny_model_folder, monk
     engine.generate(["hello there", "and", "another"], SamplingParams(max_tokens=20, ignore_eos=True))
     assert len(places) >= 10
     assert len(set(places)) == 1
+
+
+def test_what_is_reserved_is_where_all_rows_lie():
+    buffer = LogitsBuffer()
+    buffer.reserve(100, 50)
+    place = buffer.rows(1, 50).data_ptr()
+    assert buffer.rows(100, 50).data_ptr() == place
+
+
+def test_an_engine_has_the_logits_of_a_token_and_two_drafts_a_sequence_from_the_start(tiny_model_folder):
+    engine = Engine(EngineConfig(model=str(tiny_model_folder), max_model_len=256, num_kv_blocks=60, max_num_seqs=50))
+    vocab_size = engine.runner.model.config.vocab_size
+    place = engine._logits.rows(1, vocab_size).data_ptr()
+    assert engine._logits.rows(150, vocab_size).data_ptr() == place

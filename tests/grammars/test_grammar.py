@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -337,13 +338,32 @@ def test_a_grammar_that_grew_as_it_was_walked_leaves_no_room_for_older_ones(aske
     assert compiler.cache_bytes == kept.num_bytes
 
 
-def test_the_masks_near_the_end_of_a_budget_count_as_memory() -> None:
-    compiler = GrammarCompiler(small_vocabulary())
+def test_masks_near_the_ends_of_budgets_are_rows_of_the_table_and_no_words_of_their_own() -> None:
+    narrow = small_vocabulary()
+    tokens = [narrow.token_bytes(token_id) for token_id in range(narrow.size)]
+    compiler = GrammarCompiler(Vocabulary(tokens, narrow.eos_token_ids, size=200_000))
     grammar = compiler.compile_json_schema({"type": "array", "items": {"type": "string"}, "minItems": 3})
+    state, plan = grammar.initial_state, grammar.initial_plan
+    assert plan is not None
+    budgets = range(plan.num_tokens - 1, plan.num_tokens + 30)
+
+    def mask_rows() -> list[int]:
+        states = [grammar.advance_bytes(state, text) for text in (b"[", b'["', b'["a')]
+        return [grammar.mask_row_within(each, budget, plan) for each in states if each for budget in budgets]
+
     num_before = grammar.num_bytes
-    budgeted = BudgetedGrammar(grammar, grammar.minimum_tokens)
-    budgeted.mask_row(budgeted.initial_state)
-    assert grammar.num_bytes >= num_before + 4 * compiler.vocabulary.num_words
+    tracemalloc.start()
+    rows = mask_rows()
+    kept_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    row_bytes = 4 * compiler.vocabulary.num_words
+    assert len(set(rows)) > 3
+    assert kept_bytes < len(rows) * row_bytes / 4
+    assert grammar.num_bytes > num_before
+    # What was kept is used again.
+    num_rows = compiler.mask_table.num_rows
+    assert mask_rows() == rows
+    assert compiler.mask_table.num_rows == num_rows
 
 
 def test_importing_grammars_imports_no_torch() -> None:

@@ -1,0 +1,40 @@
+"""The blocks of layer after layer lie in one place, which grows to what the largest group needs and no further."""
+
+import torch
+
+from specdec.gather_buffer import GatherBuffer
+
+
+def pool_of(num_blocks: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Strided by whole blocks, as the arena's views are."""
+    return torch.randn(num_blocks, 2, 16, 3, 8).to(dtype)[:, 1]
+
+
+def test_what_is_gathered_is_what_index_select_gives() -> None:
+    buffer = GatherBuffer()
+    for dtype in (torch.float32, torch.bfloat16):
+        pool = pool_of(40, dtype)
+        for num_blocks in (1, 17, 40, 3):
+            block_ids = torch.randint(0, 40, (num_blocks,))
+            assert torch.equal(buffer.gather(pool, block_ids), pool.index_select(0, block_ids))
+
+
+def test_one_place_serves_groups_of_every_size() -> None:
+    buffer = GatherBuffer()
+    pool = pool_of(64)
+    largest = buffer.gather(pool, torch.arange(64))
+    place, num_bytes = largest.data_ptr(), buffer.num_bytes
+    for num_blocks in (1, 5, 63, 64, 2):
+        assert buffer.gather(pool, torch.arange(num_blocks)).data_ptr() == place
+    assert buffer.num_bytes == num_bytes >= largest.nbytes
+
+
+def test_more_than_it_may_keep_is_kept_by_nobody() -> None:
+    buffer = GatherBuffer()
+    pool = torch.zeros(1, 1024, 16, 64)
+    kept = buffer.gather(pool, torch.zeros(2, dtype=torch.int64))
+    num_bytes = buffer.num_bytes
+    huge = buffer.gather(pool, torch.zeros(17, dtype=torch.int64))
+    assert huge.nbytes == 17 * 4 * 2**20
+    assert huge.data_ptr() != kept.data_ptr()
+    assert buffer.num_bytes == num_bytes
