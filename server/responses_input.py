@@ -111,6 +111,7 @@ def _add_item(messages: list[dict[str, object]], where: str, item: msgspec.Raw) 
     match _decoded(item, _Kind, where).type:
         case "message":
             read = message = _decoded(item, InputMessage, where)
+            _check_parts(where, message)
             role = "system" if message.role == "developer" else message.role
             messages.append({"role": role, "content": _text(message.content)})
         case "function_call":
@@ -133,6 +134,17 @@ def _add_item(messages: list[dict[str, object]], where: str, item: msgspec.Raw) 
                 code="unsupported_field",
             )
     return ignored_below([("input[]", json.loads(bytes(item)), read)])
+
+
+def _check_parts(where: str, message: InputMessage) -> None:
+    """Raises ApiError for what only an earlier answer can hold."""
+    if message.role == "assistant" or isinstance(message.content, str):
+        return
+    for index, part in enumerate(message.content):
+        if not isinstance(part, InputText):
+            param = f"{where}.content[{index}].type"
+            kind = part.__struct_config__.tag
+            raise bad_request(f"{param} is {kind}, which only the assistant says; send input_text parts", param=param)
 
 
 def _add_call(messages: list[dict[str, object]], where: str, call: EarlierCall) -> None:
