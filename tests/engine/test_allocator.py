@@ -179,11 +179,19 @@ libc.free.argtypes = [ctypes.c_void_p]
 map_large_blocks()
 # By itself glibc takes what was mapped and freed once for small from then on.
 libc.free(libc.malloc(4 * LARGE_BLOCK_BYTES))
-num_mapped, arena = libc.mallinfo2().hblks, libc.mallinfo2().arena
-large, small = libc.malloc(LARGE_BLOCK_BYTES), libc.malloc(LARGE_BLOCK_BYTES // 2)
-print(libc.mallinfo2().hblks - num_mapped)
-libc.free(small)
-print(int(libc.mallinfo2().arena > arena))
+num_mapped = libc.mallinfo2().hblks
+large = libc.malloc(LARGE_BLOCK_BYTES)
+num_mapped = libc.mallinfo2().hblks - num_mapped
+# Nothing but them is allocated here, so that they are the arena's end.
+small = [0] * 16
+arena = libc.mallinfo2().arena
+for i in range(16):
+    small[i] = libc.malloc(LARGE_BLOCK_BYTES // 2)
+grown = libc.mallinfo2().arena - arena
+for i in range(16):
+    libc.free(small[i])
+kept = libc.mallinfo2().arena - arena
+print(num_mapped, int(kept > grown // 2))
 """
 
 
