@@ -63,6 +63,8 @@ def run_equivalence(
         block_size=grid.block_size,
         kv_cache_memory=_MAX_KV_BYTES,
         check_outputs=True,
+        # By default an engine drafts what a schema forces.
+        speculative=None,
     )
     tokenizer = Tokenizer.from_folder(folder)
     tight = {
@@ -107,7 +109,11 @@ def _engine_key(cell: Cell) -> tuple[DraftedBy, bool | None]:
 
 
 def _mixed(tasks: Sequence[Task], grid: EquivalenceGrid) -> list[Task]:
-    """Short and long prompts, some of which continue another; the longest first, then the shortest."""
+    """Short and long prompts, some of which continue another; the longest first, then the shortest.
+
+    Predictions are for the cells that draft from one: whoever is given one drafts from it.
+    """
+    tasks = [task.without_prediction() for task in tasks]
     if grid.max_prompt_chars is not None:
         tasks = [task for task in tasks if task.num_chars <= grid.max_prompt_chars]
     mixed = with_shared_prefixes(spread_by_length(tasks, math.ceil(grid.num_requests * 2 / 3)))[: grid.num_requests]
@@ -162,6 +168,8 @@ def _plain_answers(
             logprobs=_TOP_LOGPROBS,
         )
         steps.advance()
+    all_choices = [choice for outputs in answers.values() for output in outputs for choice in output.choices]
+    assert not any(choice.speculation.num_draft_tokens for choice in all_choices), "what others are held against"
     return answers
 
 

@@ -101,6 +101,8 @@ def run_cell(
     elif cell.drafted_by != "none" and cell.draft_length is not None and total.num_draft_tokens == 0:
         untested = "nothing was drafted"
     broken = next(filter(None, (broken_sum_rule(choice.speculation) for choice in choices)), None)
+    if cell.drafted_by == "none" and total.num_draft_tokens:
+        broken = f"{total.num_draft_tokens} tokens were drafted with nobody to draft"
     if after.num_kv_blocks_in_use:
         broken = f"{after.num_kv_blocks_in_use} blocks are in use with nothing running"
     if after.num_output_check_failures:

@@ -29,7 +29,7 @@ from specdec.step_time import StepTime
 from specdec.verifier import Outcome
 
 _PLAIN_SECONDS: Final = 1.0
-DRAFTING_SECONDS = (1.5, 2.15, 3.6)
+DRAFTING_SECONDS = (1.75, 2.75, 5.0)
 """Of a step with drafts, clock by clock."""
 _SECONDS_PER_DRAFT_TOKEN: Final = 0.05
 _DRAFT_MODEL_SECONDS: Final = 0.05

@@ -19,6 +19,8 @@ from specdec.sequence import Sequence
 from specdec.verifier import Verifier
 
 _BATCH = 2000
+_LEARNING_BATCH = 400
+"""Where lengths are chosen by what became of drafts before: what is learnt of a batch tells in the next."""
 
 
 @dataclass(slots=True)
@@ -59,8 +61,9 @@ def draw_samples(cell: Cell, world: World, *, num_samples: int, seed: int, on_ba
     samples = Samples(np.zeros(world.num_samples_possible, np.int64))
     verifier = Verifier(world.sampler, [b""] * (cell.vocab_size + 1))
     proposer = PayingProposer(cell, world) if cell.drafted_by == "pay" else None
-    for start in range(0, num_samples, _BATCH):
-        sequences = [world.sequence(seed + i) for i in range(start, min(start + _BATCH, num_samples))]
+    batch_size = _BATCH if proposer is None else _LEARNING_BATCH
+    for start in range(0, num_samples, batch_size):
+        sequences = [world.sequence(seed + i) for i in range(start, min(start + batch_size, num_samples))]
         running = sequences
         while running:
             _step(cell, world, verifier, proposer, running, samples)

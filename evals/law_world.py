@@ -26,8 +26,8 @@ _MOVED = 0.1
 """Of the probability of each half's likeliest token, what the draft gives to the least likely one."""
 _LEAST = 0.02
 """What it leaves that one at least."""
-_SURE_LOGIT = 9.0
-"""By how much a token that is all but certain is raised."""
+_SURE_LOGIT = 7.0
+"""By how much a token that is all but certain is above all others."""
 _PADDING_LOGIT = 50.0
 """Of an id beyond the vocabulary, which no sample may hold."""
 
@@ -91,7 +91,7 @@ class World:
         target, draft = (np.log(np.concatenate([probs, probs], axis=1)) for probs in (target, draft))
         for text in range(num_texts):
             if self.num_sure[text]:
-                target[text, logits[text].argmax()] += _SURE_LOGIT
+                target[text, logits[text].argmax()] = target[text].max() + _SURE_LOGIT
             for token_id in range(vocab_size):
                 longer = self.next_text(text, token_id)
                 if longer < num_texts:

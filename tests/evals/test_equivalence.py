@@ -16,6 +16,7 @@ from specdec.evals.equivalence import run_equivalence
 from specdec.evals.equivalence_grid import Cell, EquivalenceGrid
 from specdec.evals.shallow_draft import shallow_draft
 from specdec.evals.terminal import Terminal
+from specdec.evals.workload import load_workload
 from specdec.proposers.chain import ChainProposer
 from specdec.request import CompletionOutput, FinishReason, SpeculationStats, TokenLogprob
 from specdec.verifier import Outcome, Verifier
@@ -178,6 +179,21 @@ def test_a_rejected_draft_of_the_target_itself_fails_although_no_token_differs(r
     assert result.figures["identical"] is True
     assert result.figures["self_draft_rejected"] > 0
     assert any("were rejected" in failure for failure in result.failures)
+
+
+def test_nothing_is_drafted_where_nobody_drafts_though_tasks_have_predictions(run):
+    assert any(task.prediction for task in load_workload("free_text"))
+    grid = msgspec.structs.replace(
+        ONE_ENGINE,
+        drafted_by=("none",),
+        num_requests=30,
+        max_prompt_chars=None,
+        max_tokens=2,
+        placements=(("ample", 16),),
+    )
+    result = run(grid)
+    assert result.failures == ()
+    assert [cell.num_draft_tokens for cell in result.figures["cells"]] == [0]
 
 
 def test_a_cell_without_the_preemption_it_is_for_says_so(run):

@@ -86,13 +86,12 @@ def test_a_choice_of_lengths_that_cuts_off_drawn_tokens_fails(monkeypatch):
     assert all("times the noise floor" in failure for failure in failures)
 
 
-@pytest.mark.parametrize("factor", [0.4, 0.7, 1.5, 2.5, 4.0])
+@pytest.mark.parametrize("factor", [0.35, 0.7, 1.5, 3.0, 6.0])
 def test_a_choice_of_lengths_for_what_a_token_led_to_shows_whatever_drafting_takes(monkeypatch, factor):
     longer = tuple(1.0 + factor * (seconds - 1.0) for seconds in law_lengths.DRAFTING_SECONDS)
     monkeypatch.setattr(law_lengths, "DRAFTING_SECONDS", longer)
     (cell,) = [cell for cell in FAULTY if cell.drafted_by == "pay"]
-    result = run([cell], 20_000)
-    assert result.failures == ()
+    result = run([cell], 12_000)
     # The noise falls with the square root of the samples, the fault does not.
     (shown,) = result.figures["cells"]
     fault = math.sqrt(shown.total_variation**2 - shown.noise_floor**2)
