@@ -33,8 +33,8 @@ class MaskTable:
     def __init__(self, vocabulary: Vocabulary, *, max_bytes: int) -> None:
         self.max_rows = max(_MIN_ROWS, max_bytes // (4 * vocabulary.num_words))
         self.rows: NDArray[np.uint32] = _reserved(self.max_rows, vocabulary.num_words)
-        """uint32 [max_rows, ceil(V / 32)]. Little memory stands behind rows that are not in use: growing by copies would
-        stop a step for tens of milliseconds."""
+        """uint32 [max_rows, ceil(V / 32)]. Little memory stands behind rows that are not in use: growing by copies
+        would stop a step for tens of milliseconds."""
         # What any server comes to use is there from the start, so that its memory does not seem to leak.
         self.rows[: _TAKEN_BYTES // self.rows[0].nbytes] = 0
         self.num_rows = 0
