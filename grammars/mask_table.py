@@ -21,7 +21,7 @@ from specdec.grammars.vocabulary import Vocabulary
 
 EOS_ROW = 0
 _MIN_ROWS = 16384
-"""More than a step asks for: 64 sequences with 64 drafts each take 4160, and near the ends of budgets twice as many."""
+"""More than a step asks for: 64 sequences with 64 drafts each take 4160, near the ends of budgets twice as many."""
 
 _TAKEN_BYTES = 16 * 2**20
 """Of the rows, from the start: 2730 of 49,152 tokens. 64 answers at a time under 60 schemas came to 1500."""
@@ -33,8 +33,8 @@ class MaskTable:
     def __init__(self, vocabulary: Vocabulary, *, max_bytes: int) -> None:
         self.max_rows = max(_MIN_ROWS, max_bytes // (4 * vocabulary.num_words))
         self.rows: NDArray[np.uint32] = _reserved(self.max_rows, vocabulary.num_words)
-        """uint32 [max_rows, ceil(V / 32)]. Little memory stands behind rows that are not in use: growing by copies would
-        stop a step for tens of milliseconds."""
+        """uint32 [max_rows, ceil(V / 32)]. Little memory stands behind rows that are not in use: growing by copies
+        would stop a step for tens of milliseconds."""
         # What any server comes to use is there from the start, so that its memory does not seem to leak.
         self.rows[: _TAKEN_BYTES // self.rows[0].nbytes] = 0
         self.num_rows = 0

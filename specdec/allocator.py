@@ -29,7 +29,7 @@ CACHE_BOUNDS: Final = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": 160, "LRU_CACHE_CAPACI
 drafts. More sequences take steps so long that a few primitives made anew do not matter. A busy server has filled it
 within a minute. What torch's holds saves no time where oneDNN's has it too."""
 LARGE_BLOCK_BYTES: Final = 4 * 2**20
-"""From here on blocks are mapped one by one: more than the activations of a layer of SmolLM2-135M take, for 512 tokens."""
+"""From here on blocks are mapped one by one: more than an activation of SmolLM2-135M takes for 512 tokens."""
 _FREE_TOP_BYTES: Final = 64 * 2**20
 """What may be free at the arena's end before it is given back at once: what glibc comes to by itself where it is
 free to choose what is large."""

@@ -84,6 +84,7 @@ class DeltaStream:
         if not self._is_closed:
             self._is_closed = True
             self._pending.clear()
+            self._observer = None
             self._arrived.set()
             self._release(self, abort=True)
 
@@ -96,11 +97,14 @@ class DeltaStream:
             self._arrived.set()
         if delta.finish_reason is not None:
             self._num_open_choices -= 1
+        observer = self._observer
         if not self._num_open_choices:
+            # It may hold the stream, and the two would wait for the garbage collector, prompt and all.
+            self._observer = None
             self._release(self, abort=False)
-        if self._observer is not None:
+        if observer is not None:
             try:
-                self._observer(delta)
+                observer(delta)
             except Exception:  # an observer's fault must not cost the batch's other streams their deltas
                 logger.exception("the observer of %s failed", delta.request_id)
 
@@ -108,6 +112,7 @@ class DeltaStream:
         """End the iteration with an error, after what has already arrived."""
         if not self._is_closed and not self.failure.done() and self._num_open_choices:
             self.failure.set_result(error)
+            self._observer = None
             self._arrived.set()
             self._release(self, abort=True)
 

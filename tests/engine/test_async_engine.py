@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -258,6 +260,32 @@ async def test_joined_deltas_keep_logprobs_aligned_with_tokens() -> None:
     assert delta.logprobs is not None
     assert [entry.token_id for entry in delta.logprobs] == list(delta.token_ids) == list(range(3 * MAX_WAITING_DELTAS))
     assert delta.text == "x" * 3 * MAX_WAITING_DELTAS
+
+
+def self_observing_stream(seen: list[bool]) -> DeltaStream:
+    stream = DeltaStream([request("a", None)], lambda _, abort: None, lambda _: seen.append(stream.is_finished))
+    return stream
+
+
+@pytest.mark.parametrize("end", ["finished", "closed", "failed"])
+async def test_a_stream_that_has_ended_is_freed_at_once_though_its_observer_holds_it(end: str) -> None:
+    seen: list[bool] = []
+    stream = self_observing_stream(seen)
+    left = weakref.ref(stream)
+    gc.disable()
+    try:
+        if end == "finished":
+            stream.push(TokenDelta(request_id="a", choice_index=0, token_ids=(1,), text="a"))
+            stream.push(TokenDelta(request_id="a", choice_index=0, finish_reason=FinishReason.LENGTH))
+            assert seen == [False, True]
+        elif end == "closed":
+            stream.close()
+        else:
+            stream.fail(EngineDeadError("it failed"))
+        del stream
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("num_before", [1, MAX_WAITING_DELTAS - 1, MAX_WAITING_DELTAS, 3 * MAX_WAITING_DELTAS])

@@ -17,7 +17,6 @@ from checks import accepts, allowed_ids, random_walk
 from vocabularies import small_vocabulary
 
 from specdec.grammars import (
-    BudgetedGrammar,
     Grammar,
     GrammarCompiler,
     GrammarError,
