@@ -20,6 +20,7 @@ logits_buffer.py). What is free between blocks in use goes back from time to tim
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 from typing import Final
@@ -66,13 +67,19 @@ def _has_user_set(variable: str, tunable: str) -> bool:
 
 
 def _set_malloc(parameter: int, value: int) -> None:
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    mallopt = getattr(_c_library(), "mallopt", None)
     if mallopt is not None:
         mallopt(parameter, value)
 
 
 def return_free_pages() -> None:
     """Give whole pages that are free, between blocks in use too, back to the system: some 5 ms. With glibc alone."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+@functools.cache
+def _c_library() -> ctypes.CDLL | None:
+    """Looked up once: each that is made leaves cycles to the garbage collector."""
+    return ctypes.CDLL(None) if sys.platform == "linux" else None

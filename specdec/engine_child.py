@@ -52,8 +52,9 @@ logger = logging.getLogger(__name__)
 PULSE_S = 0.05
 """How often a busy engine says how long it has been at its step."""
 IDLE_PULSE_S = 0.5
-TRIM_INTERVAL_S = 2.0
-"""How often the memory that steps have left free goes back to the system."""
+TRIM_INTERVAL_S = 0.5
+"""How often the memory that steps have left free goes back to the system. The longer that takes, the more of the arena
+each step's tensors have come by: after 2 s some 50 MB, and ever more as what stays parts it into smaller pieces."""
 LAST_WORDS_S = 1.0
 """How long what is written last may wait to be read."""
 _PR_SET_PDEATHSIG = 1
