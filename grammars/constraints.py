@@ -86,12 +86,14 @@ class ToolCalls(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unkn
 class TextOrToolCalls(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
     """Free text that may end in calls: what follows the first occurrence of the format's marker is enforced.
 
-    Where the format has an empty `begin`, an answer that begins with a brace is calls, and any other is free text.
+    Where the format has an empty `begin`, an answer that begins with a brace is calls, and any other is free text. With
+    an `after` calls may come in free text as well, behind the first occurrence of that marker and whitespace.
     """
 
     calls: ToolCalls
     text: JsonSchema | None = None
     """What the answer satisfies where it is not calls from its beginning on: an object. None is any text."""
+    after: str = ""
 
 
 class AfterMarker(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):

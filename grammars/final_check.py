@@ -61,8 +61,8 @@ def _violation_of(constraint: Constraint) -> _Violation:
             return _after_marker(marker, _violation_of(then), is_optional=is_optional)
         case TextOrToolCalls(calls=calls, text=JsonSchema() as text):
             return _object_or_tool_calls(calls, _violation_of(text))
-        case TextOrToolCalls(calls=calls):
-            return _text_or_tool_calls(calls)
+        case TextOrToolCalls(calls=calls, after=after):
+            return _text_or_tool_calls(calls, after)
 
 
 def _judge(schema_text: str, options: SchemaOptions) -> Judge:
@@ -93,12 +93,15 @@ def _after_marker(marker: str, violation_of_rest: _Violation, *, is_optional: bo
     return violation
 
 
-def _text_or_tool_calls(calls: ToolCalls) -> _Violation:
+def _text_or_tool_calls(calls: ToolCalls, after: str) -> _Violation:
     check = _ToolCallsCheck(calls)
 
     def violation(text: str) -> str | None:
         marker = calls.format.text_end
         if not marker:
+            if after and not text.startswith("{"):
+                _, _, text = text.partition(after)
+                text = text.lstrip("".join(_JSON_WHITESPACE))
             return check.violation(text) if text.startswith("{") else None
         _, found, rest = text.partition(marker)
         return check.violation(found + rest) if found else None

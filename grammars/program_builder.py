@@ -196,8 +196,15 @@ class _ProgramBuilder:
                 return self._add_object_or_calls(text, constraint.calls)
             case TextOrToolCalls():
                 marker = self._text_end(constraint.calls.format)
+                after = self._marker(constraint.after, "after", "/after") if constraint.after else None
+                if marker and after is not None:
+                    raise InvalidSchemaError(
+                        "after belongs to calls that begin with a brace; these have a begin of their own",
+                        keyword="after",
+                        pointer="/after",
+                    )
                 with self._within("/calls"):
-                    return self._add_calls(constraint.calls, marker=marker)
+                    return self._add_calls(constraint.calls, marker=marker, after=after)
 
     def _add_schema(self, constraint: JsonSchema, *, only_objects: bool = False) -> int:
         """The number of the schema's rule."""
@@ -260,8 +267,11 @@ class _ProgramBuilder:
             raise UnsatisfiableSchemaError("the vocabulary can spell no choice", keyword="choices")
         return self._raw.choice(spelt)
 
-    def _add_calls(self, calls: ToolCalls, marker: bytes | None) -> int:
-        """The state before the first call or, where there is free text and its marker, before the free text."""
+    def _add_calls(self, calls: ToolCalls, marker: bytes | None, after: bytes | None = None) -> int:
+        """The state before the first call or, where there is free text and its marker, before the free text.
+
+        `after` is the marker behind which calls may come that begin with a brace.
+        """
         check_calls(calls)
         keys = ("name_key", "arguments_key") if calls.format.name_end is None else ("name_end",)
         self._enforced.update(("functions", "begin", "end", *keys))
@@ -282,6 +292,9 @@ class _ProgramBuilder:
         match marker:
             case None:
                 return first_call
+            case b"" if after is not None:
+                answer = self._raw.other_text(first_call, blanks=True)
+                return self._raw.first_of(first_call, self._raw.free_text(after, answer, may_end=True))
             case b"":
                 return self._raw.other_text(first_call)
             case _:

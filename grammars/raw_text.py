@@ -261,12 +261,29 @@ class RawTextBuilder:
             self._accepting.add(state)
         return start
 
-    def other_text(self, source: int) -> int:
-        """A new state, from which lead the bytes that lead from another, and any text that begins with none of them."""
+    def other_text(self, source: int, *, blanks: bool = False) -> int:
+        """A new state, from which lead the bytes that lead from another, and any text that begins with none of them.
+
+        With `blanks` either may come after any amount of JSON's whitespace.
+        """
         text, start = self.state(accepting=True), self.state(accepting=True)
         for state in (text, start):
             self._rows.open(state, {text: [(0, MAX_CODE_POINT)]})
+        if blanks:
+            self._rows.rows[start].update(dict.fromkeys(b" \t\n\r", start))
         self._rows.rows[start].update(self._rows.rows[source])
+        return start
+
+    def first_of(self, source: int, other: int) -> int:
+        """A new state, from which lead the bytes that lead from a state, and those others that lead from the other.
+
+        The text may end where it may in the other.
+        """
+        start = self.state(accepting=other in self._accepting)
+        for state in (other, source):
+            self._rows.rows[start].update(self._rows.rows[state])
+            for token_id, target in self._special.get(state, {}).items():
+                self._add_special(start, token_id, target)
         return start
 
     def free_text(self, marker: bytes, after: int, *, may_end: bool) -> int:

@@ -101,6 +101,8 @@ CONSTRAINTS: list[Constraint] = [
     ToolCalls(functions=(_STOP,), parallel=True, format=_LIST),
     TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), parallel=True, format=_LIST)),
     TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), format=_BARE)),
+    TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), format=_BARE), after="aab"),
+    TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=_BARE, options=_FLEXIBLE), after="</t>"),
     ToolCalls(functions=(_PLACE, Function(name="places"), _STOP), parallel=True, format=_NAMED),
     ToolCalls(functions=(_PLACE,), format=_NAMED, options=SchemaOptions(whitespace="pretty")),
     TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), parallel=True, format=_NAMED)),
@@ -214,6 +216,18 @@ def test_without_a_begin_an_answer_that_starts_with_a_brace_is_a_call() -> None:
     assert _accepted(constraint, texts) == [True, True, True, True, False, False, False, True]
     check = FinalCheck(constraint)
     assert [check.violation(text) is None for text in texts] == [True, True, True, True, False, False, False, True]
+
+
+def test_behind_a_marker_and_whitespace_a_brace_begins_a_call_as_well() -> None:
+    constraint = TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=_BARE), after="aab")
+    body = '{"n":"stop é","a":{}}'
+    fine = ["", body, "a" + body, "aab" + body, "xaab\n \n" + body, "aab\n", "aab [" + body, "aaab",
+            "aab x aab{", "[aab]{"]  # fmt: skip
+    broken = ["{", body + "aab" + body, "aab{", "aab \t{}", "aab" + body + "x", "{aab" + body]
+    check = FinalCheck(constraint)
+    for texts, is_fine in ((fine, True), (broken, False)):
+        assert _accepted(constraint, texts) == [is_fine] * len(texts)
+        assert [check.violation(text) is None for text in texts] == [is_fine] * len(texts)
 
 
 def test_an_object_may_stand_in_for_free_text() -> None:
@@ -352,6 +366,11 @@ def test_a_budget_reserves_what_comes_after_the_marker() -> None:
         (ToolCalls(functions=(Function(name="f", parameters='{"type":"string"}'),)), UnsatisfiableSchemaError, "'f'"),
         (ToolCalls(functions=(Function(name="f", parameters='{"type":"nothing"}'),)), InvalidSchemaError, "'f'"),
         (AfterMarker(marker="", then=_SCHEMA), InvalidSchemaError, "marker"),
+        (
+            TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=_SHORT), after="aab"),
+            InvalidSchemaError,
+            "begin with a brace",
+        ),
         (AfterMarker(marker="日本", then=_SCHEMA), UnsatisfiableSchemaError, "marker"),
     ],
     ids=lambda one: one if isinstance(one, str) else type(one).__name__,
