@@ -29,6 +29,7 @@ from specdec.grammars import (
     JsonSchema,
     LimitExceededError,
     Limits,
+    ParameterFormat,
     Regex,
     SchemaOptions,
     TextOrToolCalls,
@@ -57,6 +58,29 @@ _BARE = ToolCallFormat(begin="", end="", separator="", name_key="n", arguments_k
 _NAMED = ToolCallFormat(begin="<t>", end="", separator="", name_end="<a>")
 _NAMED_WITH_END = ToolCallFormat(begin="<t>\n", end="</t>", separator="\n", name_end=":", marker="<t>")
 _FLEXIBLE = SchemaOptions(whitespace="flexible")
+_ONE_BY_ONE = ToolCallFormat(
+    begin="<t>\n<f=", name_end=">", end="</f>", separator="\n", marker="<t>",
+    parameters=ParameterFormat(begin="<p=", name_end=">", end="\n</p>", after="\n"),
+)  # fmt: skip
+_MANY = Function(
+    name="many",
+    parameters=json.dumps(
+        {"type": "object", "properties": {
+            "s": {"type": "string"}, "n": {"type": "integer", "minimum": -3, "maximum": 120},
+            "e": {"enum": ["a", "ab"]}, "o": {"type": ["string", "null"], "maxLength": 3},
+            "b": {"type": "boolean"}, "x": {"type": "number"},
+            "l": {"type": "array", "items": {"type": "integer"}, "maxItems": 2}, "p": {"pattern": "^[ab]\n{0,2}$"},
+         }, "required": ["s", "n", "b"], "additionalProperties": False}
+    ),
+)  # fmt: skip
+_FEW = Function(
+    name="few",
+    parameters=json.dumps(
+        {"properties": {"a": {"$ref": "#/$defs/s"}, "b": {"$ref": "#"}, "c": {"enum": ["x", 1, None]},
+                        "d": {"type": "string", "minLength": 1, "maxLength": 2}, "e": {"type": "null"}},
+         "required": ["a"], "additionalProperties": False, "$defs": {"s": {"enum": ["x", "é", 1]}}}
+    ),
+)  # fmt: skip
 _SCHEMA = JsonSchema(schema='{"type":"array","items":{"type":["boolean","integer"]},"maxItems":3}')
 
 CONSTRAINTS: list[Constraint] = [
@@ -103,6 +127,17 @@ CONSTRAINTS: list[Constraint] = [
     TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), format=_BARE)),
     TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), format=_BARE), after="aab"),
     TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=_BARE, options=_FLEXIBLE), after="</t>"),
+    ToolCalls(functions=(_MANY,), format=_ONE_BY_ONE),
+    ToolCalls(
+        functions=(_FEW, _MANY, Function(name="none", parameters='{"maxProperties":0}')),
+        parallel=True,
+        format=_ONE_BY_ONE,
+        options=_FLEXIBLE,
+    ),
+    ToolCalls(functions=(_FEW,), format=_ONE_BY_ONE, options=SchemaOptions(whitespace="pretty")),
+    TextOrToolCalls(calls=ToolCalls(functions=(_MANY, _FEW), parallel=True, format=_ONE_BY_ONE)),
+    TextOrToolCalls(calls=ToolCalls(functions=(_FEW,), format=_ONE_BY_ONE), text=JsonSchema(schema=_PLACE.parameters)),
+    AfterMarker(marker="aab", then=ToolCalls(functions=(_MANY,), format=_ONE_BY_ONE)),
     ToolCalls(functions=(_PLACE, Function(name="places"), _STOP), parallel=True, format=_NAMED),
     ToolCalls(functions=(_PLACE,), format=_NAMED, options=SchemaOptions(whitespace="pretty")),
     TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), parallel=True, format=_NAMED)),
