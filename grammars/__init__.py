@@ -17,11 +17,13 @@ from specdec.grammars.constraints import (
     LLAMA_JSON,
     MISTRAL,
     MISTRAL_ARGS,
+    QWEN_XML,
     AfterMarker,
     Choice,
     Constraint,
     Function,
     JsonSchema,
+    ParameterFormat,
     Regex,
     TextOrToolCalls,
     ToolCallFormat,
@@ -42,6 +44,7 @@ from specdec.grammars.grammar import Grammar, GrammarState
 from specdec.grammars.limits import Limits
 from specdec.grammars.mask_table import MaskTable
 from specdec.grammars.options import SchemaOptions
+from specdec.grammars.parameter_kinds import ParameterKind, parameter_kinds
 from specdec.grammars.report import EnforcementReport, Restriction
 from specdec.grammars.vocabulary import Vocabulary
 
@@ -50,6 +53,7 @@ __all__ = [
     "LLAMA_JSON",
     "MISTRAL",
     "MISTRAL_ARGS",
+    "QWEN_XML",
     "AfterMarker",
     "BudgetError",
     "BudgetedGrammar",
@@ -73,6 +77,8 @@ __all__ = [
     "LimitExceededError",
     "Limits",
     "MaskTable",
+    "ParameterFormat",
+    "ParameterKind",
     "Regex",
     "Restriction",
     "Retokenizer",
@@ -84,4 +90,5 @@ __all__ = [
     "UnsupportedSchemaError",
     "Vocabulary",
     "draft_rows",
+    "parameter_kinds",
 ]

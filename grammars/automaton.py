@@ -97,8 +97,17 @@ class Automaton:
             stack = self._stacks.push(frame, stack)
         return stack
 
-    def special_step(self, position: Position, token_id: int) -> Config | None:
+    def special_step(self, config: Config, token_id: int) -> Config | None:
         """The configuration after a token without bytes; None where it is not allowed."""
+        position, stack = config
+        if (
+            isinstance(position, Literal)
+            and stack is not None
+            and isinstance(stack.frame, RawFrame)
+            and self.value_rules.of(position.goals, stack).met_by_literal(position.text, position.number)
+        ):
+            # A number that may end here: what follows is raw text.
+            position = Raw(stack.frame.after)
         if not isinstance(position, Raw):
             return None
         state = self.raw_text.special.get(position.state, {}).get(token_id)

@@ -39,6 +39,19 @@ class Function(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How this schema is read; None is as those of all calls, whose whitespace it has in any case."""
 
 
+class ParameterFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How arguments are written one by one: begin, the name as it is, name_end, the value, end, after.
+
+    A string is written as it is, null beside strings as `null`, and any other value as JSON (parameter_kinds.py).
+    """
+
+    begin: str = "<parameter="
+    name_end: str = ">\n"
+    end: str = "\n</parameter>"
+    """Its first occurrence ends a value, so that no string holds it; ASCII, its first character comes but once."""
+    after: str = "\n"
+
+
 class ToolCallFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a model family writes a call: begin, a JSON object that holds name and arguments, end.
 
@@ -57,6 +70,8 @@ class ToolCallFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Whether parallel calls stand together between one begin and one end, instead of each between its own."""
     name_end: str | None = None
     """What stands between a bare name and its arguments; None where a JSON object holds both."""
+    parameters: ParameterFormat | None = None
+    """How the arguments after a bare name are written one by one; None where they are a JSON object."""
 
     @property
     def text_end(self) -> str:
@@ -69,6 +84,14 @@ HERMES = ToolCallFormat(marker="<tool_call>")
 MISTRAL = ToolCallFormat(begin="[TOOL_CALLS] [", end="]", separator=", ", marker="[TOOL_CALLS]", is_list=True)
 MISTRAL_ARGS = ToolCallFormat(begin="[TOOL_CALLS]", end="", separator="", name_end="[ARGS]")
 """Mistral's models from 2025 on."""
+QWEN_XML = ToolCallFormat(
+    begin="<tool_call>\n<function=",
+    name_end=">\n",
+    end="</function>\n</tool_call>",
+    marker="<tool_call>",
+    parameters=ParameterFormat(),
+)
+"""Qwen3-Coder."""
 LLAMA_JSON = ToolCallFormat(begin="", end="", separator="; ", arguments_key="parameters")
 """Llama 3.1 and later: the call is the whole answer."""
 
@@ -86,12 +109,14 @@ class ToolCalls(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unkn
 class TextOrToolCalls(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
     """Free text that may end in calls: what follows the first occurrence of the format's marker is enforced.
 
-    Where the format has an empty `begin`, an answer that begins with a brace is calls, and any other is free text.
+    Where the format has an empty `begin`, an answer that begins with a brace is calls, and any other is free text. With
+    an `after` calls may come in free text as well, behind the first occurrence of that marker and whitespace.
     """
 
     calls: ToolCalls
     text: JsonSchema | None = None
     """What the answer satisfies where it is not calls from its beginning on: an object. None is any text."""
+    after: str = ""
 
 
 class AfterMarker(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):

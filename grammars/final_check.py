@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from specdec.grammars.constraints import (
@@ -17,6 +17,7 @@ from specdec.grammars.constraints import (
     Choice,
     Constraint,
     JsonSchema,
+    ParameterFormat,
     Regex,
     TextOrToolCalls,
     ToolCalls,
@@ -29,6 +30,7 @@ from specdec.grammars.judge import (
     strict_scan,
 )
 from specdec.grammars.options import SchemaOptions
+from specdec.grammars.parameter_kinds import ParameterKind, parameter_kinds
 
 _JSON_WHITESPACE = frozenset(" \t\n\r")
 
@@ -61,8 +63,8 @@ def _violation_of(constraint: Constraint) -> _Violation:
             return _after_marker(marker, _violation_of(then), is_optional=is_optional)
         case TextOrToolCalls(calls=calls, text=JsonSchema() as text):
             return _object_or_tool_calls(calls, _violation_of(text))
-        case TextOrToolCalls(calls=calls):
-            return _text_or_tool_calls(calls)
+        case TextOrToolCalls(calls=calls, after=after):
+            return _text_or_tool_calls(calls, after)
 
 
 def _judge(schema_text: str, options: SchemaOptions) -> Judge:
@@ -93,12 +95,15 @@ def _after_marker(marker: str, violation_of_rest: _Violation, *, is_optional: bo
     return violation
 
 
-def _text_or_tool_calls(calls: ToolCalls) -> _Violation:
+def _text_or_tool_calls(calls: ToolCalls, after: str) -> _Violation:
     check = _ToolCallsCheck(calls)
 
     def violation(text: str) -> str | None:
         marker = calls.format.text_end
         if not marker:
+            if after and not text.startswith("{"):
+                _, _, text = text.partition(after)
+                text = text.lstrip("".join(_JSON_WHITESPACE))
             return check.violation(text) if text.startswith("{") else None
         _, found, rest = text.partition(marker)
         return check.violation(found + rest) if found else None
@@ -117,6 +122,7 @@ class _ToolCallsCheck:
 
     def __init__(self, calls: ToolCalls) -> None:
         self._format = calls.format
+        self._kinds = {function.name: parameter_kinds(function.parameters) for function in calls.functions}
         self._is_parallel = calls.parallel
         self._judges = {
             function.name: _judge(function.parameters, function.options or calls.options)
@@ -166,6 +172,11 @@ class _ToolCallsCheck:
         name, found, _ = text[start:].partition(name_end)
         if not found:
             raise ValueError(f"its name does not end with {_shown(name_end)}")
+        if self._format.parameters is not None:
+            kinds = self._kinds.get(name, {})
+            arguments, end = _read_parameters(text, start + len(name) + len(name_end), self._format.parameters, kinds)
+            self._check_arguments(name, arguments)
+            return end
         arguments, end = strict_scan(text, _after_whitespace(text, start + len(name) + len(name_end)))
         self._check_arguments(name, arguments)
         return end
@@ -186,6 +197,32 @@ class _ToolCallsCheck:
         why = self._judges[name].violation_by(arguments)
         if why is not None:
             raise ValueError(f"the arguments of {name!r}: {why}")
+
+
+# Any: values of parameters are whatever JSON holds.
+def _read_parameters(
+    text: str, start: int, form: ParameterFormat, kinds: Mapping[str, ParameterKind]
+) -> tuple[dict[str, Any], int]:
+    """The parameters that are written one by one from a character on, and where they end."""
+    found: dict[str, Any] = {}
+    while (begin := _after(form.begin, text, start)) is not None:
+        name, has_name, _ = text[begin:].partition(form.name_end)
+        begin += len(name) + len(form.name_end)
+        value, has_end, _ = text[begin:].partition(form.end)
+        after = _after(form.after, text, begin + len(value) + len(form.end))
+        if not has_name or not has_end or after is None:
+            raise ValueError(f"the parameter {_shown(name)} is not written to its end")
+        if name in found:
+            raise ValueError(f"the parameter {_shown(name)} comes twice")
+        kind = kinds.get(name, ParameterKind.TEXT)
+        if kind is ParameterKind.JSON:
+            found[name], end = strict_scan(value, _after_whitespace(value, 0))
+            if end != len(value):
+                raise ValueError(f"the parameter {_shown(name)} is more than one value")
+        else:
+            found[name] = None if kind is ParameterKind.TEXT_OR_NULL and value == "null" else value
+        start = after
+    return found, start
 
 
 def _after_whitespace(text: str, start: int) -> int:

@@ -225,7 +225,7 @@ class ArrayFrame(msgspec.Struct, frozen=True, cache_hash=True):
 
 
 class RawFrame(msgspec.Struct, frozen=True, cache_hash=True):
-    """Raw text around an object or array; below all other frames."""
+    """Raw text around a value; below all other frames."""
 
     after: int
     """State of the raw text that follows."""

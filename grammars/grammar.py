@@ -165,7 +165,7 @@ class Grammar:
         return None if config is None else self._intern(config)
 
     def _advance_special(self, state: GrammarState, token_id: int) -> GrammarState | None:
-        config = self._automaton.special_step(state.position, token_id)
+        config = self._automaton.special_step((state.position, state.stack), token_id)
         return None if config is None else self._intern(config)
 
     def mask_row(self, state: GrammarState) -> int:

@@ -113,7 +113,7 @@ class GuardWalker(MaskWalker):
     def _token_fits(self, token_id: int) -> bool:
         data = self._vocabulary.token_bytes(token_id)
         if data is None:
-            after = self._automaton.special_step(self._config[0], token_id)
+            after = self._automaton.special_step(self._config, token_id)
         else:
             after = self._automaton.feed(self._config, data)
         return after is not None and self._fits(*after)

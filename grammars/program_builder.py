@@ -34,6 +34,8 @@ from specdec.grammars.lexicon import Lexicon
 from specdec.grammars.limits import Limits
 from specdec.grammars.lowering import Lowering
 from specdec.grammars.options import SchemaOptions
+from specdec.grammars.parameter_kinds import parameter_kinds
+from specdec.grammars.parameters import parameters_of
 from specdec.grammars.patterns import whole_pattern_language
 from specdec.grammars.program import Program, ShortTexts
 from specdec.grammars.raw_text import RawTextBuilder, raw_bytes
@@ -43,7 +45,7 @@ from specdec.grammars.scalar_automata import ScalarAutomata
 from specdec.grammars.schema import SchemaDocument, schema_text
 from specdec.grammars.speller import Speller
 from specdec.grammars.stopwatch import Stopwatch
-from specdec.grammars.tool_calls import add_calls, check_calls
+from specdec.grammars.tool_calls import Arguments, add_calls, check_calls
 from specdec.grammars.vocabulary import Vocabulary
 
 _FIELDS = {JsonSchema: "/schema", Regex: "/pattern", Choice: "/choices"}
@@ -196,8 +198,15 @@ class _ProgramBuilder:
                 return self._add_object_or_calls(text, constraint.calls)
             case TextOrToolCalls():
                 marker = self._text_end(constraint.calls.format)
+                after = self._marker(constraint.after, "after", "/after") if constraint.after else None
+                if marker and after is not None:
+                    raise InvalidSchemaError(
+                        "after belongs to calls that begin with a brace; these have a begin of their own",
+                        keyword="after",
+                        pointer="/after",
+                    )
                 with self._within("/calls"):
-                    return self._add_calls(constraint.calls, marker=marker)
+                    return self._add_calls(constraint.calls, marker=marker, after=after)
 
     def _add_schema(self, constraint: JsonSchema, *, only_objects: bool = False) -> int:
         """The number of the schema's rule."""
@@ -260,14 +269,19 @@ class _ProgramBuilder:
             raise UnsatisfiableSchemaError("the vocabulary can spell no choice", keyword="choices")
         return self._raw.choice(spelt)
 
-    def _add_calls(self, calls: ToolCalls, marker: bytes | None) -> int:
-        """The state before the first call or, where there is free text and its marker, before the free text."""
+    def _add_calls(self, calls: ToolCalls, marker: bytes | None, after: bytes | None = None) -> int:
+        """The state before the first call or, where there is free text and its marker, before the free text.
+
+        `after` is the marker behind which calls may come that begin with a brace.
+        """
         check_calls(calls)
         keys = ("name_key", "arguments_key") if calls.format.name_end is None else ("name_end",)
         self._enforced.update(("functions", "begin", "end", *keys))
+        if calls.format.parameters is not None:
+            self._enforced.add("parameters")
         if calls.parallel:
             self._enforced.add("separator")
-        goals = []
+        arguments = []
         for index, function in enumerate(calls.functions):
             options = function.options or calls.options
             if _whitespace(options) != _whitespace(calls.options):
@@ -277,11 +291,16 @@ class _ProgramBuilder:
                     pointer=f"/functions/{index}/options/whitespace",
                 )
             with self._within(f"/functions/{index}/parameters"):
-                goals.append(self._add_function(function, options))
-        first_call, first_body = add_calls(calls, goals, self._raw, self._vocabulary)
+                arguments.append(
+                    self._add_function(function, options, is_one_by_one=calls.format.parameters is not None)
+                )
+        first_call, first_body = add_calls(calls, arguments, self._raw, self._vocabulary)
         match marker:
             case None:
                 return first_call
+            case b"" if after is not None:
+                answer = self._raw.other_text(first_call, blanks=True)
+                return self._raw.first_of(first_call, self._raw.free_text(after, answer, may_end=True))
             case b"":
                 return self._raw.other_text(first_call)
             case _:
@@ -307,9 +326,22 @@ class _ProgramBuilder:
         with self._within("/calls"):
             return self._raw.object_or(self._add_calls(calls, marker=None), goal)
 
-    def _add_function(self, function: Function, options: SchemaOptions) -> int:
+    def _add_function(self, function: Function, options: SchemaOptions, *, is_one_by_one: bool) -> Arguments:
+        place = self._pointer
+
+        def restrict(reason: str, pointer: str) -> None:
+            self._restrictions[Restriction(reason=reason, pointer=_below(place, pointer))] = None
+
         try:
-            return self._add_schema(JsonSchema(schema=function.parameters, options=options), only_objects=True)
+            goal = self._add_schema(JsonSchema(schema=function.parameters, options=options), only_objects=True)
+            if not is_one_by_one:
+                return Arguments(goal, None, restrict)
+            if options.property_order == "any":
+                raise UnsupportedSchemaError(
+                    "parameters written one by one come in the schema's order", keyword="property_order"
+                )
+            kinds = parameter_kinds(function.parameters)
+            return Arguments(goal, parameters_of(self._rules[goal], self._rules, kinds, restrict), restrict)
         except GrammarError as error:
             error.message = f"function {function.name!r}: {error.message}"
             raise

@@ -31,8 +31,7 @@ class ValueStart(NamedTuple):
     goal: int
     """The rule that it satisfies."""
     after: int | None
-    """The state after the value, None where the text is complete. Only an object or array may have one: its end needs
-    no look at what follows."""
+    """The state after the value, None where the text is complete. A number ends with the first byte from there."""
     begun: bytes = b""
     """What of the value leads to the state already."""
 
@@ -96,8 +95,8 @@ class RawText:
         return state, end
 
     def tail(self, state: int) -> tuple[bytes, int]:
-        """The bytes from a state to the nearest one where the text may end or a value begins, and that state."""
-        following = self._nearest[0]
+        """The bytes from a state to the first one where the text may end or a value begins, on the way to its end."""
+        following = self._nearest
         tail = bytearray()
         while not (self.accepting[state] or self.is_value[state]):
             byte, state = following[state]
@@ -110,26 +109,25 @@ class RawText:
         at_end = (self.accepting | self.is_value).astype(bool)
         num_bytes[at_end], ends[at_end] = 0, np.flatnonzero(at_end)
         # Those nearer to an end come first.
-        for state, (_, target) in self._nearest[0].items():
+        for state, (_, target) in self._nearest.items():
             num_bytes[state], ends[state] = num_bytes[target] + 1, ends[target]
         return num_bytes, ends
 
-    @property
-    def longest_tail(self) -> int:
-        """Bytes of the longest tail of any state."""
-        return self._nearest[1]
-
     @functools.cached_property
-    def _nearest(self) -> tuple[dict[int, tuple[int, int]], int]:
-        """By state the byte and the state that lead nearer to an end, and the length of the longest way."""
+    def _nearest(self) -> dict[int, tuple[int, int]]:
+        """By state the byte and the state that lead nearer to where the text may end, a value counted as a byte."""
         sources: dict[int, list[tuple[int, int]]] = {}
         for state in range(len(self.accepting)):
             for index in range(self._range_starts[state], self._range_starts[state + 1]):
                 sources.setdefault(self._targets[index], []).append((state, self._lows[index]))
-        frontier = [state for state in range(len(self.accepting)) if self.accepting[state] or self.is_value[state]]
+        values: dict[int, list[int]] = {}
+        for state, value in self.values.items():
+            if value.after is not None:
+                values.setdefault(value.after, []).append(state)
+        frontier = [state for state in range(len(self.accepting)) if self.accepting[state]]
+        frontier += [state for state, value in self.values.items() if value.after is None]
         following: dict[int, tuple[int, int]] = {}
         reached = set(frontier)
-        length = 0
         while frontier:
             found: list[int] = []
             for target in frontier:
@@ -138,9 +136,12 @@ class RawText:
                         reached.add(state)
                         following[state] = byte, target
                         found.append(state)
+                for state in values.get(target, ()):
+                    if state not in reached:
+                        reached.add(state)
+                        found.append(state)
             frontier = found
-            length += bool(found)
-        return following, length
+        return following
 
     @property
     def num_bytes(self) -> int:
@@ -236,17 +237,53 @@ class RawTextBuilder:
             zip(language.boundaries, (*language.boundaries[1:], MAX_CODE_POINT + 1), language.columns, strict=True)
         )
         for state, row in rows.items():
-            targets: list[int] = language.rows[state].tolist()
-            ranges: dict[int, list[tuple[int, int]]] = {}
-            for low, after, column in spans:
-                if targets[column] in rows:
-                    ranges.setdefault(rows[targets[column]], []).append((low, after - 1))
-            self._rows.open(row, ranges)
+            self._open_language(row, language.rows[state].tolist(), spans, rows)
             if len(self._rows.rows) - first > MAX_TEXT_STATES:
                 raise LimitExceededError(
                     f"the pattern needs more than {MAX_TEXT_STATES} byte states (max_text_states)", keyword="pattern"
                 )
         return rows[0]
+
+    def text_until(self, language: Language, end: bytes, after: int, *, may_hold_first: bool) -> int:
+        """A new state, from which each word of a language, and the end behind it, lead to `after`.
+
+        Words that hold the end are left out, and without `may_hold_first` those that hold its first byte, which takes
+        far fewer states. The end is ASCII, and its first byte comes but once in it.
+        """
+        begins = {state: self.state() for state in range(language.num_states) if language.is_live(state)}
+        spans = list(
+            zip(language.boundaries, (*language.boundaries[1:], MAX_CODE_POINT + 1), language.columns, strict=True)
+        )
+        for state, row in begins.items():
+            self._open_language(row, language.rows[state].tolist(), spans, begins)
+        first, rest = end[0], end[1:]
+        if not may_hold_first:
+            ended = self.state()
+            self.literal(ended, rest, after)
+            for state, row in begins.items():
+                if language.accepting[state]:
+                    self._rows.rows[row][first] = ended
+                else:
+                    self._rows.rows[row].pop(first, None)
+            return begins[0]
+        parts = {state: [self.state() for _ in rest] for state in begins}
+        for state, row in begins.items():
+            self._rows.rows[row][first] = parts[state][0]
+        for state in begins:
+            reached = state
+            for num_read, part in enumerate(parts[state], 1):
+                reached = language.step(reached, end[num_read - 1]) if reached in begins else reached
+                targets = self._rows.rows[part]
+                if reached in begins:
+                    # What was read of the end is a part of the word, should anything else follow.
+                    targets.update(self._rows.rows[begins[reached]])
+                if num_read < len(rest):
+                    targets[end[num_read]] = parts[state][num_read]
+                elif language.accepting[state]:
+                    targets[end[num_read]] = after
+                else:
+                    targets.pop(end[num_read], None)
+        return begins[0]
 
     def choice(self, texts: Iterable[bytes]) -> int:
         """A new state, from which each of the texts leads to where the text may end."""
@@ -261,12 +298,29 @@ class RawTextBuilder:
             self._accepting.add(state)
         return start
 
-    def other_text(self, source: int) -> int:
-        """A new state, from which lead the bytes that lead from another, and any text that begins with none of them."""
+    def other_text(self, source: int, *, blanks: bool = False) -> int:
+        """A new state, from which lead the bytes that lead from another, and any text that begins with none of them.
+
+        With `blanks` either may come after any amount of JSON's whitespace.
+        """
         text, start = self.state(accepting=True), self.state(accepting=True)
         for state in (text, start):
             self._rows.open(state, {text: [(0, MAX_CODE_POINT)]})
+        if blanks:
+            self._rows.rows[start].update(dict.fromkeys(b" \t\n\r", start))
         self._rows.rows[start].update(self._rows.rows[source])
+        return start
+
+    def first_of(self, source: int, other: int) -> int:
+        """A new state, from which lead the bytes that lead from a state, and those others that lead from the other.
+
+        The text may end where it may in the other.
+        """
+        start = self.state(accepting=other in self._accepting)
+        for state in (other, source):
+            self._rows.rows[start].update(self._rows.rows[state])
+            for token_id, target in self._special.get(state, {}).items():
+                self._add_special(start, token_id, target)
         return start
 
     def free_text(self, marker: bytes, after: int, *, may_end: bool) -> int:
@@ -301,6 +355,16 @@ class RawTextBuilder:
                 for token_id, target in committed.items():
                     self._add_special(source, token_id, target)
         return states[start]
+
+    def _open_language(
+        self, row: int, targets: list[int], spans: list[tuple[int, int, int]], rows: Mapping[int, int]
+    ) -> None:
+        """Give a row the transitions of a state of a language, of which `rows` are those that are live."""
+        ranges: dict[int, list[tuple[int, int]]] = {}
+        for low, after, column in spans:
+            if targets[column] in rows:
+                ranges.setdefault(rows[targets[column]], []).append((low, after - 1))
+        self._rows.open(row, ranges)
 
     def _commitments(self, marker: bytes, after: int) -> dict[int, int]:
         """Where each special token leads that the marker begins with: to the rest of the marker."""

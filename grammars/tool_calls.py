@@ -1,12 +1,14 @@
-"""Tool calls as raw text: all but the arguments, which are a JSON value each."""
+"""Tool calls as raw text: all but the arguments, which are a JSON value each, or parameters one by one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from specdec.grammars.constraints import ToolCalls
-from specdec.grammars.errors import InvalidSchemaError, UnsatisfiableSchemaError
+from specdec.grammars.constraints import ParameterFormat, ToolCallFormat, ToolCalls
+from specdec.grammars.errors import GrammarError, InvalidSchemaError, UnsatisfiableSchemaError
 from specdec.grammars.options import SchemaOptions
+from specdec.grammars.parameters import Parameter, Restrict, add_parameters
 from specdec.grammars.raw_text import RawTextBuilder, raw_bytes
 from specdec.grammars.spelling import spell_string
 from specdec.grammars.vocabulary import Vocabulary
@@ -33,6 +35,8 @@ def check_calls(calls: ToolCalls) -> None:
         )
     if form.name_end is not None:
         _check_bare_names(calls, form.name_end)
+    if form.parameters is not None:
+        _check_parameter_format(form, form.parameters)
     if not form.begin.startswith(form.marker):
         raise InvalidSchemaError(
             f"begin, {form.begin!r}, does not start with the marker {form.marker!r}",
@@ -53,6 +57,20 @@ def check_calls(calls: ToolCalls) -> None:
         )
 
 
+def _check_parameter_format(form: ToolCallFormat, one: ParameterFormat) -> None:
+    reason = None
+    if form.name_end is None or not form.end:
+        reason = "parameters one by one need a name_end before and an end behind them"
+    elif not (one.begin and one.name_end and one.after):
+        reason = "a parameter needs a begin, a name_end and something after its end"
+    elif not one.end.isascii() or len(one.end) < 2 or one.end[0] in one.end[1:]:
+        reason = "the end of a parameter is ASCII, of two characters or more, and its first one comes but once in it"
+    elif one.begin.startswith(form.end) or form.end.startswith(one.begin):
+        reason = "the begin of a parameter and the end of a call cannot be told apart"
+    if reason is not None:
+        raise InvalidSchemaError(reason, keyword="parameters", pointer="/format/parameters")
+
+
 def _check_bare_names(calls: ToolCalls, name_end: str) -> None:
     if not name_end or calls.format.is_list:
         raise InvalidSchemaError(
@@ -68,12 +86,29 @@ def _check_bare_names(calls: ToolCalls, name_end: str) -> None:
                 )
 
 
-def add_calls(calls: ToolCalls, goals: Sequence[int], raw: RawTextBuilder, vocabulary: Vocabulary) -> tuple[int, int]:
-    """The states before the first call and after its marker; `goals` are the rules of the functions' arguments.
+class Arguments(NamedTuple):
+    """Of one function."""
+
+    goal: int
+    """Their rule."""
+    parameters: Sequence[Parameter] | None
+    """Where they are written one by one."""
+    restrict: Restrict
+
+
+def add_calls(
+    calls: ToolCalls, arguments: Sequence[Arguments], raw: RawTextBuilder, vocabulary: Vocabulary
+) -> tuple[int, int]:
+    """The states before the first call and after its marker; `arguments` are those of each function.
 
     UnsatisfiableSchemaError where the vocabulary cannot spell the format or a name.
     """
     form = calls.format
+    for name in ("begin", "name_end", "end", "after") if form.parameters is not None else ():
+        if not vocabulary.spells(raw_bytes(getattr(form.parameters, name), name, f"/format/parameters/{name}")):
+            raise UnsatisfiableSchemaError(
+                f"the vocabulary cannot spell {name}", keyword=name, pointer=f"/format/parameters/{name}"
+            )
     for name in ("begin", "end", "separator", "name_key", "arguments_key", "name_end"):
         if not vocabulary.spells(raw_bytes(getattr(form, name) or "", name, f"/format/{name}")):
             raise UnsatisfiableSchemaError(
@@ -86,7 +121,7 @@ def add_calls(calls: ToolCalls, goals: Sequence[int], raw: RawTextBuilder, vocab
     done = raw.state(accepting=True)
     end = form.end.encode()
     if form.name_end is not None:
-        _add_bare_names(calls, form.name_end, goals, raw, vocabulary, inside, done)
+        _add_bare_names(calls, form.name_end, arguments, raw, vocabulary, inside, done)
         return before, marked
     after_arguments = raw.state()
     closed = writer.token(writer.gap(after_arguments, b"\n"), b"}", None if end else done)
@@ -98,7 +133,7 @@ def add_calls(calls: ToolCalls, goals: Sequence[int], raw: RawTextBuilder, vocab
         raw.literal(done, (form.separator + form.begin).encode(), inside)
     name_key = writer.token(writer.gap(writer.token([inside], b"{"), b"\n  "), _spelt(form.name_key))
     names = writer.gap(writer.token(writer.gap(name_key), b":"), b" ")
-    for index, (function, goal) in enumerate(zip(calls.functions, goals, strict=True)):
+    for index, (function, (goal, _, _)) in enumerate(zip(calls.functions, arguments, strict=True)):
         spelt = spell_string(function.name)
         if spelt is None or not vocabulary.spells(spelt):
             raise UnsatisfiableSchemaError(
@@ -115,7 +150,7 @@ def add_calls(calls: ToolCalls, goals: Sequence[int], raw: RawTextBuilder, vocab
 def _add_bare_names(
     calls: ToolCalls,
     name_end: str,
-    goals: Sequence[int],
+    arguments: Sequence[Arguments],
     raw: RawTextBuilder,
     vocabulary: Vocabulary,
     inside: int,
@@ -129,7 +164,7 @@ def _add_bare_names(
         raw.literal(closed, form.end.encode(), done)
     if calls.parallel:
         raw.literal(done, (form.separator + form.begin).encode(), inside)
-    for index, (function, goal) in enumerate(zip(calls.functions, goals, strict=True)):
+    for index, (function, (goal, parameters, restrict)) in enumerate(zip(calls.functions, arguments, strict=True)):
         name = raw_bytes(function.name, "name", f"/functions/{index}/name")
         if not vocabulary.spells(name):
             raise UnsatisfiableSchemaError(
@@ -137,7 +172,18 @@ def _add_bare_names(
                 keyword="name",
                 pointer=f"/functions/{index}/name",
             )
-        raw.literal(inside, name + name_end.encode(), raw.value(goal, closed))
+        if form.parameters is None or parameters is None:
+            begun = raw.value(goal, closed)
+        else:
+            try:
+                begun = add_parameters(
+                    parameters, form.parameters, raw, vocabulary, end=form.end.encode(), done=done, restrict=restrict
+                )
+            except GrammarError as error:
+                error.message = f"function {function.name!r}: {error.message}"
+                error.pointer = f"/functions/{index}/parameters{error.pointer}"
+                raise
+        raw.literal(inside, name + name_end.encode(), begun)
 
 
 def _spelt(key: str) -> bytes:

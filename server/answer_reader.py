@@ -20,18 +20,11 @@ AnswerPiece = Piece | ReasoningPiece
 
 
 class AnswerReader:
-    """`reasoning` and `calls` are None where an answer has none of them.
+    """`reasoning` and `calls` are None where an answer has none of them."""
 
-    Without `has_calls_after_reasoning` what comes after reasoning is text: calls are the whole answer, from its first
-    character on, or there are none.
-    """
-
-    def __init__(
-        self, reasoning: ReasoningReader | None, calls: CallReader | None, *, has_calls_after_reasoning: bool = True
-    ) -> None:
+    def __init__(self, reasoning: ReasoningReader | None, calls: CallReader | None) -> None:
         self._reasoning = reasoning
         self._calls = calls
-        self._has_calls_after_reasoning = has_calls_after_reasoning
         self._num_characters = 0
         self._text_start = 0 if reasoning is None else None
 
@@ -90,8 +83,6 @@ class AnswerReader:
         """The end of all that was read so far."""
         if text and self._text_start is None:
             self._text_start = self._num_characters - len(text)
-            if self.num_reasoning_characters and not self._has_calls_after_reasoning:
-                self._calls = None
         if self._calls is not None:
             yield from self._calls.read(text)
         elif text:

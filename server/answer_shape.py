@@ -37,12 +37,11 @@ class AnswerShape(msgspec.Struct, frozen=True, kw_only=True):
         """For one choice."""
         if not self.has_reasoning:
             return AnswerReader(None, self.tools.reader())
-        call_start, has_calls_after = None, True
+        call_start = None
         if isinstance(self.constraint, TextOrToolCalls):
-            text_end = self.constraint.calls.format.text_end
-            call_start, has_calls_after = text_end or "{", bool(text_end)
+            call_start = self.constraint.calls.format.text_end or "{"
         reasoning = ReasoningReader(is_begun=self.is_reasoning_begun, call_start=call_start)
-        return AnswerReader(reasoning, self.tools.reader(), has_calls_after_reasoning=has_calls_after)
+        return AnswerReader(reasoning, self.tools.reader())
 
     def text_logprobs(self) -> TextLogprobs:
         """For one choice."""

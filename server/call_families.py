@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from specdec import HERMES, LLAMA_JSON, MISTRAL, MISTRAL_ARGS, ChatTemplate, ToolCallFormat
+from specdec import HERMES, LLAMA_JSON, MISTRAL, MISTRAL_ARGS, QWEN_XML, ChatTemplate, ToolCallFormat
 
 
 class CallFamily(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +25,7 @@ _HERMES = CallFamily(name="hermes", format=HERMES)
 _BY_SPELLING = (
     ("[ARGS]", CallFamily(name="mistral_args", format=MISTRAL_ARGS, id_length=9)),
     ("[TOOL_CALLS]", CallFamily(name="mistral", format=MISTRAL, id_length=9)),
+    ("<parameter=", CallFamily(name="qwen3_xml", format=QWEN_XML)),
     ("<tool_call>", _HERMES),
     ('"parameters": ', CallFamily(name="llama3_json", format=LLAMA_JSON, is_parallel=False)),
 )

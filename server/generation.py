@@ -77,7 +77,8 @@ async def _submit(service: Service, exchange: Exchange, requests: Sequence[Reque
     try:
         async with asyncio.timeout_at(deadline):
             of_caller = [msgspec.structs.replace(request, caller=exchange.caller) for request in requests]
-            deltas = await service.engine.submit(*of_caller, observer=observe)
+            with service.metrics.compiling(requests):
+                deltas = await service.engine.submit(*of_caller, observer=observe)
     except TimeoutError as error:
         raise _timed_out(service) from error
     exchange.at_end(deltas.close)

@@ -1,4 +1,4 @@
-"""Prometheus metrics: the engine's counts read at scrape time, latencies observed as deltas arrive.
+"""Prometheus metrics: the engine's counts read at scrape time (engine_metrics.py), latencies as deltas arrive.
 
 Names are vLLM's after the prefix, so that its dashboards need only another prefix.
 """
@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from specdec import EngineStats, Request, TokenDelta
+from specdec.server.engine_metrics import PREFIX, EngineCollector
 from specdec.server.processes import ProcessCollector
 
-PREFIX = "specdec:"
 VLLM_PREFIX = "vllm:"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -35,7 +36,8 @@ class ServerMetrics:
     ) -> None:
         self._registry = CollectorRegistry()
         self._has_vllm_names = has_vllm_names
-        self._registry.register(_EngineCollector(model_name, stats))
+        self._num_compiling = 0
+        self._registry.register(EngineCollector(model_name, stats, lambda: self._num_compiling))
         self._registry.register(ProcessCollector(engine_pid))
         self._model_name = model_name
         self.time_to_first_token = self._histogram(
@@ -87,6 +89,16 @@ class ServerMetrics:
             buckets=LATENCY_BUCKETS_S,
             registry=self._registry,
         )
+
+    @contextmanager
+    def compiling(self, requests: Sequence[Request]) -> Iterator[None]:
+        """While their constraints are compiled, choices wait for that."""
+        num_choices = sum(each.sampling_params.n for each in requests if each.constraint is not None)
+        self._num_compiling += num_choices
+        try:
+            yield
+        finally:
+            self._num_compiling -= num_choices
 
     def count_rejection(self, reason: Literal["queued_reqs", "queued_tokens", "rate_limit", "connections"]) -> None:
         """Count a request that was turned away."""
@@ -169,99 +181,3 @@ class LatencyObserver:
         self._metrics.num_choices.observe(request.sampling_params.n)
         if request.sampling_params.max_tokens is not None:
             self._metrics.max_tokens.observe(request.sampling_params.max_tokens)
-
-
-class _EngineCollector(Collector):
-    """EngineStats as metric families, made anew for each scrape."""
-
-    def __init__(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
-        self._model_name = model_name
-        self._stats = stats
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._stats()
-        yield self._gauge("num_requests_running", "Choices being computed.", stats.num_requests_running)
-        yield self._gauge("num_requests_waiting", "Choices that wait for a place.", stats.num_requests_waiting)
-        usage = stats.num_kv_blocks_in_use / stats.num_kv_blocks if stats.num_kv_blocks else 0.0
-        yield self._gauge("kv_cache_usage_perc", "Share of KV blocks in use; 1 is all of them.", usage)
-        yield self._gauge("kv_blocks", "KV blocks in the pool.", stats.num_kv_blocks)
-        yield self._gauge("kv_blocks_in_use", "KV blocks that running choices hold.", stats.num_kv_blocks_in_use)
-        yield self._gauge("kv_blocks_cached", "KV blocks with a prefix hash.", stats.num_kv_blocks_cached)
-        cache = GaugeMetricFamily(
-            PREFIX + "cache_config_info",
-            "What the KV cache is made of; always 1.",
-            labels=("model_name", "block_size", "num_gpu_blocks"),
-        )
-        cache.add_metric((self._model_name, str(stats.block_size), str(stats.num_kv_blocks)), 1)
-        yield cache
-        yield self._gauge("grammar_cache_entries", "Compiled constraints kept.", stats.grammar_cache_entries)
-        yield self._gauge("grammar_cache_bytes", "Memory of compiled constraints.", stats.grammar_cache_bytes)
-        yield self._gauge("grammar_mask_rows", "Mask rows in the table.", stats.num_mask_rows)
-        for name, text, value in (
-            ("engine_steps", "Engine steps.", stats.num_steps),
-            ("engine_step_seconds", "Time spent in engine steps.", stats.step_seconds),
-            ("prompt_tokens", "Prompt tokens, prefix-cache hits included.", stats.num_prompt_tokens),
-            ("generation_tokens", "Tokens generated.", stats.num_generation_tokens),
-            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_cache_queries),
-            ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits),
-            ("num_preemptions", "Choices preempted, to be computed again.", stats.num_preemptions),
-            ("spec_decode_num_drafts", "Target passes that verified a draft.", stats.speculation.num_drafts),
-            ("draft_invalidated_by_grammar", "Draft runs ended by the grammar.", stats.num_drafts_cut_by_grammar),
-            ("grammar_forced_tokens", "Accepted tokens that the grammar drafted.", _num_forced_tokens(stats)),
-            ("grammar_cache_hits", "Constraints found compiled.", stats.grammar_cache_hits),
-            ("grammar_cache_misses", "Constraints compiled.", stats.grammar_cache_misses),
-            ("grammar_compile_seconds", "Time spent compiling constraints.", stats.grammar_compile_seconds),
-            ("grammar_compile_kills", "Compilations ended early.", stats.num_compilations_killed),
-            ("grammar_mask_seconds", "Time spent computing masks.", stats.grammar_mask_seconds),
-            ("outputs_checked", "Finished constrained choices that were judged.", stats.num_outputs_checked),
-            ("output_check_failures", "Judged choices that broke their constraint.", stats.num_output_check_failures),
-            ("outputs_not_checked", "Choices that could not be judged.", stats.num_outputs_not_checked),
-        ):
-            family = self._counter(name, text)
-            family.add_metric((self._model_name,), value)
-            yield family
-        finished = self._counter("request_success", "Choices ended, by reason.", "finished_reason")
-        for reason, count in stats.num_finished.items():
-            finished.add_metric((self._model_name, reason), count)
-        yield finished
-        faults = self._counter("request_faults", "Requests ended by a fault of the engine's own.", "stage")
-        for stage, count in stats.num_faults.items():
-            faults.add_metric((self._model_name, stage), count)
-        yield faults
-        yield from self._speculation(stats)
-
-    def _speculation(self, stats: EngineStats) -> Iterator[Metric]:
-        """By proposer. Every token has one, so that their counts add up; a draft may be by several."""
-        for name, text, attribute in (
-            ("num_proposer_drafts", "Drafts with a token of the proposer; one by several is in each.", "num_drafts"),
-            ("num_draft_tokens", "Tokens drafted.", "num_draft_tokens"),
-            ("num_accepted_tokens", "Draft tokens accepted.", "num_accepted_tokens"),
-            ("num_rejected_tokens", "Draft tokens rejected.", "num_rejected_tokens"),
-            ("num_discarded_tokens", "Draft tokens never compared.", "num_discarded_tokens"),
-        ):
-            family = self._counter("spec_decode_" + name, text, "proposer")
-            for proposer, counts in stats.speculation.by_proposer.items():
-                family.add_metric((self._model_name, proposer), getattr(counts, attribute))
-            yield family
-        for name, text, attribute in (
-            ("num_draft_tokens_per_pos", "Tokens drafted, by position.", "num_drafted_per_position"),
-            ("num_accepted_tokens_per_pos", "Draft tokens accepted, by position.", "num_accepted_per_position"),
-        ):
-            family = self._counter("spec_decode_" + name, text, "proposer", "position")
-            for proposer, counts in stats.speculation.by_proposer.items():
-                for position, count in enumerate(getattr(counts, attribute)):
-                    family.add_metric((self._model_name, proposer, str(position)), count)
-            yield family
-
-    def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
-        family = GaugeMetricFamily(PREFIX + name, text, labels=("model_name",))
-        family.add_metric((self._model_name,), value)
-        return family
-
-    def _counter(self, name: str, text: str, *labels: str) -> CounterMetricFamily:
-        return CounterMetricFamily(PREFIX + name, text, labels=("model_name", *labels))
-
-
-def _num_forced_tokens(stats: EngineStats) -> int:
-    counts = stats.speculation.by_proposer.get("grammar")
-    return 0 if counts is None else counts.num_accepted_tokens

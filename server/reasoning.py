@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from specdec import AfterMarker, ChatTemplate, Constraint, TextOrToolCalls
 
 THINK, THINK_END = "<think>", "</think>"
+_WHITESPACE = " \t\n\r"
+"""Of JSON: behind it calls are enforced that begin with a brace."""
 
 
 def may_reason(parser: str, template: ChatTemplate | None, prompt: str) -> bool:
@@ -27,8 +31,11 @@ def is_open(prompt: str) -> bool:
 
 
 def after_reasoning(constraint: Constraint) -> Constraint:
-    """The constraint for what comes after free reasoning; text that may end in calls takes reasoning in as it is."""
-    if isinstance(constraint, AfterMarker) or (isinstance(constraint, TextOrToolCalls) and constraint.text is None):
+    """The constraint for what comes after free reasoning; text that may end in calls takes reasoning in."""
+    if isinstance(constraint, TextOrToolCalls) and constraint.text is None:
+        is_by_brace = not constraint.calls.format.text_end
+        return msgspec.structs.replace(constraint, after=THINK_END) if is_by_brace else constraint
+    if isinstance(constraint, AfterMarker):
         return constraint
     return AfterMarker(marker=THINK_END, then=constraint)
 
@@ -75,9 +82,8 @@ class ReasoningReader:
         if self._place == "inside":
             reasoning, text = self._read_reasoning(text)
         if self._place == "gap":
-            bare = text.lstrip()
-            text = bare
-            self._place = "answer" if bare else "gap"
+            text = text.lstrip(_WHITESPACE)
+            self._place = "answer" if text else "gap"
         return reasoning, text
 
     def end(self) -> tuple[str, str]:

@@ -96,6 +96,11 @@ class CallReader:
             self.num_text_characters += len(shown)
             if shown:
                 yield TextPiece(shown)
+        if self._place is not _Place.TEXT:
+            yield from self._read_calls(text)
+
+    def _read_calls(self, text: str) -> Iterator[Piece]:
+        """What comes after free text, or instead of it."""
         start = 0
         for position, character in enumerate(text):
             if self._place is _Place.ARGUMENTS:

@@ -10,10 +10,12 @@ from typing import Any, Literal
 import msgspec
 
 from specdec import Function, JsonSchema, SchemaOptions, TextOrToolCalls, ToolCalls
+from specdec.grammars import parameter_kinds
 from specdec.server.call_families import CallFamily
 from specdec.server.config import RequestLimits
 from specdec.server.constraint import RequestedConstraint
 from specdec.server.errors import ApiError, bad_request
+from specdec.server.parameter_calls import ParameterCallReader
 from specdec.server.response_format import check_size
 from specdec.server.schema_options import schema_options
 from specdec.server.tool_calls import CallReader
@@ -48,11 +50,17 @@ class RequestedTools(msgspec.Struct, frozen=True, kw_only=True):
         match self.constraint:
             case None:
                 return None
-            case ToolCalls(format=form):
-                return CallReader(form, text="none", id_length=self.family.id_length)
+            case ToolCalls() as calls:
+                return self._reader(calls, "none")
             case TextOrToolCalls(calls=calls, text=text):
-                place: Literal["before", "instead"] = "before" if text is None else "instead"
-                return CallReader(calls.format, text=place, id_length=self.family.id_length)
+                return self._reader(calls, "before" if text is None else "instead")
+
+    def _reader(self, calls: ToolCalls, text: Literal["none", "before", "instead"]) -> CallReader:
+        form = calls.format
+        if form.parameters is None:
+            return CallReader(form, text=text, id_length=self.family.id_length)
+        kinds = {function.name: parameter_kinds(function.parameters) for function in calls.functions}
+        return ParameterCallReader(form, form.parameters, kinds, text=text, id_length=self.family.id_length)
 
     def beside(self, requested: RequestedConstraint) -> RequestedTools:
         """The same tools, with answers in text held to what the fields on text ask for.

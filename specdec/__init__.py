@@ -48,6 +48,8 @@ _HOME_OF = {
     "MISTRAL_ARGS": "specdec.grammars.constraints",
     "JsonSchema": "specdec.grammars.constraints",
     "ModelError": "specdec.errors",
+    "ParameterFormat": "specdec.grammars.constraints",
+    "QWEN_XML": "specdec.grammars.constraints",
     "pull_model": "specdec.models.catalog",
     "Regex": "specdec.grammars.constraints",
     "Request": "specdec.request",
@@ -103,11 +105,13 @@ if TYPE_CHECKING:
     from specdec.grammars.constraints import LLAMA_JSON as LLAMA_JSON
     from specdec.grammars.constraints import MISTRAL as MISTRAL
     from specdec.grammars.constraints import MISTRAL_ARGS as MISTRAL_ARGS
+    from specdec.grammars.constraints import QWEN_XML as QWEN_XML
     from specdec.grammars.constraints import AfterMarker as AfterMarker
     from specdec.grammars.constraints import Choice as Choice
     from specdec.grammars.constraints import Constraint as Constraint
     from specdec.grammars.constraints import Function as Function
     from specdec.grammars.constraints import JsonSchema as JsonSchema
+    from specdec.grammars.constraints import ParameterFormat as ParameterFormat
     from specdec.grammars.constraints import Regex as Regex
     from specdec.grammars.constraints import TextOrToolCalls as TextOrToolCalls
     from specdec.grammars.constraints import ToolCallFormat as ToolCallFormat

@@ -276,6 +276,7 @@ class Engine:
                 free_text_end=request.constraint.calls.format.text_end
                 if isinstance(request.constraint, TextOrToolCalls) and request.constraint.text is None
                 else None,
+                calls_after=request.constraint.after if isinstance(request.constraint, TextOrToolCalls) else "",
                 leader=leader,
             )
             leader = leader or sequence
@@ -300,15 +301,20 @@ class Engine:
     def stats(self) -> EngineStats:
         """A snapshot; cheap, and readable from any thread."""
         scheduler, pool, compiler = self.scheduler, self.scheduler.block_pool, self._compiler
+        speculative = self.config.speculative
+        methods = frozenset[str]() if speculative is None else speculative.methods
+        num_waiting_by_reason = scheduler.num_waiting_by_reason()
         return EngineStats(
             num_requests_running=len(scheduler.running),
-            num_requests_waiting=len(scheduler.waiting),
+            num_requests_waiting=sum(num_waiting_by_reason.values()),
+            num_waiting_by_reason=num_waiting_by_reason,
             num_kv_blocks=pool.num_blocks,
             num_kv_blocks_in_use=pool.num_in_use,
             num_kv_blocks_cached=pool.num_cached,
             block_size=self.config.block_size,
             num_steps=self._num_steps,
             step_seconds=self._step_seconds,
+            step_tokens=scheduler.step_tokens.freeze(),
             num_prompt_tokens=scheduler.num_prompt_tokens,
             num_generation_tokens=scheduler.num_generation_tokens,
             prefix_cache_queries=scheduler.prefix_cache_queries,
@@ -317,6 +323,9 @@ class Engine:
             num_faults=scheduler.faults.counts,
             num_finished={str(reason): count for reason, count in scheduler.num_finished.copy().items()},
             speculation=scheduler.speculation.freeze(),
+            num_requests_undrafted=sum(
+                sequence.is_undrafted and sequence.can_be_drafted_for(methods) for sequence in scheduler.running.copy()
+            ),
             num_drafts_cut_by_grammar=self.proposer.num_drafts_cut_by_grammar,
             grammar_cache_hits=compiler.cache_hits,
             grammar_cache_misses=compiler.cache_misses,

@@ -23,6 +23,7 @@ from specdec.faults import FaultLog, SequenceFaultError, attributed_to
 from specdec.proposers.base import Proposal
 from specdec.request import DraftTrace, FinishReason, TokenDelta
 from specdec.sequence import Sequence, SequenceStatus, SpeculationCounts
+from specdec.step_tokens import StepTokens
 from specdec.stop import StopChecker
 from specdec.verifier import Outcome
 
@@ -59,11 +60,22 @@ class Scheduler:
         self.num_generation_tokens = 0
         self.num_finished: dict[FinishReason, int] = {}
         self.speculation = SpeculationCounts()
+        self.step_tokens = StepTokens()
+        """Of prompts, as far as a step computed them, and generated."""
         self.faults = FaultLog()
 
     @property
     def has_unfinished(self) -> bool:
         return bool(self.running or self.waiting)
+
+    def num_waiting_by_reason(self) -> dict[str, int]:
+        """How many wait for a place or for blocks, for them once more after a preemption, or for their leader."""
+        counts = {"capacity": 0, "preempted": 0, "deferred": 0}
+        # A copy in one step: this is also read from other threads while the engine schedules.
+        for sequence in self.waiting.copy():
+            is_new = sequence.admitted_at is None
+            counts["deferred" if sequence.waits_for_leader else "capacity" if is_new else "preempted"] += 1
+        return counts
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence that the empty pool can hold to its last token.
@@ -124,13 +136,16 @@ class Scheduler:
     ) -> list[TokenDelta]:
         """Append what was emitted, rewind over rejected drafts, register full blocks, finish what ended."""
         deltas = []
+        num_tokens = 0
         for scheduled, proposal, outcome in zip(batch.scheduled, proposals, outcomes, strict=True):
             sequence = scheduled.sequence
+            num_tokens += max(0, min(scheduled.num_tokens, sequence.num_prompt_tokens - sequence.num_computed_tokens))
             sequence.num_computed_tokens += scheduled.num_tokens
             try:
                 if outcome.token_ids:
                     with attributed_to(sequence, "commit"):
                         delta = self._append(sequence, proposal, outcome)
+                    num_tokens += len(delta.token_ids)
                     if delta.finish_reason is not None:
                         self._finish(sequence, delta.finish_reason)
                     deltas.append(delta)
@@ -139,6 +154,7 @@ class Scheduler:
                     self._trim(sequence)
             except SequenceFaultError as fault:
                 deltas += self.end(fault)
+        self.step_tokens.record(num_tokens)
         self._forget_finished()
         return deltas
 
@@ -191,6 +207,7 @@ class Scheduler:
         proposers = [source.proposer for source in proposal.sources]
         for counts in (sequence.speculation, self.speculation):
             counts.record(proposers, num_accepted=num_accepted, was_cut=was_cut, are_predicted=are_predicted)
+        sequence.is_undrafted = not proposers
         self.num_generation_tokens += num_emitted
         params = sequence.params
         return TokenDelta(
@@ -291,11 +308,7 @@ class Scheduler:
 
     def _next_waiting(self) -> Sequence | None:
         """The first waiting sequence that is not held back for its leader's prompt blocks."""
-        for sequence in self.waiting:
-            leader = sequence.leader
-            if leader is None or leader.is_prefilled or leader.status is SequenceStatus.FINISHED:
-                return sequence
-        return None
+        return next((sequence for sequence in self.waiting if not sequence.waits_for_leader), None)
 
     def _attach_prefix(self, sequence: Sequence) -> None:
         """Take the cached blocks of the sequence's own prefix; the last token is always left to compute."""

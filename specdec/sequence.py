@@ -150,6 +150,8 @@ class Sequence:
     is_traced: bool = False
     free_text_end: str | None = None
     """Where free text may end in calls, the marker that they begin with, or "" if that is a brace at the very start."""
+    calls_after: str = ""
+    """The marker behind which such a brace may come as well; empty once it has come."""
     leader: Sequence | None = None
     """The first choice of the same request, whose prompt blocks this one waits for."""
 
@@ -170,9 +172,13 @@ class Sequence:
     num_draft_ready_blocks: int = 0
     held_text: str = ""
     """Text not shown yet, because a stop string, or the marker of calls, may begin in it."""
+    is_before_brace: bool = False
+    """Whether nothing but whitespace has come since that marker."""
     is_in_calls: bool = False
     """Whether free text has ended, and stop strings with it."""
     speculation: SpeculationCounts = field(default_factory=SpeculationCounts)
+    is_undrafted: bool = False
+    """Whether its last pass of the target verified no draft."""
 
     def __post_init__(self) -> None:
         if self.prediction is not None:
@@ -198,6 +204,17 @@ class Sequence:
     @property
     def is_prefilled(self) -> bool:
         return self.num_computed_tokens >= self.num_prompt_tokens
+
+    @property
+    def waits_for_leader(self) -> bool:
+        """Whether another choice is still computing the prompt, whose blocks this one will share."""
+        leader = self.leader
+        return leader is not None and not leader.is_prefilled and leader.status is not SequenceStatus.FINISHED
+
+    def can_be_drafted_for(self, methods: frozenset[str]) -> bool:
+        """Whether one of its own methods, or of these, has something to draft from."""
+        without = {"grammar": self.grammar is None, "prediction": self.prediction is None}
+        return any(not without.get(method, False) for method in methods | self.plan.methods)
 
     def hashes(self, num_blocks: int, block_size: int) -> AbstractSequence[bytes]:
         """Digests of the first full blocks of token_ids."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from specdec.request import SpeculationStats
+from specdec.step_tokens import StepTokenStats
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -13,6 +14,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_requests_running: int = 0
     """Choices being computed: a request with n=3 counts three."""
     num_requests_waiting: int = 0
+    num_waiting_by_reason: dict[str, int] = {}
+    """The same by what they wait for (Scheduler.num_waiting_by_reason)."""
     num_kv_blocks: int = 0
     num_kv_blocks_in_use: int = 0
     """Blocks that a running choice holds; blocks kept only for the prefix cache are free."""
@@ -22,6 +25,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_steps: int = 0
     step_seconds: float = 0.0
     """Time spent in steps."""
+    step_tokens: StepTokenStats = StepTokenStats()
+    """Prompt tokens that steps computed, those of prompts computed again included, and tokens that they generated."""
     num_prompt_tokens: int = 0
     """Prompt tokens computed, prefix-cache hits included."""
     num_generation_tokens: int = 0
@@ -35,6 +40,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Requests ended by a fault of the engine's own, by the part of the work that failed (faults.py)."""
     speculation: SpeculationStats = SpeculationStats()
     """Of all choices, those included that are not finished."""
+    num_requests_undrafted: int = 0
+    """Running choices that could be speculated on, and whose last pass verified no draft."""
     num_drafts_cut_by_grammar: int = 0
     """Draft runs that a proposer ended because the grammar forbade its next token."""
     grammar_cache_hits: int = 0

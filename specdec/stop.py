@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from specdec.request import FinishReason
 from specdec.sequence import Sequence
 
+_WHITESPACE = " \t\n\r"
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -59,19 +61,11 @@ class StopChecker:
             return FinishReason.STOP, token_id
         text = sequence.detokenizer.push((token_id,))
         if (params.stop or sequence.free_text_end is not None) and not _begins_as_call(sequence, text):
-            text = sequence.held_text + text
-            marker = sequence.free_text_end
-            ends = (*params.stop, marker) if marker else params.stop
-            found = first_stop(text, ends) if may_stop else None
-            if found is not None and found[1] != marker:
-                position, stop = found
-                pieces.append(text[:position])
+            stop = _read_free_text(sequence, sequence.held_text + text, pieces, may_stop=may_stop)
+            if stop is not None:
                 return FinishReason.STOP, stop
-            sequence.is_in_calls = found is not None
-            num_held = 0 if sequence.is_in_calls else num_held_back(text, ends)
-            sequence.held_text = text[len(text) - num_held :]
-            text = text[: len(text) - num_held]
-        pieces.append(text)
+        else:
+            pieces.append(text)
         if (
             sequence.grammar is not None
             and sequence.grammar_state is not None
@@ -90,6 +84,40 @@ def _begins_as_call(sequence: Sequence, text: str) -> bool:
     if sequence.free_text_end == "" and sequence.num_output_tokens == 1 and text.startswith("{"):
         sequence.is_in_calls = True
     return sequence.is_in_calls
+
+
+def _read_free_text(sequence: Sequence, text: str, pieces: list[str], *, may_stop: bool) -> str | None:
+    """Move the text to `pieces`, up to where calls or a stop string may begin in it; the stop string that ends it."""
+    stops = sequence.params.stop
+    while True:
+        if sequence.is_before_brace:
+            bare = text.lstrip(_WHITESPACE)
+            blanks = text[: len(text) - len(bare)]
+            if bare.startswith("{") and (not may_stop or first_stop(blanks, stops) is None):
+                sequence.is_in_calls = True
+                break
+            sequence.is_before_brace = not bare
+        marker = sequence.free_text_end or sequence.calls_after
+        ends = (*stops, marker) if marker else stops
+        found = first_stop(text, ends) if may_stop else None
+        if found is None:
+            num_held = num_held_back(text, ends)
+            pieces.append(text[: len(text) - num_held])
+            sequence.held_text = text[len(text) - num_held :]
+            return None
+        position, stop = found
+        if stop != marker:
+            pieces.append(text[:position])
+            return stop
+        if sequence.free_text_end:
+            sequence.is_in_calls = True
+            break
+        pieces.append(text[: position + len(marker)])
+        text = text[position + len(marker) :]
+        sequence.calls_after, sequence.is_before_brace = "", True
+    pieces.append(text)
+    sequence.held_text = ""
+    return None
 
 
 def first_stop(text: str, stops: Iterable[str]) -> tuple[int, str] | None:

@@ -45,7 +45,7 @@ def test_every_path_that_is_linked_exists():
 def test_every_flag_of_the_deployment_page_exists():
     text = DEPLOYMENT + (ROOT / "Containerfile").read_text(encoding="utf-8")
     of_others = {"init", "cpus", "memory", "stop-timeout", "no-cache-dir", "index-url", "system", "uid", "home-dir",
-                 "from", "interval", "timeout", "start-period", "retries"}  # fmt: skip
+                 "from", "format", "interval", "timeout", "start-period", "retries"}  # fmt: skip
     named = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", text)) - of_others
     assert {"host", "api-key-file", "kv-cache-memory", "log-format"} <= named
     text = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).stdout

@@ -29,6 +29,7 @@ from specdec.grammars import (
     JsonSchema,
     LimitExceededError,
     Limits,
+    ParameterFormat,
     Regex,
     SchemaOptions,
     TextOrToolCalls,
@@ -57,6 +58,29 @@ _BARE = ToolCallFormat(begin="", end="", separator="", name_key="n", arguments_k
 _NAMED = ToolCallFormat(begin="<t>", end="", separator="", name_end="<a>")
 _NAMED_WITH_END = ToolCallFormat(begin="<t>\n", end="</t>", separator="\n", name_end=":", marker="<t>")
 _FLEXIBLE = SchemaOptions(whitespace="flexible")
+_ONE_BY_ONE = ToolCallFormat(
+    begin="<t>\n<f=", name_end=">", end="</f>", separator="\n", marker="<t>",
+    parameters=ParameterFormat(begin="<p=", name_end=">", end="\n</p>", after="\n"),
+)  # fmt: skip
+_MANY = Function(
+    name="many",
+    parameters=json.dumps(
+        {"type": "object", "properties": {
+            "s": {"type": "string"}, "n": {"type": "integer", "minimum": -3, "maximum": 120},
+            "e": {"enum": ["a", "ab"]}, "o": {"type": ["string", "null"], "maxLength": 3},
+            "b": {"type": "boolean"}, "x": {"type": "number"},
+            "l": {"type": "array", "items": {"type": "integer"}, "maxItems": 2}, "p": {"pattern": "^[ab]\n{0,2}$"},
+         }, "required": ["s", "n", "b"], "additionalProperties": False}
+    ),
+)  # fmt: skip
+_FEW = Function(
+    name="few",
+    parameters=json.dumps(
+        {"properties": {"a": {"$ref": "#/$defs/s"}, "b": {"$ref": "#"}, "c": {"enum": ["x", 1, None]},
+                        "d": {"type": "string", "minLength": 1, "maxLength": 2}, "e": {"type": "null"}},
+         "required": ["a"], "additionalProperties": False, "$defs": {"s": {"enum": ["x", "é", 1]}}}
+    ),
+)  # fmt: skip
 _SCHEMA = JsonSchema(schema='{"type":"array","items":{"type":["boolean","integer"]},"maxItems":3}')
 
 CONSTRAINTS: list[Constraint] = [
@@ -101,6 +125,19 @@ CONSTRAINTS: list[Constraint] = [
     ToolCalls(functions=(_STOP,), parallel=True, format=_LIST),
     TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), parallel=True, format=_LIST)),
     TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), format=_BARE)),
+    TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), format=_BARE), after="aab"),
+    TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=_BARE, options=_FLEXIBLE), after="</t>"),
+    ToolCalls(functions=(_MANY,), format=_ONE_BY_ONE),
+    ToolCalls(
+        functions=(_FEW, _MANY, Function(name="none", parameters='{"maxProperties":0}')),
+        parallel=True,
+        format=_ONE_BY_ONE,
+        options=_FLEXIBLE,
+    ),
+    ToolCalls(functions=(_FEW,), format=_ONE_BY_ONE, options=SchemaOptions(whitespace="pretty")),
+    TextOrToolCalls(calls=ToolCalls(functions=(_MANY, _FEW), parallel=True, format=_ONE_BY_ONE)),
+    TextOrToolCalls(calls=ToolCalls(functions=(_FEW,), format=_ONE_BY_ONE), text=JsonSchema(schema=_PLACE.parameters)),
+    AfterMarker(marker="aab", then=ToolCalls(functions=(_MANY,), format=_ONE_BY_ONE)),
     ToolCalls(functions=(_PLACE, Function(name="places"), _STOP), parallel=True, format=_NAMED),
     ToolCalls(functions=(_PLACE,), format=_NAMED, options=SchemaOptions(whitespace="pretty")),
     TextOrToolCalls(calls=ToolCalls(functions=(_PLACE, _STOP), parallel=True, format=_NAMED)),
@@ -214,6 +251,18 @@ def test_without_a_begin_an_answer_that_starts_with_a_brace_is_a_call() -> None:
     assert _accepted(constraint, texts) == [True, True, True, True, False, False, False, True]
     check = FinalCheck(constraint)
     assert [check.violation(text) is None for text in texts] == [True, True, True, True, False, False, False, True]
+
+
+def test_behind_a_marker_and_whitespace_a_brace_begins_a_call_as_well() -> None:
+    constraint = TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=_BARE), after="aab")
+    body = '{"n":"stop é","a":{}}'
+    fine = ["", body, "a" + body, "aab" + body, "xaab\n \n" + body, "aab\n", "aab [" + body, "aaab",
+            "aab x aab{", "[aab]{"]  # fmt: skip
+    broken = ["{", body + "aab" + body, "aab{", "aab \t{}", "aab" + body + "x", "{aab" + body]
+    check = FinalCheck(constraint)
+    for texts, is_fine in ((fine, True), (broken, False)):
+        assert _accepted(constraint, texts) == [is_fine] * len(texts)
+        assert [check.violation(text) is None for text in texts] == [is_fine] * len(texts)
 
 
 def test_an_object_may_stand_in_for_free_text() -> None:
@@ -352,6 +401,11 @@ def test_a_budget_reserves_what_comes_after_the_marker() -> None:
         (ToolCalls(functions=(Function(name="f", parameters='{"type":"string"}'),)), UnsatisfiableSchemaError, "'f'"),
         (ToolCalls(functions=(Function(name="f", parameters='{"type":"nothing"}'),)), InvalidSchemaError, "'f'"),
         (AfterMarker(marker="", then=_SCHEMA), InvalidSchemaError, "marker"),
+        (
+            TextOrToolCalls(calls=ToolCalls(functions=(_STOP,), format=_SHORT), after="aab"),
+            InvalidSchemaError,
+            "begin with a brace",
+        ),
         (AfterMarker(marker="日本", then=_SCHEMA), UnsatisfiableSchemaError, "marker"),
     ],
     ids=lambda one: one if isinstance(one, str) else type(one).__name__,

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from live_server import LiveServer, chat_body, serving, wait_until
+from live_server import CHAT, TIMEOUT_S, LiveServer, chat_body, serving, slowed, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
-from specdec import Engine, EngineStats, FinishReason, Request, SamplingParams, TokenDelta
+from specdec import Engine, EngineConfig, EngineStats, FinishReason, Request, SamplingParams, TokenDelta
+from specdec.async_engine import STATS_INTERVAL_S
+from specdec.grammars import Interest
 from specdec.sequence import SpeculationCounts
 from specdec.server import ServerConfig
 from specdec.server.metrics import LatencyObserver, ServerMetrics
 from specdec.speculative import PROPOSERS, SpeculativeConfig
+from specdec.step_tokens import StepTokens
 
 
 @pytest.fixture
@@ -70,6 +76,9 @@ def test_counts_add_up_to_the_usage_that_clients_were_told(fresh: LiveServer) ->
     parts = ("request_queue_time_seconds_sum", "request_prefill_time_seconds_sum")
     assert 0 < sum(total(samples, name) for name in parts) <= total(samples, "time_to_first_token_seconds_sum")
     assert total(samples, "cache_config_info") == 1
+    computed = total(samples, "prompt_tokens_total") - total(samples, "prefix_cache_hits_total")
+    assert total(samples, "iteration_tokens_total_sum") == computed + completion_tokens
+    assert total(samples, "iteration_tokens_total_count") == total(samples, "engine_steps_total")
     assert total(samples, "num_requests_running") == total(samples, "num_requests_waiting") == 0
     assert total(samples, "kv_cache_usage_perc") == 0
     assert all(labels["model_name"] == "tiny" for labels, _ in samples["specdec:generation_tokens_total"])
@@ -224,6 +233,100 @@ def test_metrics_of_a_request_come_with_the_last_chunk_and_are_null_for_several_
     assert '"metrics":{' in text.split("\n\n")[-3]
     answer = httpx.post(fresh.url + "/v1/chat/completions", json=chat_body(max_tokens=3, n=2), timeout=30).json()
     assert answer["metrics"] is None
+
+
+def test_the_steps_are_sorted_by_their_tokens() -> None:
+    tokens = StepTokens()
+    for num_tokens in (0, 1, 2, 8, 9, 16384, 16385):
+        tokens.record(num_tokens)
+    metrics = ServerMetrics("tiny", lambda: EngineStats(step_tokens=tokens.freeze()), os.getpid())
+    found = {
+        sample.labels["le"]: sample.value
+        for family in text_string_to_metric_families(metrics.text().decode())
+        for sample in family.samples
+        if sample.name == "specdec:iteration_tokens_total_bucket"
+    }
+    assert [found[bound] for bound in ("1.0", "8.0", "16.0", "8192.0", "16384.0", "+Inf")] == [2, 4, 5, 5, 6, 7]
+    assert tokens.freeze().num_tokens == 32789
+
+
+def test_what_waits_is_told_apart_by_what_it_waits_for(tiny_model_folder: Path) -> None:
+    engine = Engine(
+        EngineConfig(
+            model=str(tiny_model_folder), num_kv_blocks=20, block_size=16, max_num_seqs=3, max_num_batched_tokens=32
+        )
+    )
+    is_held, prepare = threading.Event(), engine.prepare
+
+    def hold(request: Request, interest: Interest | None = None) -> object:
+        assert request.constraint is None or is_held.wait(TIMEOUT_S), "nobody let it go on"
+        return prepare(request, interest)
+
+    engine.prepare = hold
+    seen: Counter[str] = Counter()
+
+    def scraped(server: LiveServer) -> dict[str, float]:
+        samples = scrape(server)
+        reasons = {labels["reason"]: value for labels, value in samples["specdec:num_requests_waiting_by_reason"]}
+        assert total(samples, "num_requests_waiting") == sum(reasons.values())
+        for reason, value in reasons.items():
+            seen[reason] = max(seen[reason], int(value))
+        return reasons
+
+    # Longer than a snapshot may be old, so that there is one of every step.
+    with serving(slowed(engine, 2 * STATS_INTERVAL_S)) as server, ThreadPoolExecutor(4) as pool:
+
+        def ask(**fields: object) -> int:
+            return httpx.post(server.url + CHAT, json=chat_body(**fields), timeout=120).status_code
+
+        schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": [1, 2]}}}
+        words = "one " * 200
+        long_prompt = [{"role": "user", "content": engine.tokenizer.decode(engine.tokenizer.encode(words)[:130])}]
+        asked = [pool.submit(ask, response_format=schema, n=2, max_tokens=9)]
+        wait_until(lambda: scraped(server)["grammar"] == 2, "a constraint to be compiled")
+        asked += [pool.submit(ask, messages=long_prompt, n=2, max_tokens=80, ignore_eos=True)]
+        wait_until(lambda: scraped(server)["deferred"] == 1, "a choice to wait for another's prompt")
+        asked += [pool.submit(ask, n=2, max_tokens=80, ignore_eos=True)]
+        wait_until(lambda: scraped(server)["capacity"] >= 1, "a choice to wait for a place")
+        wait_until(lambda: scraped(server)["preempted"] >= 1, "a choice to make room")
+        is_held.set()
+        assert [one.result() for one in asked] == [200] * 3
+        wait_until(lambda: not any(scraped(server).values()), "nothing to wait")
+    assert set(seen) == {"capacity", "preempted", "deferred", "grammar"}
+
+
+def test_who_is_not_drafted_for_is_counted_while_it_runs(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(speculative=SpeculativeConfig(method="ngram", num_speculative_tokens=3))
+    repeated = [{"role": "user", "content": "one two three " * 30}]
+
+    def count(server: LiveServer) -> int:
+        return int(total(scrape(server), "spec_decode_disabled_requests"))
+
+    with serving(slowed(engine, 2 * STATS_INTERVAL_S)) as server, ThreadPoolExecutor(1) as pool:
+
+        def ask(**fields: object) -> int:
+            body = chat_body(messages=repeated, max_tokens=12, ignore_eos=True, temperature=0, **fields)
+            return httpx.post(server.url + CHAT, json=body, timeout=60).status_code
+
+        assert count(server) == 0
+        for turned_off in ({"enabled": False}, {"num_speculative_tokens": 0}):
+            asked = pool.submit(ask, speculative=turned_off, n=2)
+            wait_until(lambda: count(server) == 2, "two choices that have had no draft")
+            assert asked.result() == 200
+            wait_until(lambda: count(server) == 0, "them to be over")
+        asked = pool.submit(ask)
+        wait_until(lambda: total(scrape(server), "spec_decode_num_drafts_total") > 0, "a draft")
+        assert asked.result() == 200
+
+
+def test_where_only_a_grammar_drafts_an_answer_without_one_misses_nothing(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    assert engine.config.speculative == SpeculativeConfig(method="grammar")
+    with serving(slowed(engine, 2 * STATS_INTERVAL_S)) as server, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, server.url + CHAT, json=chat_body(max_tokens=9, ignore_eos=True), timeout=60)
+        wait_until(lambda: total(scrape(server), "generation_tokens_total") > 2, "some tokens")
+        assert total(scrape(server), "spec_decode_disabled_requests") == 0
+        assert asked.result().status_code == 200
 
 
 def test_paths_that_clients_make_up_are_no_labels(fresh: LiveServer) -> None:

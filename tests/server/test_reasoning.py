@@ -9,11 +9,12 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from live_server import LiveServer, chat_body, read_events, serving
-from tool_templates import MAY_THINK, THINKING, write_model_with_tools
+from tool_templates import LLAMA, MAY_THINK, THINKING, write_model_with_tools
 
 from specdec import LLAMA_JSON, ChatTemplate, Engine, EngineConfig, Function, TextOrToolCalls, ToolCalls
 from specdec.server import ServerConfig
@@ -277,16 +278,68 @@ def test_the_logprobs_of_a_response_are_those_of_its_text_alone(client: httpx.Cl
     )
 
 
-def test_what_comes_after_reasoning_is_text_where_a_call_is_the_whole_answer() -> None:
-    calls = TextOrToolCalls(calls=ToolCalls(functions=(Function(name="f"),), format=LLAMA_JSON))
+ENDS_OF_REASONING = ("</think>{", "</think>\n\n{", "</think> ")
+
+
+@pytest.fixture(scope="module", params=["the prompt begins it", "the model may begin it"])
+def thinking_llama(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
+    """A server whose model has Llama's format and reasons, and tokens that end the reasoning, by their text."""
+    template, begin = LLAMA + "{# <think> </think> #}", "<think>hm"
+    if request.param == "the prompt begins it":
+        template, begin = LLAMA.replace("assistant\\n\\n' }}{%- endif", "assistant\\n<think>\\n' }}{%- endif"), ""
+        assert template != LLAMA
+    folder, _ = write_model_with_tools(tmp_path_factory.mktemp("llama") / "model", template)
+    path = str(folder / "tokenizer.json")
+    tokenizer = tokenizers.Tokenizer.from_file(path)
+    texts = [begin + text for text in ENDS_OF_REASONING]
+    tokenizer.add_tokens([tokenizers.AddedToken(text, special=False, normalized=False) for text in texts])
+    tokenizer.save(path)
+    with serving(Engine(EngineConfig(model=str(folder), num_kv_blocks=300, check_outputs=True))) as server:
+        yield server, {text: tokenizer.token_to_id(text) for text in texts}
+
+
+def test_a_call_that_is_the_whole_answer_is_enforced_after_reasoning(thinking_llama: tuple) -> None:
+    server, ids = thinking_llama
+    num_called = 0
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        for (text, token_id), seed in itertools.product(ids.items(), range(4)):
+            fields = {
+                "tools": TOOLS, "max_tokens": 80, "seed": seed, "logit_bias": {str(token_id): 100}, "stop": ["}", '"'],
+            }  # fmt: skip
+            choice, _ = ask(client, **fields)
+            calls = choice["message"].get("tool_calls") or []
+            with client.stream("POST", CHAT, json=chat_body(stream=True, **fields)) as response:
+                deltas = [choice["delta"] for event in read_events(response) for choice in event["choices"]]
+            pieces = [one["function"]["arguments"] for delta in deltas for one in delta.get("tool_calls") or ()]
+            if text.endswith("{"):
+                assert choice["finish_reason"] == "tool_calls"
+                assert choice["message"]["content"] is None
+                [call] = calls
+                assert call["function"]["name"] == "f"
+                Draft202012Validator(SCHEMA).validate(json.loads(call["function"]["arguments"]))
+                assert "".join(pieces) == call["function"]["arguments"]
+                num_called += 1
+            else:
+                # The token comes again and again, and what it follows is text.
+                assert not calls
+                assert not pieces
+    assert num_called == 8
+    assert server.engine.stats().num_output_check_failures == 0
+
+
+def test_what_comes_after_reasoning_is_a_call_where_it_begins_as_one() -> None:
+    calls = TextOrToolCalls(calls=ToolCalls(functions=(Function(name="f"),), format=LLAMA_JSON), after="</think>")
     shape = AnswerShape(
         constraint=calls, tools=RequestedTools(constraint=calls, family=call_family(None)),
         requested=RequestedConstraint(), tokenizer=None, has_reasoning=True, is_reasoning_begun=True,
     )  # fmt: skip
-    text = '{"name": "\\x", "parameters": {}}'
-    reader = shape.reader()
-    assert list(reader.read("hm</think>" + text)) == [ReasoningPiece("hm"), TextPiece(text)]
-    assert not reader.has_whole_calls
-    reader = shape.reader()
-    [begin, arguments] = reader.read('{"name": "f", "parameters": {}}')
-    assert (begin.name, arguments.text, reader.has_whole_calls) == ("f", "{}", True)
+    call = '{"name": "f", "parameters": {}}'
+    for text in ("hm</think>", "hm</think> \n\t", ""):
+        reader = shape.reader()
+        *reasoning, begin, arguments = reader.read(text + call)
+        assert reasoning == ([ReasoningPiece("hm")] if text else [])
+        assert (begin.name, arguments.text, reader.has_whole_calls) == ("f", "{}", True)
+    for text in ("[" + call, "\u00a0" + call, "It is " + call):
+        reader = shape.reader()
+        assert list(reader.read("hm</think>" + text)) == [ReasoningPiece("hm"), TextPiece(text)]
+        assert not reader.has_whole_calls

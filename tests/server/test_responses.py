@@ -266,8 +266,9 @@ REFUSED = [
     ({"input": [{"role": "user"}]}, "input[0].content", "invalid_value"),
     ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content[0].type",
      "invalid_value"),
-    ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "refusal", "refusal": "b"}]}]},
-     "input[0].content[1].type", "invalid_value"),
+    ({"input": [{"role": "user", "content": [
+        {"type": "input_text", "text": "a"}, {"type": "refusal", "refusal": "b"}]}]}, "input[0].content[1].type",
+     "invalid_value"),
     ({"input": [{"role": "user", "content": "a"}, {"role": "user", "content": [
         {"type": "output_text", "text": "a"}]}]}, "input[1].content[0].type", "invalid_value"),
     ({"input": [{"role": "developer", "content": [{"type": "output_text", "text": "a"}]}]}, "input[0].content[0].type",

@@ -20,15 +20,17 @@ from tool_requests import (
     strict_client,
     written,
 )
-from tool_templates import LLAMA, MISTRAL, MISTRAL_ARGS, QWEN, write_model_with_tools
+from tool_templates import LLAMA, MISTRAL, MISTRAL_ARGS, QWEN, QWEN_CODER, write_model_with_tools
 
 from specdec import Engine, EngineConfig
 
 pytestmark = pytest.mark.filterwarnings("error")
-BEGINNINGS = {"qwen": '<tool_call>\n{"name":', "llama": '{"name":', "mistral": '[TOOL_CALLS] [{"name":',
+BEGINNINGS = {"qwen": '<tool_call>\n{"name":', "qwen_coder": "<tool_call>\n<function=",
+              "llama": '{"name":', "mistral": '[TOOL_CALLS] [{"name":',
               "mistral_args": "[TOOL_CALLS]"}  # fmt: skip
 FAMILIES = {
     "qwen": (QWEN, "<tool_call>"),
+    "qwen_coder": (QWEN_CODER, "<tool_call>"),
     "llama": (LLAMA, "{"),
     "mistral": (MISTRAL, "[TOOL_CALLS]"),
     "mistral_args": (MISTRAL_ARGS, "[TOOL_CALLS]"),
@@ -112,6 +114,25 @@ def test_where_a_format_is_asked_for_an_answer_is_a_call_or_in_the_format(family
             else:
                 assert answer.finish_reason == "stop"
                 Draft202012Validator(schema).validate(json.loads(answer.message.content))
+
+
+def test_arguments_that_a_format_cannot_hold_to_their_schema_are_refused_by_name(family: tuple) -> None:
+    server, name, _ = family
+    parameters = {"type": "object", "properties": {"a": {"const": 1}, "b": {"const": 2}}, "minProperties": 1}
+    tools = [TOOLS[2], {"type": "function", "function": {"name": "some", "parameters": parameters}}]
+    choice = {"type": "function", "function": {"name": "some"}}
+    with strict_client(server) as client:
+        if name != "qwen_coder":
+            [call] = ask(client, tools=tools, tool_choice=choice).message.tool_calls
+            Draft202012Validator(parameters).validate(json.loads(call.function.arguments))
+            return
+        with pytest.raises(openai.BadRequestError) as refused:
+            ask(client, tools=tools, tool_choice=choice)
+        assert (refused.value.param, refused.value.code) == (
+            "tools[1].function.parameters",
+            "unsupported_schema_feature",
+        )
+        assert "'some'" in str(refused.value)
 
 
 def test_answers_in_a_budget_of_any_size_are_whole_calls_or_text(family: tuple) -> None:
