@@ -12,7 +12,7 @@ from rich.table import Table
 from specdec.evals.progress import Steps, progress_on
 from specdec.evals.result import EvalResult
 
-_FILE_WIDTH = 160
+_FILE_WIDTH = 180
 
 
 class Terminal:
