@@ -107,6 +107,11 @@ class DraftLengths:
             rate = gain / max(cost, 1e-9)
             if rate > expected / seconds and gain - cost * expected / seconds > best:
                 best, num_best = gain - cost * expected / seconds, i
+        for _, draft in chances[num_best:]:
+            # Only a model that drafts nothing at all is untried: behind its own tokens it has been, in this step.
+            if _DRAFT_MODEL not in draft.sources:
+                with attributed_to(draft.sequence, "draft"):
+                    self.estimates.skip(draft.sequence, _DRAFT_MODEL)
         return chosen + [draft for _, draft in chances[:num_best]]
 
     def observe(self, batch: Batch, proposals: Iterable[Proposal], seconds: float) -> None:

@@ -168,6 +168,17 @@ def test_the_draft_model_is_not_run_for_drafts_that_are_unlikely_to_stand():
     assert lengths.worth_drafting(batch_of(drafts), drafts) == [drafts[1]]
 
 
+def test_a_draft_model_that_did_badly_is_tried_again_after_a_while():
+    lengths = DraftLengths(StepTime(FLAT), StepTime([(1, 0.004), (64, 0.1)]))
+    [draft] = reaching_end([draft_of([])])
+    assert lengths.worth_drafting(batch_of([draft]), [draft])
+    for _ in range(60):
+        lengths.estimates.observe(draft.sequence, [Source("draft_model")], 0)
+    assert not lengths.worth_drafting(batch_of([draft]), [draft])
+    num_steps = next(i for i in range(10_000) if lengths.worth_drafting(batch_of([draft]), [draft]))
+    assert num_steps > 10
+
+
 def test_a_sequence_whose_drafts_never_pay_is_looked_at_less_and_less():
     lengths = DraftLengths(StepTime(STEEP), None)
     looks = []
