@@ -11,7 +11,7 @@ from specdec.grammars.constraints import ParameterFormat
 from specdec.grammars.errors import LimitExceededError, UnsatisfiableSchemaError, UnsupportedSchemaError
 from specdec.grammars.languages import Language
 from specdec.grammars.parameter_kinds import ParameterKind
-from specdec.grammars.raw_text import RawTextBuilder, raw_bytes
+from specdec.grammars.raw_text_builder import RawTextBuilder, raw_bytes
 from specdec.grammars.rules import ObjectRule, Rule
 from specdec.grammars.strings import StringSet
 from specdec.grammars.vocabulary import Vocabulary
@@ -101,12 +101,14 @@ def add_parameters(
             continue
         ended = raw.state()
         raw.literal(ended, form.after.encode(), following)
-        if parameter.value.is_everything:
-            values.append(raw.free_text(form.end.encode(), ended, may_end=False))
-            continue
         has_breaks = parameter.value.num_states * len(form.end) <= MAX_END_STATES
         if not has_breaks:
             restrict(f"no text with {form.end[0]!r} in it: telling it from the end would take too many states", pointer)
+        elif _may_hold(parameter.value, form.end):
+            restrict(f"no text with {form.end!r} in it, which ends a parameter", pointer)
+        if parameter.value.is_everything:
+            values.append(raw.free_text(form.end.encode(), ended, may_end=False))
+            continue
         values.append(raw.text_until(parameter.value, form.end.encode(), ended, may_hold_first=has_breaks))
     for index, place in enumerate(places):
         for parameter, value in zip(parameters[index:], values[index:], strict=True):
@@ -116,6 +118,20 @@ def add_parameters(
         else:
             raw.literal(place, end, done)
     return places[0]
+
+
+def _may_hold(language: Language, text: str) -> bool:
+    """Whether a word of the language has the text somewhere in it."""
+    for start in range(language.num_states):
+        state = start
+        for character in text:
+            if not language.is_live(state):
+                break
+            state = language.step(state, ord(character))
+        else:
+            if language.is_live(state):
+                return True
+    return False
 
 
 def _one_object(rule: Rule) -> ObjectRule:

@@ -38,7 +38,7 @@ from specdec.grammars.parameter_kinds import parameter_kinds
 from specdec.grammars.parameters import parameters_of
 from specdec.grammars.patterns import whole_pattern_language
 from specdec.grammars.program import Program, ShortTexts
-from specdec.grammars.raw_text import RawTextBuilder, raw_bytes
+from specdec.grammars.raw_text_builder import RawTextBuilder, raw_bytes
 from specdec.grammars.report import EnforcementReport, Restriction
 from specdec.grammars.rules import Rule, renumbered
 from specdec.grammars.scalar_automata import ScalarAutomata

@@ -9,7 +9,7 @@ from specdec.grammars.constraints import ParameterFormat, ToolCallFormat, ToolCa
 from specdec.grammars.errors import GrammarError, InvalidSchemaError, UnsatisfiableSchemaError
 from specdec.grammars.options import SchemaOptions
 from specdec.grammars.parameters import Parameter, Restrict, add_parameters
-from specdec.grammars.raw_text import RawTextBuilder, raw_bytes
+from specdec.grammars.raw_text_builder import RawTextBuilder, raw_bytes
 from specdec.grammars.spelling import spell_string
 from specdec.grammars.vocabulary import Vocabulary
 
