@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specdec.gather_buffer import GatherBuffer
+from specdec.query_tiles import QueryTiles
 
 INVARIANT_TILE_QUERIES = 16
 INVARIANT_SPLIT_KEYS = 128
@@ -105,6 +106,8 @@ class _Group:
     mask: Tensor | None
     """Additive, [B, 1, Q * G, L] when heads are folded into queries, [1, 1, Q, L] when not; None is plain causal."""
     fold_heads: bool
+    tiles: QueryTiles | None
+    """Of a single sequence whose queries are attended tile after tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +175,14 @@ class TorchAttention:
         if min(lengths) < num_queries:
             padded = torch.cat([torch.arange(n) + i * num_queries for i, n in enumerate(lengths)])
         fold_heads = num_queries <= _MAX_FOLDED_QUERIES
-        mask = None
-        if fold_heads or chosen[0].start_position > 0:
+        mask, tiles = None, None
+        if not fold_heads and QueryTiles.supports(dtype):
+            tiles = QueryTiles(num_queries=num_queries, first_position=chosen[0].start_position, num_groups=num_groups)
+        elif fold_heads or chosen[0].start_position > 0:
             allowed = torch.arange(num_blocks * block_size) <= query_positions[:, :, None]
             mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, -math.inf)
             mask = mask.repeat_interleave(num_groups, dim=1)[:, None] if fold_heads else mask[:, None]
-        return _Group(rows, padded, len(chosen), num_queries, block_table.flatten(), mask, fold_heads)
+        return _Group(rows, padded, len(chosen), num_queries, block_table.flatten(), mask, fold_heads, tiles)
 
     def _attend(self, query: Tensor, cache: tuple[Tensor, Tensor], group: _Group) -> Tensor:
         num_sequences, num_queries = group.num_sequences, group.num_queries
@@ -189,6 +194,8 @@ class TorchAttention:
             buffer.gather(part, group.block_table).view(num_sequences, -1, num_heads, head_size).transpose(1, 2)
             for buffer, part in zip((self._keys, self._values), cache, strict=True)
         )
+        if group.tiles is not None:
+            return group.tiles.attend(query, keys[0].transpose(0, 1), values[0].transpose(0, 1))
         if group.padded is not None:
             spread = query.new_zeros(num_sequences * num_queries, num_query_heads, head_size)
             spread[group.padded] = query
