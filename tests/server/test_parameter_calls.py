@@ -6,13 +6,14 @@ import itertools
 import json
 
 import pytest
+from call_pieces import read
 from hypothesis import given
 from hypothesis import strategies as st
 
 from specdec import QWEN_XML
 from specdec.grammars import ParameterKind
 from specdec.server.parameter_calls import ParameterCallReader
-from specdec.server.tool_calls import ArgumentsPiece, CallBegin, TextPiece
+from specdec.server.tool_calls import ArgumentsPiece
 
 END = "\n</parameter>"
 KINDS = {"f": {"t": ParameterKind.TEXT, "o": ParameterKind.TEXT_OR_NULL, "j": ParameterKind.JSON}, "g": {}}
@@ -44,23 +45,6 @@ def written(said: list[tuple[str, dict]]) -> str:
 
 def reader_of(text: str = "before") -> ParameterCallReader:
     return ParameterCallReader(QWEN_XML, QWEN_XML.parameters, KINDS, text=text)
-
-
-def read(reader: ParameterCallReader, pieces: list[str]) -> tuple[str, list[tuple[str, str]]]:
-    text, found = "", []
-    for piece in itertools.chain.from_iterable([*(reader.read(one) for one in pieces), reader.end()]):
-        match piece:
-            case TextPiece(shown):
-                assert not found, "no text comes after calls"
-                text += shown
-            case CallBegin(index, _, name):
-                assert index == len(found)
-                found.append((name, ""))
-            case ArgumentsPiece(index, added):
-                assert index == len(found) - 1
-                assert added
-                found[index] = (found[index][0], found[index][1] + added)
-    return text, found
 
 
 @given(

@@ -6,6 +6,7 @@ import itertools
 import json
 
 import pytest
+from call_pieces import read
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,25 +34,6 @@ def written(form: ToolCallFormat, said: list[tuple[str, dict]]) -> tuple[str, li
     if form.is_list:
         return form.begin + form.separator.join(bodies) + form.end, texts
     return form.separator.join(form.begin + body + form.end for body in bodies), texts
-
-
-def read(reader: CallReader, pieces: list[str]) -> tuple[str, list[tuple[str, str]]]:
-    text, found = "", []
-    said = [piece for given_piece in pieces for piece in reader.read(given_piece)] + list(reader.end())
-    for piece in said:
-        match piece:
-            case TextPiece(shown):
-                assert not found, "no text comes after calls"
-                text += shown
-            case CallBegin(index, _, name):
-                assert index == len(found)
-                found.append((name, ""))
-            case ArgumentsPiece(index, added):
-                assert index == len(found) - 1
-                assert added
-                found[index] = (found[index][0], found[index][1] + added)
-    assert len({piece.id for piece in said if isinstance(piece, CallBegin)}) == len(found)
-    return text, found
 
 
 def cut(text: str, places: list[int]) -> list[str]:
