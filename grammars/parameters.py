@@ -21,7 +21,6 @@ MAX_PARAMETERS = 64
 MAX_END_STATES = 8192
 """Byte states of a string that follow the end of its parameter, which may begin anywhere in it."""
 
-_NULL = Language.of(["null"])
 Restrict = Callable[[str, str], None]
 """Takes what is left out, and where in the schema."""
 
@@ -153,11 +152,9 @@ def _one_object(rule: Rule) -> ObjectRule:
 
 def _texts(rule: Rule, kind: ParameterKind, pointer: str, restrict: Restrict) -> Language | None:
     strings = StringSet(rule.terms, tuple(json.loads(b'"' + text) for text in rule.strings)).language()
-    is_null = b"null" in rule.literals
-    if kind is ParameterKind.TEXT_OR_NULL and is_null:
-        strings |= _NULL
-    elif kind is ParameterKind.TEXT_OR_NULL:
-        strings -= _NULL
+    if kind is ParameterKind.TEXT_OR_NULL:
+        null = Language.of(["null"])
+        strings = strings | null if b"null" in rule.literals else strings - null
     others = [text for text in rule.literals if text != b"null" or kind is ParameterKind.TEXT]
     if others or rule.numbers is not None or rule.objects or rule.arrays:
         restrict("written one by one, a parameter that may be a string is one", pointer)
