@@ -56,7 +56,7 @@ def parameters_of(
             continue
         name: str = json.loads(b'"' + key)
         [(_, number)] = choices
-        pointer = "/properties/" + name.replace("~", "~0").replace("/", "~1")
+        pointer = _pointer(name)
         kind = kinds.get(name, ParameterKind.TEXT)
         value = (
             _json(rules, number, pointer, restrict)
@@ -91,7 +91,7 @@ def add_parameters(
     places = [raw.state() for _ in range(len(parameters) + 1)]
     values = []
     for parameter, following in zip(parameters, places[1:], strict=True):
-        pointer = "/properties/" + parameter.name.replace("~", "~0").replace("/", "~1")
+        pointer = _pointer(parameter.name)
         _check_name(parameter, form, vocabulary, pointer)
         if isinstance(parameter.value, int):
             after = raw.state()
@@ -117,6 +117,11 @@ def add_parameters(
         else:
             raw.literal(place, end, done)
     return places[0]
+
+
+def _pointer(name: str) -> str:
+    """Where a parameter's schema stands in the function's."""
+    return "/properties/" + name.replace("~", "~0").replace("/", "~1")
 
 
 def _may_hold(language: Language, text: str) -> bool:

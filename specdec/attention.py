@@ -104,7 +104,8 @@ class _Group:
     block_table: Tensor
     """int64 [B * M]"""
     mask: Tensor | None
-    """Additive, [B, 1, Q * G, L] when heads are folded into queries, [1, 1, Q, L] when not; None is plain causal."""
+    """Additive, [B, 1, Q * G, L] when heads are folded into queries, [1, 1, Q, L] when not; None is plain causal, or
+    tiles."""
     fold_heads: bool
     tiles: QueryTiles | None
     """Of a single sequence whose queries are attended tile after tile."""
@@ -120,7 +121,8 @@ class TorchAttention:
     """Gathers each sequence's blocks and calls torch's scaled_dot_product_attention: the CPU path.
 
     Decoding and verification fold the G query heads of a key-value head into the queries, so that the library sees
-    plain multi-head attention and no key is copied per query head.
+    plain multi-head attention and no key is copied per query head. Longer spans go tile after tile where the processor
+    multiplies in bfloat16 (query_tiles.py).
     """
 
     def __init__(self) -> None:
