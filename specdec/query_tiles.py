@@ -1,8 +1,9 @@
-"""QueryTiles: attention of one sequence's many queries, tile after tile; prompts in bfloat16 on a CPU.
+"""QueryTiles: attention of one sequence's many queries, tile after tile; prompts in 16 bits on a CPU.
 
 torch's fused kernel takes a third of a prompt's time there. Products that oneDNN computes in bfloat16 and sums in fp32
 take two thirds of that, and their scores, which stay fp32, are as exact as the kernel's own: a prompt of 330 tokens of
-SmolLM2-135M came in 137 ms, not 152, one of 460 in 194, not 231.
+SmolLM2-135M came in 137 ms, not 152, one of 460 in 194, not 231. Where there is AVX2 alone, the kernel multiplies in
+16 bits a row at a time; the tiles' products are in fp32 then.
 
 Q queries, L keys up to the last of them, H_q query heads, H key-value heads, G = H_q / H, D head size.
 """
@@ -11,14 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from specdec.linear import PackedLinear
+from specdec.linear import HalfLinear, PackedLinear
 
 _MAX_QUERIES: Final = 96
 """Of a tile: more are no faster, as more scores are worked out in vain above the diagonal."""
@@ -52,8 +53,9 @@ class QueryTiles:
 
     @staticmethod
     def supports(dtype: torch.dtype) -> bool:
-        """Whether this build of torch and this processor multiply so."""
-        return PackedLinear.supports(torch.empty(0, dtype=dtype))
+        """Whether tiles are faster than the kernel with this build of torch and this processor."""
+        weight = torch.empty(0, dtype=dtype)
+        return PackedLinear.supports(weight) or HalfLinear.supports(weight)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """query [Q, H_q, D], keys and values [L or more, H, D] -> [Q, H_q, D]."""
@@ -61,9 +63,9 @@ class QueryTiles:
         num_heads = keys.shape[1]
         num_groups = num_query_heads // num_heads
         output = torch.empty_like(query)
-        # [H, D, L] and [H, L, D]; in fp32 nothing of a bfloat16 is lost.
+        # [H, D, L] and [H, L, D]; in fp32 nothing of 16 bits is lost.
         float_keys, float_values = keys.float().permute(1, 2, 0), values.float().transpose(0, 1)
-        with _products_in_bfloat16():
+        with _products_in_bfloat16() if PackedLinear.supports(query) else nullcontext():
             for tile in self._tiles:
                 num_queries = tile.stop - tile.start
                 folded = (

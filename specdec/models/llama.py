@@ -27,7 +27,9 @@ class LlamaLayer:
 
     __slots__ = ("down", "gate_up", "input_norm", "output", "post_attention_norm", "qkv")
 
-    def __init__(self, config: ModelConfig, method: LinearMethod, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, method: LinearMethod[Any], dtype: torch.dtype, device: torch.device
+    ) -> None:
         hidden_size = config.hidden_size
         heads_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
@@ -47,7 +49,13 @@ class LlamaModel:
     """The model over packed tokens; its KV lives in the pool, its matrix products in LinearMethods."""
 
     def __init__(
-        self, config: ModelConfig, *, method: LinearMethod, max_model_len: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        *,
+        method: LinearMethod[Any],
+        max_model_len: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.config = config
         self.dtype = dtype
