@@ -11,7 +11,9 @@ from typing import Final, NamedTuple
 import torch
 
 _MIN_TILE_ROWS: Final = 16
-"""Fewer rows are not a matrix product that the hardware has."""
+_MIN_TILE_KEYS: Final = 16
+"""Fewer are not a matrix product that the hardware has. For fp32 it has none: the product is one of registers, which
+larger tiles run out of (6 KB a thread spilled for sm_90 at 64 rows and 32 keys of 128)."""
 _MAX_TILE_ROWS: Final = 128
 _MAX_TILE_KEYS: Final = 64
 _TILE_BYTES: Final = 2**15
@@ -39,9 +41,12 @@ def choose_tiling(
     num_groups = num_heads // num_kv_heads
     row_bytes = max(16, power_of_2_from(head_size)) * query.dtype.itemsize
     most_rows = min(_MAX_TILE_ROWS, _TILE_BYTES // row_bytes)
+    if query.dtype == torch.float32:
+        most_rows = _MIN_TILE_ROWS
     least_rows = max(_MIN_TILE_ROWS, power_of_2_from(num_groups))
     tile_rows = max(least_rows, min(most_rows, power_of_2_from(max_num_queries * num_groups)))
-    tile_keys = max(16, min(_MAX_TILE_KEYS, _TILE_BYTES // 2 // row_bytes))
+    most_keys = _MIN_TILE_KEYS if query.dtype == torch.float32 else _MAX_TILE_KEYS
+    tile_keys = max(_MIN_TILE_KEYS, min(most_keys, _TILE_BYTES // 2 // row_bytes))
     tile_queries = tile_rows // num_groups
     num_tiles = min(
         num_tokens // tile_queries + num_sequences, -(-max_num_queries // tile_queries) * num_sequences, num_tokens
@@ -57,7 +62,7 @@ def check_tiling(tiling: AttentionTiling, num_groups: int) -> None:
     """Raises ValueError for numbers that are none of a tiling, at G query heads a KV head."""
     for name, number, least in (
         ("tile_rows", tiling.tile_rows, max(_MIN_TILE_ROWS, num_groups)),
-        ("tile_keys", tiling.tile_keys, 16),
+        ("tile_keys", tiling.tile_keys, _MIN_TILE_KEYS),
     ):
         if number < least or number != power_of_2_from(number):
             raise ValueError(f"{name} is {number}; it must be a power of two, {least} or more")

@@ -205,8 +205,10 @@ if TRITON_RUNS_HERE:
             ).to(query.dtype)
             scores = tl.dot(query, keys, input_precision="ieee") * score_scale
             if HAS_SOFT_CAP:
-                # tanh(x) = 2 sigmoid(2 x) - 1
-                scores = soft_cap * (2.0 * tl.sigmoid(2.0 * scores / soft_cap) - 1.0)
+                # The hyperbolic tangent by an exponential that cannot overflow.
+                decayed = tl.exp(-2.0 * tl.abs(scores / soft_cap))
+                capped = soft_cap * (1.0 - decayed) / (1.0 + decayed)
+                scores = tl.where(scores < 0.0, -capped, capped)
             if HAS_BIAS:
                 column = key_position - first_position
                 scores += tl.load(
