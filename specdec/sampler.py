@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from specdec.grammars import MaskTable
+from specdec.kernels.gumbel import GUMBEL_RANGE, gumbel
 from specdec.kernels.token_mask import apply_token_mask
-from specdec.noise import GUMBEL_RANGE, Stream, gumbel, noise_key, uniform
+from specdec.noise import Stream, noise_key, uniform
 from specdec.proposers.base import DraftDistribution
 from specdec.request import SamplingParams
 from specdec.sequence import Sequence

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import torch
 
-from specdec.noise import GUMBEL_RANGE, Stream, fixed_log, gumbel, noise_key, uniform
+from specdec.kernels.gumbel import GUMBEL_RANGE, fixed_log, gumbel
+from specdec.noise import Stream, noise_key, uniform
 
 
 def test_the_logarithm_is_right_over_every_exponent():

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from specdec.noise import Stream, gumbel, noise_key
+from specdec.kernels.gumbel import gumbel
+from specdec.noise import Stream, noise_key
 from specdec.request import SamplingParams
 from specdec.sampler import SamplingRow
 from specdec.sequence import Sequence

@@ -1,0 +1,81 @@
+"""AttentionTiling: how the work of paged_attention is cut into programs.
+
+T packed queries, H_q query heads over H KV heads, G = H_q / H, D head size.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Final, NamedTuple
+
+import torch
+
+_MIN_TILE_ROWS: Final = 16
+_MIN_TILE_KEYS: Final = 16
+"""Fewer are not a matrix product that the hardware has. For fp32 it has none: the product is one of registers, which
+larger tiles run out of (6 KB a thread spilled for sm_90 at 64 rows and 32 keys of 128)."""
+_MAX_TILE_ROWS: Final = 128
+_MAX_TILE_KEYS: Final = 64
+_TILE_BYTES: Final = 2**15
+"""Of a tile's queries; its keys take half, its values as much again, and both twice while loads overlap."""
+_MIN_SPLIT_KEYS: Final = 256
+"""Of less work than this, merging is too large a part."""
+
+
+class AttentionTiling(NamedTuple):
+    """Results of one tiling are the same bits in any batch."""
+
+    tile_rows: int
+    """Queries times G in a tile: a power of two, 16 or more, and no less than G."""
+    tile_keys: int
+    """Keys looked at in one go: a power of two, 16 or more."""
+    split_keys: int | None = None
+    """Keys for which one program is responsible, a multiple of tile_keys; None is all."""
+
+
+def choose_tiling(
+    query: torch.Tensor, *, num_kv_heads: int, num_sequences: int, max_num_queries: int, max_context_len: int
+) -> AttentionTiling:
+    """For query [T, H_q, D]: tiles as large as the queries fill, split where they alone would not occupy the chip."""
+    num_tokens, num_heads, head_size = query.shape
+    num_groups = num_heads // num_kv_heads
+    row_bytes = max(16, power_of_2_from(head_size)) * query.dtype.itemsize
+    most_rows = min(_MAX_TILE_ROWS, _TILE_BYTES // row_bytes)
+    if query.dtype == torch.float32:
+        most_rows = _MIN_TILE_ROWS
+    least_rows = max(_MIN_TILE_ROWS, power_of_2_from(num_groups))
+    tile_rows = max(least_rows, min(most_rows, power_of_2_from(max_num_queries * num_groups)))
+    most_keys = _MIN_TILE_KEYS if query.dtype == torch.float32 else _MAX_TILE_KEYS
+    tile_keys = max(_MIN_TILE_KEYS, min(most_keys, _TILE_BYTES // 2 // row_bytes))
+    tile_queries = tile_rows // num_groups
+    num_tiles = min(
+        num_tokens // tile_queries + num_sequences, -(-max_num_queries // tile_queries) * num_sequences, num_tokens
+    )
+    num_splits = 2 * _num_processors(query.device) // (num_tiles * num_kv_heads)
+    if num_splits < 2 or max_context_len < 2 * _MIN_SPLIT_KEYS:
+        return AttentionTiling(tile_rows, tile_keys)
+    split_keys = max(_MIN_SPLIT_KEYS, -(-max_context_len // num_splits))
+    return AttentionTiling(tile_rows, tile_keys, -(-split_keys // tile_keys) * tile_keys)
+
+
+def check_tiling(tiling: AttentionTiling, num_groups: int) -> None:
+    """Raises ValueError for numbers that are none of a tiling, at G query heads a KV head."""
+    for name, number, least in (
+        ("tile_rows", tiling.tile_rows, max(_MIN_TILE_ROWS, num_groups)),
+        ("tile_keys", tiling.tile_keys, _MIN_TILE_KEYS),
+    ):
+        if number < least or number != power_of_2_from(number):
+            raise ValueError(f"{name} is {number}; it must be a power of two, {least} or more")
+    if tiling.split_keys is not None and (tiling.split_keys < 1 or tiling.split_keys % tiling.tile_keys):
+        raise ValueError(f"split_keys is {tiling.split_keys}; it must be a multiple of tile_keys, {tiling.tile_keys}")
+
+
+def power_of_2_from(number: int) -> int:
+    """The least that is no less than a number above 0."""
+    return 1 << (number - 1).bit_length()
+
+
+@functools.cache
+def _num_processors(device: torch.device) -> int:
+    """Of a GPU; one for the interpreter, which has no use for splits."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -1,0 +1,541 @@
+"""Paged attention: each query over its sequence's keys and values in the paged cache, whatever the step is.
+
+    output[t, h] = softmax(scores[t, h, :]) @ value[:, h // G]        over the keys j that t sees
+    scores[t, h, j] = cap(scale * query[t, h] . key[j, h // G]) + bias[t, j - first]
+    key[j] = key_cache[block_table[j // block_size], j % block_size]  and value[j] likewise
+
+T packed queries, B sequences, H_q query heads over H KV heads, G = H_q / H, D head size, M blocks a table. A
+sequence's queries are its last tokens: the i-th of Q stands at position first + i, first = context_len - Q. It
+sees the keys j <= position and, with a window, only those with j > position - window. cap(x) is
+soft_cap * tanh(x / soft_cap), or x. The bias is over this step's keys, those from `first` on: a tree of drafts
+hides with -inf what is no ancestor; its nodes come after their parents, and a window counts places in the cache.
+A query that sees nothing gets zeros.
+
+One kernel serves prompts, decoding and drafts. A tile is some consecutive queries of one sequence with the G
+heads of one KV head, so that a key is read once for all of them. The keys of few long sequences are split, at
+fixed positions, among programs whose results a second kernel merges in order: with one tiling, what a query gets
+does not depend on the queries and sequences beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+
+from specdec.kernels.attention_tiling import AttentionTiling, check_tiling, choose_tiling
+from specdec.kernels.dispatch import INTERPRETED, TRITON_RUNS_HERE, runs_in_triton
+
+_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
+_FP8_DTYPES: Final = (torch.float8_e4m3fn, torch.float8_e5m2)
+_MAX_HEAD_SIZE: Final = 256
+
+
+def paged_attention_reference(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    query_starts: torch.Tensor,
+    context_lens: torch.Tensor,
+    output: torch.Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    bias: torch.Tensor | None = None,
+    key_scale: torch.Tensor | None = None,
+    value_scale: torch.Tensor | None = None,
+) -> None:
+    """The specification, and the CPU path; arguments as in paged_attention."""
+    block_size, num_kv_heads = key_cache.shape[1:3]
+    starts = query_starts.tolist()
+    for sequence, context_len in enumerate(context_lens.tolist()):
+        rows = slice(starts[sequence], starts[sequence + 1])
+        num_queries = rows.stop - rows.start
+        if num_queries == 0:
+            continue
+        first = context_len - num_queries
+        start = 0 if window is None else max(0, first - window + 1)
+        key_positions = torch.arange(start, context_len, device=query.device)
+        block_ids, offsets = block_tables[sequence, key_positions // block_size].long(), key_positions % block_size
+        # Axis 2 of both is that of the G heads which share a key.
+        keys, values = (cache[block_ids, offsets].float().unsqueeze(2) for cache in (key_cache, value_cache))
+        if key_scale is not None and value_scale is not None:
+            keys, values = keys * key_scale[:, None, None], values * value_scale[:, None, None]
+        heads = query[rows].float().reshape(num_queries, num_kv_heads, -1, query.shape[2])
+        scores = scale * torch.einsum("qhgd,khgd->qkhg", heads, keys.expand(-1, -1, heads.shape[2], -1))
+        if soft_cap is not None:
+            scores = soft_cap * torch.tanh(scores / soft_cap)
+        if bias is not None:
+            scores[:, first - start :] += bias[rows, :num_queries, None, None]
+        positions = torch.arange(first, context_len, device=query.device)[:, None]
+        visible = key_positions <= positions
+        if window is not None:
+            visible &= key_positions > positions - window
+        scores = scores.masked_fill(~visible[:, :, None, None], float("-inf"))
+        seen = (scores > float("-inf")).any(dim=1, keepdim=True)
+        weights = scores.softmax(dim=1).where(seen, 0.0)
+        attended = torch.einsum("qkhg,khgd->qhgd", weights, values.expand(-1, -1, heads.shape[2], -1))
+        output[rows] = attended.flatten(1, 2).to(output.dtype)
+
+
+if TRITON_RUNS_HERE:
+    import triton
+    import triton.language as tl
+
+    @triton.jit  # type: ignore[untyped-decorator]  # triton ships no types
+    def _sequence_of(  # type: ignore[no-untyped-def]  # pointers and constexprs have no Python types
+        query_starts_ptr, num_sequences, index, TILE_QUERIES: tl.constexpr
+    ):
+        """The sequence of a tile, or of a token where TILE_QUERIES is 0: the last that starts no later.
+
+        Tiles are numbered so that sequence b starts at tile query_starts[b] // TILE_QUERIES + b, which leaves
+        room for its own: the grid depends on T and B alone, and a captured graph's stays right.
+        """
+        low = index * 0
+        high = low + num_sequences
+        while low < high:
+            middle = (low + high) // 2
+            start = tl.load(query_starts_ptr + middle)
+            if TILE_QUERIES > 0:
+                start = start // TILE_QUERIES + middle
+            if start <= index:
+                low = middle + 1
+            else:
+                high = middle
+        return low - 1
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _paged_attention_kernel(  # type: ignore[no-untyped-def]
+        output_ptr,
+        partial_ptr,
+        maximum_ptr,
+        total_ptr,
+        query_ptr,
+        key_cache_ptr,
+        value_cache_ptr,
+        block_tables_ptr,
+        query_starts_ptr,
+        context_lens_ptr,
+        bias_ptr,
+        key_scale_ptr,
+        value_scale_ptr,
+        scale,
+        soft_cap,
+        window,
+        num_sequences,
+        output_token_stride,
+        query_token_stride,
+        key_block_stride,
+        value_block_stride,
+        block_table_stride,
+        bias_token_stride,
+        num_splits,
+        NUM_KV_HEADS: tl.constexpr,
+        NUM_GROUPS: tl.constexpr,
+        HEAD_SIZE: tl.constexpr,
+        PADDED_HEAD_SIZE: tl.constexpr,
+        BLOCK_SIZE: tl.constexpr,
+        TILE_QUERIES: tl.constexpr,
+        TILE_ROWS: tl.constexpr,
+        TILE_KEYS: tl.constexpr,
+        SPLIT_KEYS: tl.constexpr,
+        HAS_WINDOW: tl.constexpr,
+        HAS_SOFT_CAP: tl.constexpr,
+        HAS_BIAS: tl.constexpr,
+        HAS_SCALES: tl.constexpr,
+        UPCAST: tl.constexpr,
+    ):
+        """One program attends one tile of queries, at one KV head, to one split of the keys."""
+        LOG2_E: tl.constexpr = 1.4426950408889634
+        tile = tl.program_id(0)
+        kv_head = tl.program_id(1)
+        split = tl.program_id(2)
+        sequence = _sequence_of(query_starts_ptr, num_sequences, tile, TILE_QUERIES)
+        query_start = tl.load(query_starts_ptr + sequence)
+        num_queries = tl.load(query_starts_ptr + sequence + 1) - query_start
+        first_query = (tile - query_start // TILE_QUERIES - sequence) * TILE_QUERIES
+        if first_query >= num_queries:
+            return
+        first_position = tl.load(context_lens_ptr + sequence) - num_queries
+        end = first_position + tl.minimum(first_query + TILE_QUERIES, num_queries)
+        start = end * 0
+        if HAS_WINDOW:
+            start = tl.maximum(first_position + first_query - window + 1, 0)
+        if SPLIT_KEYS > 0:
+            start = tl.maximum(start, split * SPLIT_KEYS)
+            end = tl.minimum(end, (split + 1) * SPLIT_KEYS)
+            if start >= end:
+                return
+
+        row = tl.arange(0, TILE_ROWS)
+        element = tl.arange(0, PADDED_HEAD_SIZE)
+        query_index = first_query + row // NUM_GROUPS
+        head = kv_head * NUM_GROUPS + row % NUM_GROUPS
+        is_row = (row < TILE_QUERIES * NUM_GROUPS) & (query_index < num_queries)
+        is_element = element < HEAD_SIZE
+        token = (query_start + query_index).to(tl.int64)
+        position = first_position + query_index
+        query = tl.load(
+            query_ptr + (token * query_token_stride + head * HEAD_SIZE)[:, None] + element[None, :],
+            mask=is_row[:, None] & is_element[None, :],
+            other=0.0,
+        )
+        if UPCAST:
+            query = query.to(tl.float32)
+        score_scale = scale
+        if HAS_SCALES:
+            score_scale *= tl.load(key_scale_ptr + kv_head)
+
+        maximum = tl.full((TILE_ROWS,), float("-inf"), tl.float32)
+        total = tl.zeros((TILE_ROWS,), tl.float32)
+        attended = tl.zeros((TILE_ROWS, PADDED_HEAD_SIZE), tl.float32)
+        table_ptr = block_tables_ptr + sequence.to(tl.int64) * block_table_stride
+        for tile_start in range(start // TILE_KEYS * TILE_KEYS, end, TILE_KEYS):
+            key_position = tile_start + tl.arange(0, TILE_KEYS)
+            # Nothing else is loaded: beyond the context, and before the window, a block may be anyone's.
+            is_key = (key_position >= start) & (key_position < end)
+            block_id = tl.load(table_ptr + key_position // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
+            in_block = (key_position % BLOCK_SIZE) * (NUM_KV_HEADS * HEAD_SIZE) + kv_head * HEAD_SIZE
+            keys = tl.load(
+                key_cache_ptr + (block_id * key_block_stride + in_block)[None, :] + element[:, None],
+                mask=is_element[:, None] & is_key[None, :],
+                other=0.0,
+            ).to(query.dtype)
+            scores = tl.dot(query, keys, input_precision="ieee") * score_scale
+            if HAS_SOFT_CAP:
+                # The hyperbolic tangent by an exponential that cannot overflow.
+                decayed = tl.exp(-2.0 * tl.abs(scores / soft_cap))
+                capped = soft_cap * (1.0 - decayed) / (1.0 + decayed)
+                scores = tl.where(scores < 0.0, -capped, capped)
+            if HAS_BIAS:
+                column = key_position - first_position
+                scores += tl.load(
+                    bias_ptr + (token * bias_token_stride)[:, None] + column[None, :],
+                    mask=is_row[:, None] & (is_key & (column >= 0))[None, :],
+                    other=0.0,
+                )
+            visible = is_key[None, :] & (key_position[None, :] <= position[:, None])
+            if HAS_WINDOW:
+                visible &= key_position[None, :] > position[:, None] - window
+            scores = tl.where(visible, scores * LOG2_E, float("-inf"))
+
+            new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
+            # Where nothing was seen yet, -inf less -inf would be NaN.
+            shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+            weights = tl.exp2(scores - shift[:, None])
+            decay = tl.exp2(maximum - shift)
+            total = total * decay + tl.sum(weights, axis=1)
+            maximum = new_maximum
+            values = tl.load(
+                value_cache_ptr + (block_id * value_block_stride + in_block)[:, None] + element[None, :],
+                mask=is_key[:, None] & is_element[None, :],
+                other=0.0,
+            ).to(query.dtype)
+            attended = tl.dot(weights.to(query.dtype), values, attended * decay[:, None], input_precision="ieee")
+
+        if HAS_SCALES:
+            attended *= tl.load(value_scale_ptr + kv_head)
+        inside = is_row[:, None] & is_element[None, :]
+        if SPLIT_KEYS > 0:
+            place = (token * (NUM_KV_HEADS * NUM_GROUPS) + head) * num_splits + split
+            tl.store(partial_ptr + (place * HEAD_SIZE)[:, None] + element[None, :], attended, mask=inside)
+            tl.store(maximum_ptr + place, maximum, mask=is_row)
+            tl.store(total_ptr + place, total, mask=is_row)
+        else:
+            attended /= tl.where(total == 0.0, 1.0, total)[:, None]
+            output = output_ptr + (token * output_token_stride + head * HEAD_SIZE)[:, None] + element[None, :]
+            tl.store(output, attended.to(output_ptr.dtype.element_ty), mask=inside)
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _merge_kernel(  # type: ignore[no-untyped-def]
+        output_ptr,
+        partial_ptr,
+        maximum_ptr,
+        total_ptr,
+        query_starts_ptr,
+        context_lens_ptr,
+        window,
+        num_sequences,
+        output_token_stride,
+        num_splits,
+        NUM_HEADS: tl.constexpr,
+        HEAD_SIZE: tl.constexpr,
+        PADDED_HEAD_SIZE: tl.constexpr,
+        SPLIT_KEYS: tl.constexpr,
+        HAS_WINDOW: tl.constexpr,
+    ):
+        """One program merges the splits that one query saw at one head; the others were never written."""
+        token = tl.program_id(0)
+        head = tl.program_id(1)
+        if token >= tl.load(query_starts_ptr + num_sequences):
+            return
+        sequence = _sequence_of(query_starts_ptr, num_sequences, token, 0)
+        distance_to_end = tl.load(query_starts_ptr + sequence + 1) - token
+        position = tl.load(context_lens_ptr + sequence) - distance_to_end
+        first_split = position * 0
+        if HAS_WINDOW:
+            first_split = tl.maximum(position - window + 1, 0) // SPLIT_KEYS
+        element = tl.arange(0, PADDED_HEAD_SIZE)
+        is_element = element < HEAD_SIZE
+        # One-element tensors, as the loop carries them.
+        maximum = tl.full((1,), float("-inf"), tl.float32)
+        total = tl.zeros((1,), tl.float32)
+        attended = tl.zeros((PADDED_HEAD_SIZE,), tl.float32)
+        own = (token.to(tl.int64) * NUM_HEADS + head) * num_splits
+        for split in range(first_split, position // SPLIT_KEYS + 1):
+            place = own + split + tl.arange(0, 1)
+            split_maximum = tl.load(maximum_ptr + place)
+            new_maximum = tl.maximum(maximum, split_maximum)
+            shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+            decay = tl.exp2(maximum - shift)
+            share = tl.exp2(split_maximum - shift)
+            partial = tl.load(partial_ptr + place * HEAD_SIZE + element, mask=is_element, other=0.0)
+            attended = attended * decay + partial * share
+            total = total * decay + tl.load(total_ptr + place) * share
+            maximum = new_maximum
+        attended /= tl.where(total == 0.0, 1.0, total)
+        output = output_ptr + token.to(tl.int64) * output_token_stride + head * HEAD_SIZE + element
+        tl.store(output, attended.to(output_ptr.dtype.element_ty), mask=is_element)
+
+
+def paged_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    query_starts: torch.Tensor,
+    context_lens: torch.Tensor,
+    output: torch.Tensor,
+    *,
+    max_num_queries: int,
+    max_context_len: int,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    bias: torch.Tensor | None = None,
+    key_scale: torch.Tensor | None = None,
+    value_scale: torch.Tensor | None = None,
+    tiling: AttentionTiling | None = None,
+) -> None:
+    """Attend each query to its sequence's context, into output.
+
+    query, output: [T, H_q, D] of one dtype, float32, float16 or bfloat16, heads and elements contiguous, any
+    stride from token to token. key_cache, value_cache: [num_blocks, block_size, H, D] of that dtype, or of one
+    fp8 dtype with scales, any stride from block to block. block_tables: [B, M] int32, contiguous along M.
+    query_starts: [B + 1] int32, ascending from 0: sequence b's queries are the rows query_starts[b] up to
+    query_starts[b + 1], of which it may have none; later rows of output stay as they are. context_lens: [B]
+    int32, tokens of each sequence in the cache, its queries' own included. bias: [T, max_num_queries or more]
+    fp32, contiguous along the last axis. key_scale, value_scale: [H] fp32, what a cached number of a head is to
+    be multiplied by. max_num_queries and max_context_len bound what the device's tensors hold, so that nothing
+    waits for them; that they do, and that ids are in range, is the caller's to know. `tiling` is chosen for
+    speed where it is None. Raises ValueError for other shapes, dtypes, devices, strides or numbers.
+    """
+    _check(query, key_cache, value_cache, block_tables, query_starts, context_lens, output)
+    _check_options(query, key_cache, max_num_queries, window, soft_cap, bias, key_scale, value_scale, tiling)
+    num_tokens, num_heads, head_size = query.shape
+    num_sequences = context_lens.shape[0]
+    if num_tokens == 0 or num_sequences == 0:
+        return
+    if not runs_in_triton(query):
+        paged_attention_reference(
+            query,
+            key_cache,
+            value_cache,
+            block_tables,
+            query_starts,
+            context_lens,
+            output,
+            scale=scale,
+            window=window,
+            soft_cap=soft_cap,
+            bias=bias,
+            key_scale=key_scale,
+            value_scale=value_scale,
+        )
+        return
+    block_size, num_kv_heads = key_cache.shape[1:3]
+    num_groups = num_heads // num_kv_heads
+    if tiling is None:
+        tiling = choose_tiling(
+            query,
+            num_kv_heads=num_kv_heads,
+            num_sequences=num_sequences,
+            max_num_queries=max_num_queries,
+            max_context_len=max_context_len,
+        )
+    tile_queries = max(1, tiling.tile_rows // num_groups)
+    num_tiles = num_tokens // tile_queries + num_sequences
+    split_keys = tiling.split_keys or 0
+    num_splits = triton.cdiv(max_context_len, split_keys) if split_keys else 1
+    scratch = num_tokens * num_heads * num_splits if split_keys else 0
+    partial = torch.empty(scratch * head_size, dtype=torch.float32, device=query.device)
+    maximum, total = torch.empty(2, scratch, dtype=torch.float32, device=query.device)
+    padded_head_size = max(16, triton.next_power_of_2(head_size))
+    with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        _paged_attention_kernel[(num_tiles, num_kv_heads, num_splits)](
+            output,
+            partial,
+            maximum,
+            total,
+            query,
+            key_cache,
+            value_cache,
+            block_tables,
+            query_starts,
+            context_lens,
+            bias,
+            key_scale,
+            value_scale,
+            scale,
+            soft_cap or 1.0,
+            window or 0,
+            num_sequences,
+            output.stride(0),
+            query.stride(0),
+            key_cache.stride(0),
+            value_cache.stride(0),
+            block_tables.stride(0),
+            0 if bias is None else bias.stride(0),
+            num_splits,
+            NUM_KV_HEADS=num_kv_heads,
+            NUM_GROUPS=num_groups,
+            HEAD_SIZE=head_size,
+            PADDED_HEAD_SIZE=padded_head_size,
+            BLOCK_SIZE=block_size,
+            TILE_QUERIES=tile_queries,
+            TILE_ROWS=tiling.tile_rows,
+            TILE_KEYS=tiling.tile_keys,
+            SPLIT_KEYS=split_keys,
+            HAS_WINDOW=window is not None,
+            HAS_SOFT_CAP=soft_cap is not None,
+            HAS_BIAS=bias is not None,
+            HAS_SCALES=key_scale is not None,
+            # The interpreter multiplies bfloat16 as if it were integers.
+            UPCAST=INTERPRETED and query.dtype == torch.bfloat16,
+            num_warps=8 if tiling.tile_rows >= 128 else 4,
+            num_stages=2,
+        )
+        if split_keys:
+            _merge_kernel[(num_tokens, num_heads)](
+                output,
+                partial,
+                maximum,
+                total,
+                query_starts,
+                context_lens,
+                window or 0,
+                num_sequences,
+                output.stride(0),
+                num_splits,
+                NUM_HEADS=num_heads,
+                HEAD_SIZE=head_size,
+                PADDED_HEAD_SIZE=padded_head_size,
+                SPLIT_KEYS=split_keys,
+                HAS_WINDOW=window is not None,
+            )
+
+
+def _check(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    query_starts: torch.Tensor,
+    context_lens: torch.Tensor,
+    output: torch.Tensor,
+) -> None:
+    if query.ndim != 3 or query.dtype not in _DTYPES or not 1 <= query.shape[2] <= _MAX_HEAD_SIZE:
+        raise ValueError(
+            f"query must be [T, H_q, D] float32, float16 or bfloat16 with D up to {_MAX_HEAD_SIZE}; "
+            f"it is {list(query.shape)} {query.dtype}"
+        )
+    if output.shape != query.shape or output.dtype != query.dtype:
+        raise ValueError(
+            f"output must be {list(query.shape)} {query.dtype} as query; it is {list(output.shape)} {output.dtype}"
+        )
+    if key_cache.ndim != 4 or key_cache.shape[3] != query.shape[2] or value_cache.shape != key_cache.shape:
+        raise ValueError(
+            f"the caches must share one [num_blocks, block_size, H, {query.shape[2]}]; "
+            f"they are {list(key_cache.shape)} and {list(value_cache.shape)}"
+        )
+    if key_cache.shape[2] == 0 or query.shape[1] % key_cache.shape[2]:
+        raise ValueError(f"{query.shape[1]} query heads are no multiple of {key_cache.shape[2]} KV heads")
+    if key_cache.dtype not in {query.dtype, *_FP8_DTYPES} or value_cache.dtype != key_cache.dtype:
+        raise ValueError(
+            f"the caches must both be {query.dtype} as query, or both of one fp8 dtype; "
+            f"they are {key_cache.dtype} and {value_cache.dtype}"
+        )
+    num_sequences = context_lens.shape[0] if context_lens.ndim == 1 else -1
+    for name, tensor, ndim, length in (
+        ("block_tables", block_tables, 2, num_sequences),
+        ("query_starts", query_starts, 1, num_sequences + 1),
+        ("context_lens", context_lens, 1, num_sequences),
+    ):
+        if tensor.ndim != ndim or tensor.shape[0] != length or tensor.dtype != torch.int32:
+            raise ValueError(
+                f"block_tables, query_starts and context_lens must be [B, M], [B + 1] and [B] int32; "
+                f"{name} is {list(tensor.shape)} {tensor.dtype}"
+            )
+        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(f"{name} must be contiguous along the last axis; its strides are {tensor.stride()}")
+        _check_device(name, tensor, query)
+    for name, tensor in {
+        "query": query,
+        "key_cache": key_cache,
+        "value_cache": value_cache,
+        "output": output,
+    }.items():
+        _check_device(name, tensor, query)
+        if tensor.shape[0] > 0 and not tensor[0].is_contiguous():
+            raise ValueError(f"{name} must be contiguous beyond its first axis; its strides are {tensor.stride()}")
+
+
+def _check_options(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    max_num_queries: int,
+    window: int | None,
+    soft_cap: float | None,
+    bias: torch.Tensor | None,
+    key_scale: torch.Tensor | None,
+    value_scale: torch.Tensor | None,
+    tiling: AttentionTiling | None,
+) -> None:
+    if window is not None and window < 1:
+        raise ValueError(f"window is {window}; it must be 1 or more, or None")
+    if soft_cap is not None and not soft_cap > 0.0:
+        raise ValueError(f"soft_cap is {soft_cap}; it must be above 0, or None")
+    if tiling is not None:
+        check_tiling(tiling, query.shape[1] // key_cache.shape[2])
+    if bias is not None:
+        if (
+            bias.ndim != 2
+            or bias.shape[0] != query.shape[0]
+            or bias.shape[1] < max_num_queries
+            or bias.dtype != torch.float32
+        ):
+            raise ValueError(
+                f"bias must be [{query.shape[0]}, {max_num_queries} or more] float32; "
+                f"it is {list(bias.shape)} {bias.dtype}"
+            )
+        if bias.shape[1] > 1 and bias.stride(1) != 1:
+            raise ValueError(f"bias must be contiguous along the last axis; its strides are {bias.stride()}")
+        _check_device("bias", bias, query)
+    is_fp8 = key_cache.dtype in _FP8_DTYPES
+    for name, scale in {"key_scale": key_scale, "value_scale": value_scale}.items():
+        if (scale is not None) != is_fp8:
+            raise ValueError(f"{name} goes with caches of fp8, and they are {key_cache.dtype}; give both or neither")
+        if scale is not None:
+            num_kv_heads = key_cache.shape[2]
+            if scale.shape != (num_kv_heads,) or scale.dtype != torch.float32 or not scale.is_contiguous():
+                raise ValueError(
+                    f"{name} must be [{num_kv_heads}] float32, contiguous; it is {list(scale.shape)} {scale.dtype}"
+                )
+            _check_device(name, scale, query)
+
+
+def _check_device(name: str, tensor: torch.Tensor, query: torch.Tensor) -> None:
+    if tensor.device != query.device:
+        raise ValueError(f"{name} is on {tensor.device}, query on {query.device}; they must be on one device")

@@ -1,0 +1,33 @@
+"""The noise that a kernel draws with has the bits of the CPU's."""
+
+import pytest
+import torch
+
+from specdec.kernels.dispatch import TRITON_RUNS_HERE, runs_in_triton
+from specdec.kernels.gumbel import gumbel
+
+if TRITON_RUNS_HERE:
+    import triton
+    import triton.language as tl
+
+    from specdec.kernels.gumbel import gumbel_of
+
+    @triton.jit
+    def write_noise(key_ptr, first_id, output_ptr, SIZE: tl.constexpr):
+        token_id = first_id + tl.arange(0, SIZE)
+        first, second = tl.load(key_ptr).to(tl.uint32), tl.load(key_ptr + 1).to(tl.uint32)
+        tl.store(output_ptr + tl.arange(0, SIZE), gumbel_of(first, second, token_id.to(tl.uint32)))
+
+
+@pytest.mark.parametrize("key", [(0, 0), (2**32 - 1, 2**32 - 1), (0x9E3779B9, 7), (123456789, 0x80000000)])
+@pytest.mark.parametrize("first_id", [0, 151936 - 2048, 2**31 - 2**16])
+def test_noise_has_the_same_bits(first_id, key, device):
+    token_ids = first_id + torch.arange(2**15)
+    expected = gumbel(key, token_ids)
+    if not runs_in_triton(torch.empty(0, device=device)):
+        words = torch.tensor([key]).expand(2**15, 2).unbind(1)
+        assert torch.equal(gumbel(words, token_ids), expected)
+        return
+    output = torch.full((2**15,), float("nan"), device=device)
+    write_noise[(1,)](torch.tensor(key, device=device), first_id, output, SIZE=2**15, enable_fp_fusion=False)
+    assert torch.equal(output.cpu().view(torch.int32), expected.view(torch.int32))
