@@ -12,6 +12,7 @@ from specdec.kernels.dispatch import HAS_TRITON, INTERPRETED
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+BACKEND = ROOT / "tests" / "engine" / "test_triton_attention.py"
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the run in the interpreter")
@@ -19,7 +20,7 @@ ROOT = HERE.parent.parent
 def test_every_kernel_equals_its_reference_in_the_interpreter():
     pytest_here = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu"]
     finished = subprocess.run(
-        [*pytest_here, f"--confcutdir={HERE}", f"--ignore={__file__}", str(HERE)],
+        [*pytest_here, f"--confcutdir={HERE}", f"--ignore={__file__}", str(HERE), str(BACKEND)],
         cwd=ROOT,
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,

@@ -1,0 +1,107 @@
+"""TritonAttention: a step's keys and values into the pool and its queries over it, by the kernels: the GPU path.
+
+T packed tokens, B sequences, M blocks of the longest of them, S tokens a block, H_q query heads, H key-value heads, D
+head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specdec.attention import Span
+from specdec.kernels.attention_tiling import AttentionTiling, power_of_2_from
+from specdec.kernels.kv_store import kv_store
+from specdec.kernels.paged_attention import paged_attention
+
+_INVARIANT_TILE: Final = 16
+"""Rows and keys: the least, so that a single query wastes little."""
+_INVARIANT_SPLIT_KEYS: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class TritonPlan:
+    """On the device."""
+
+    slot_mapping: Tensor
+    """int64 [T]"""
+    block_tables: Tensor
+    """int32 [B, M]"""
+    query_starts: Tensor
+    """int32 [B + 1]"""
+    context_lens: Tensor
+    """int32 [B]"""
+    max_num_queries: int
+    max_context_len: int
+    tiling: AttentionTiling | None
+    """None is whatever is fastest."""
+
+
+class TritonAttention:
+    """One kernel for prompts, decoding and verification, in the arena as it lies."""
+
+    def __init__(self, device: torch.device, *, row_invariant: bool = False) -> None:
+        """row_invariant: one tiling for all steps, so that a query's result depends on that query alone."""
+        self._device = device
+        self._row_invariant = row_invariant
+
+    def plan(self, spans: Sequence[Span], *, block_size: int, num_groups: int, dtype: torch.dtype) -> TritonPlan:
+        del dtype
+        lengths = [len(span.token_ids) for span in spans]
+        widths = [-(-span.context_len // block_size) for span in spans]
+        num_sequences, num_tokens, width = len(spans), sum(lengths), max(widths, default=1)
+        # What the device reads goes there in two copies, however many sequences there are.
+        slots = np.empty(num_tokens, dtype=np.int64)
+        numbers = np.zeros(num_sequences * (width + 2) + 1, dtype=np.int32)
+        tables = numbers[: num_sequences * width].reshape(num_sequences, width)
+        starts = numbers[num_sequences * width : num_sequences * (width + 1) + 1]
+        starts[1:] = np.cumsum(lengths)
+        contexts = numbers[num_sequences * (width + 1) + 1 :]
+        for i, span in enumerate(spans):
+            tables[i, : widths[i]] = span.block_table[: widths[i]]
+            contexts[i] = span.context_len
+            positions = np.arange(span.start_position, span.context_len)
+            slots[starts[i] : starts[i + 1]] = tables[i, positions // block_size] * np.int64(block_size) + (
+                positions % block_size
+            )
+        on_device = torch.from_numpy(numbers).to(self._device)
+        own_tables, own_starts, own_contexts = torch.split(on_device, [tables.size, starts.size, contexts.size])
+        tiling = None
+        if self._row_invariant:
+            tile_rows = max(_INVARIANT_TILE, power_of_2_from(num_groups))
+            tiling = AttentionTiling(tile_rows, _INVARIANT_TILE, _INVARIANT_SPLIT_KEYS)
+        return TritonPlan(
+            slot_mapping=torch.from_numpy(slots).to(self._device),
+            block_tables=own_tables.view(num_sequences, width),
+            query_starts=own_starts,
+            context_lens=own_contexts,
+            max_num_queries=max(lengths, default=0),
+            max_context_len=int(contexts.max(initial=0)),
+            tiling=tiling,
+        )
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, cache: tuple[Tensor, Tensor], plan: TritonPlan
+    ) -> Tensor:
+        key_cache, value_cache = cache
+        kv_store(key, value, key_cache, value_cache, plan.slot_mapping)
+        output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        paged_attention(
+            query,
+            key_cache,
+            value_cache,
+            plan.block_tables,
+            plan.query_starts,
+            plan.context_lens,
+            output,
+            max_num_queries=plan.max_num_queries,
+            max_context_len=plan.max_context_len,
+            scale=query.shape[2] ** -0.5,
+            tiling=plan.tiling,
+        )
+        return output
