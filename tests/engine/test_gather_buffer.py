@@ -38,3 +38,19 @@ def test_more_than_it_may_keep_is_kept_by_nobody() -> None:
     assert huge.nbytes == 17 * 4 * 2**20
     assert huge.data_ptr() != kept.data_ptr()
     assert buffer.num_bytes == num_bytes
+
+
+def test_what_is_reserved_serves_every_group_that_fits() -> None:
+    buffer = GatherBuffer()
+    pool = pool_of(64)
+    buffer.reserve(64 * pool[0].nbytes, pool.device)
+    num_bytes = buffer.num_bytes
+    places = {buffer.gather(pool, torch.arange(num_blocks)).data_ptr() for num_blocks in (1, 64, 7)}
+    assert len(places) == 1
+    assert buffer.num_bytes == num_bytes >= 64 * pool[0].nbytes
+
+
+def test_no_more_is_reserved_than_is_kept() -> None:
+    buffer = GatherBuffer()
+    buffer.reserve(2**40, torch.device("cpu"))
+    assert buffer.num_bytes == 64 * 2**20
