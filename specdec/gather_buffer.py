@@ -21,7 +21,8 @@ class GatherBuffer:
     """Of one owner, who has done with the blocks of a layer before the next.
 
     Each layer of each pass gathers megabytes, of another size in every pass. In memory of their own these lie between
-    whatever else there is, and what the process holds grows for many minutes.
+    whatever else there is, and what the process holds grows for many minutes. So it does with the largest pass so far,
+    4 MB at a time, where the memory that most will need is not reserved.
     """
 
     __slots__ = ("_memory",)
