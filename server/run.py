@@ -17,6 +17,7 @@ import msgspec
 import uvicorn
 
 from specdec import AsyncEngine, ConfigError, EngineConfig, EngineDescription, EngineHandle, EngineProcess
+from specdec.allocator import share_one_arena
 from specdec.logs import LogFormat, configure_logging
 from specdec.server.app import create_app
 from specdec.server.config import ServerConfig
@@ -59,6 +60,8 @@ def serve(
     called once connections are accepted, `progress` while the model loads. A second signal cuts the grace period
     short. Raises ConfigError if the address cannot be had, before anything is loaded, and what Engine raises.
     """
+    # Before there are threads, whose arenas would fill for many minutes.
+    share_one_arena()
     config = server_config or ServerConfig()
     max_connections = connection_limit(config.max_connections)
     configure_logging(logging.getLevelNamesMapping()[config.log_level.upper()], config.log_format)

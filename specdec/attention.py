@@ -128,6 +128,11 @@ class TorchAttention:
     def __init__(self) -> None:
         self._keys, self._values = GatherBuffer(), GatherBuffer()
 
+    def reserve(self, num_blocks: int, cache: tuple[Tensor, Tensor]) -> None:
+        """Take the memory that so many blocks of one layer's (keys, values) are gathered in."""
+        for buffer, part in zip((self._keys, self._values), cache, strict=True):
+            buffer.reserve(num_blocks * part[0].nbytes, part.device)
+
     def plan(self, spans: Sequence[Span], *, block_size: int, num_groups: int, dtype: torch.dtype) -> TorchPlan:
         starts = [0]
         for span in spans:

@@ -29,6 +29,8 @@ from specdec.tokenizer import Tokenizer
 
 _DEFAULT_CPU_KV_BYTES = 2**30
 _DEFAULT_MAX_BATCHED_TOKENS = 512
+_RESERVED_TOKENS = 512
+"""Of each sequence's context, for the memory that attention gathers blocks in, from the start."""
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -73,7 +75,14 @@ def build_runtime(config: EngineConfig, *, progress: ProgressCallback | None = N
     num_blocks = _num_blocks(config, shapes, max_model_len)
     caches = allocate_arena(shapes, num_blocks=num_blocks, block_size=config.block_size, device=device)
     # Any: each backend has a plan of its own.
-    attention: AttentionBackend[Any] = RowInvariantAttention() if config.exact else TorchAttention()
+    attention: AttentionBackend[Any]
+    if config.exact:
+        attention = RowInvariantAttention()
+    else:
+        attention = TorchAttention()
+        num_gathered = config.max_num_seqs * -(-min(_RESERVED_TOKENS, max_model_len) // config.block_size)
+        for cache in caches:
+            attention.reserve(min(num_blocks, num_gathered), cache.layers[0])
     runners = [ModelRunner(each, cache, attention) for each, cache in zip(models, caches, strict=True)]
     if config.exact:
         for runner in runners:

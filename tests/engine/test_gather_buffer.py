@@ -2,6 +2,7 @@
 
 import torch
 
+from specdec import Engine, EngineConfig, SamplingParams
 from specdec.gather_buffer import GatherBuffer
 
 
@@ -38,3 +39,40 @@ def test_more_than_it_may_keep_is_kept_by_nobody() -> None:
     assert huge.nbytes == 17 * 4 * 2**20
     assert huge.data_ptr() != kept.data_ptr()
     assert buffer.num_bytes == num_bytes
+
+
+def test_what_is_reserved_serves_every_group_that_fits() -> None:
+    buffer = GatherBuffer()
+    pool = pool_of(64)
+    buffer.reserve(64 * pool[0].nbytes, pool.device)
+    num_bytes = buffer.num_bytes
+    places = {buffer.gather(pool, torch.arange(num_blocks)).data_ptr() for num_blocks in (1, 64, 7)}
+    assert len(places) == 1
+    assert buffer.num_bytes == num_bytes >= 64 * pool[0].nbytes
+
+
+def test_no_more_is_reserved_than_is_kept() -> None:
+    buffer = GatherBuffer()
+    buffer.reserve(2**40, torch.device("cpu"))
+    assert buffer.num_bytes == 64 * 2**20
+
+
+def test_an_engine_has_what_its_sequences_gather_from_the_start(tiny_model_folder, monkeypatch):
+    reserved = []
+    reserve = GatherBuffer.reserve
+
+    def watched(buffer: GatherBuffer, num_bytes: int, device: torch.device) -> None:
+        reserve(buffer, num_bytes, device)
+        reserved.append((buffer, num_bytes))
+
+    monkeypatch.setattr(GatherBuffer, "reserve", watched)
+    config = EngineConfig(model=str(tiny_model_folder), max_model_len=256, num_kv_blocks=8192, max_num_seqs=512)
+    engine = Engine(config)
+    pool = engine.runner.model.kv_shape
+    block_bytes = config.block_size * pool.num_kv_heads * pool.head_size * pool.dtype.itemsize
+    # 512 sequences of 256 tokens, in blocks of 16: one place for keys and one for values.
+    assert [num_bytes for _, num_bytes in reserved] == 2 * [512 * 16 * block_bytes]
+    held = [buffer.num_bytes for buffer, _ in reserved]
+    assert min(held) >= 512 * 16 * block_bytes
+    engine.generate(["hello there", "and", "another"], SamplingParams(max_tokens=20, ignore_eos=True))
+    assert [buffer.num_bytes for buffer, _ in reserved] == held
