@@ -19,7 +19,7 @@ from specdec.grammars import (
     UnsatisfiableSchemaError,
     Vocabulary,
 )
-from specdec.grammars.formats import NUMBER_FORMATS, STRING_FORMATS, format_language, format_outer
+from specdec.grammars.formats import NUMBER_FORMATS, format_language, format_outer
 from specdec.grammars.judge import Judge
 from specdec.grammars.masks import shared_position
 from specdec.grammars.options import DEFAULT_OPTIONS
@@ -273,7 +273,10 @@ def is_approximated(schema: Any, value: Any) -> bool:
     if any(name in NUMBER_FORMATS for name in formats) and any(_numerals(value)):
         # The judge knows none of them.
         return True
-    languages += [(format_language(name), format_outer(name)) for name in formats if name in STRING_FORMATS]
+    for name in formats:
+        inner, outer = format_language(name), format_outer(name)
+        if inner is not None and outer is not None:
+            languages.append((inner, outer))
     texts = list(_texts(value))
     return any((text in inner) != (text in outer) for inner, outer in languages for text in texts)
 
