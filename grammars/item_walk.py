@@ -117,29 +117,36 @@ class ItemWalk:
                 if group is None:
                     break
 
-    def _go_on_after_item(self, position: Completed, stack: Stack, frame: ArrayFrame, group: NodeGroup) -> None:
-        """Follow the tokens below the nodes, at which a remembered item is complete."""
+    def _go_on_after_item(
+        self, position: Completed, stack: Stack, frame: ArrayFrame, group: NodeGroup
+    ) -> Config | None:
+        """Follow the tokens below the nodes, at which a remembered item is complete.
+
+        Where no alternative that is left minds a repetition nothing is followed: the array goes on from what is
+        returned as one whose items were never remembered, its whitespace included.
+        """
         self.decided_singly = True
+        # Where the walk began the item is known, and may be one that occurred.
+        resolved = self._automaton.resolve(position, stack) if group is self._root else fresh_item(position, stack)
+        if resolved is None:
+            return None
+        after, below = resolved
+        assert isinstance(after, ArrayEnd), "it is in an array"
+        if after.frame.seen is None:
+            return resolved
         following = group.step(ord(","))
         if following is not None:
             if group is self._root:
                 self._follow_next_items(self._automaton.feed(self._config, b","), following, None)
             elif self._is_around(stack):
-                self._follow_next_items(
-                    self._automaton.step(*fresh_item(position, stack), ord(",")), following, frame.text
-                )
+                self._follow_next_items(self._automaton.step(after, below, ord(",")), following, frame.text)
             else:
                 self._decide_singly(following)
         closing = group.step(ord("]"))
-        if closing is None:
-            return
-        if group is self._root and frame.text in (frame.seen or ()):
-            self._decide_singly(closing)
-            return
-        after, below = fresh_item(position, stack)
-        closed = self._automaton.step(after, below, ord("]"))
-        if closed is not None:
+        closed = None if closing is None else self._automaton.step(after, below, ord("]"))
+        if closing is not None and closed is not None:
             self._pending.append((*closed, closing))
+        return None
 
     def _is_around(self, stack: Stack) -> bool:
         """Whether the walk began inside the stack, so that its frame has the text up to there of the present item."""

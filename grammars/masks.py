@@ -110,12 +110,15 @@ class MaskWalker(ItemWalk):
         """Follow the tokens below the nodes, at which the text is in this configuration."""
         if isinstance(position, Completed):
             if stack is not None and isinstance(stack.frame, ArrayFrame) and stack.frame.seen is not None:
-                self._go_on_after_item(position, stack, stack.frame, group)
-                return
-            self.num_frames_read = max(self.num_frames_read, self._depth - _depth(stack) + 1)
-            resolved = self._automaton.resolve(position, stack)
-            assert resolved is not None, "only remembered items can have occurred"
-            position, stack = resolved
+                forgotten = self._go_on_after_item(position, stack, stack.frame, group)
+                if forgotten is None:
+                    return
+                position, stack = forgotten
+            else:
+                self.num_frames_read = max(self.num_frames_read, self._depth - _depth(stack) + 1)
+                resolved = self._automaton.resolve(position, stack)
+                assert resolved is not None, "only remembered items can have occurred"
+                position, stack = resolved
         if isinstance(position, Done):
             self.may_end = self.may_end or group is self._root
             return

@@ -125,6 +125,15 @@ def test_examples_are_judged_as_their_definitions_say(name: str) -> None:
         assert text not in inner(name), ascii(text)
 
 
+def test_the_formats_are_those_of_the_standard_and_of_openapi() -> None:
+    assert set(VALID) == set(INVALID) == STRING_FORMATS
+    assert {
+        "date-time", "date", "time", "duration", "email", "idn-email", "hostname", "idn-hostname", "ipv4", "ipv6",
+        "uuid", "uri", "uri-reference", "uri-template", "iri", "iri-reference", "json-pointer",
+        "relative-json-pointer", "regex",
+    } == STRING_FORMATS  # fmt: skip
+
+
 def test_leap_seconds_are_neither_surely_valid_nor_surely_invalid() -> None:
     for name, text in (("time", "23:59:60Z"), ("date-time", "1998-12-31T15:59:60.123-08:00")):
         assert text not in inner(name)

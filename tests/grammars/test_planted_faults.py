@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from checks import check_against_judge
+from jsonschema_specifications import REGISTRY
 from vocabularies import small_vocabulary
 
 from specdec.grammars import (
@@ -21,7 +22,9 @@ from specdec.grammars import (
     requirements,
     scalar_keywords,
 )
-from specdec.grammars.values import ALL_VALUES, NO_VALUES
+from specdec.grammars.numbers import NumberSet
+from specdec.grammars.schema import Place
+from specdec.grammars.values import ALL_VALUES, ANYTHING, NO_VALUES, Goal
 
 _NULL = {"type": "null"}
 _OBJECT = {"type": "object"}
@@ -74,11 +77,13 @@ _UNEVALUATED: dict[str, Any] = {
 }
 
 
-def _is_caught(schema: Any) -> bool:
+def _is_caught(schema: Any, num_instances: int = 12) -> bool:
     vocabulary = small_vocabulary()
     try:
         for seed in range(4):
-            check_against_judge(vocabulary, GrammarCompiler(vocabulary), schema, random.Random(seed))
+            check_against_judge(
+                vocabulary, GrammarCompiler(vocabulary), schema, random.Random(seed), num_instances=num_instances
+            )
     except (AssertionError, GrammarError):
         return True
     return False
@@ -153,6 +158,60 @@ def test_a_number_of_contained_items_that_is_ignored_is_caught(
     assert not _is_caught(schema)
     _replace_count(monkeypatch, lambda *_: 0 if "minContains" in bounds else 9)
     assert _is_caught(schema)
+
+
+_EDGES: dict[str, Any] = {
+    "minimum": {"type": "integer", "minimum": 1, "maximum": 5},
+    "maximum": {"type": "integer", "minimum": -5, "maximum": 1},
+    "exclusiveMinimum": {"type": "integer", "exclusiveMinimum": 2, "maximum": 5},
+    "exclusiveMaximum": {"type": "integer", "minimum": 3, "exclusiveMaximum": 6},
+}
+
+
+@pytest.mark.parametrize("keyword", [*_EDGES])
+def test_a_bound_that_is_off_by_its_edge_is_caught(keyword: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not _is_caught(_EDGES[keyword], num_instances=150)
+    name = {"minimum": "at_least", "maximum": "at_most", "exclusiveMinimum": "above", "exclusiveMaximum": "below"}
+    other = {"at_least": "above", "above": "at_least", "at_most": "below", "below": "at_most"}[name[keyword]]
+    monkeypatch.setattr(NumberSet, name[keyword], getattr(NumberSet, other))
+    assert _is_caught(_EDGES[keyword], num_instances=150)
+
+
+@pytest.mark.parametrize("keyword", ["then", "else"])
+def test_a_branch_of_an_if_that_is_ignored_is_caught(keyword: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = lowering.Lowering.child_goal
+
+    def child_goal(one: lowering.Lowering, place: Place, *path: Any, positive: bool = True) -> Goal:
+        return ANYTHING if path == (keyword,) else right(one, place, *path, positive=positive)
+
+    monkeypatch.setattr(lowering.Lowering, "child_goal", child_goal)
+    assert _is_caught(_APPLIED["if"])
+
+
+def test_additional_items_that_are_ignored_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = {"type": "array", "items": [_NULL], "additionalItems": {"type": "boolean"}, "minItems": 2}
+    assert not _is_caught(schema)
+    right = lowering.Lowering.child_goal
+
+    def child_goal(one: lowering.Lowering, place: Place, *path: Any, positive: bool = True) -> Goal:
+        return ANYTHING if path == ("additionalItems",) else right(one, place, *path, positive=positive)
+
+    monkeypatch.setattr(lowering.Lowering, "child_goal", child_goal)
+    assert _is_caught(schema)
+
+
+def test_every_keyword_that_can_constrain_has_a_fault_of_its_own() -> None:
+    vocabularies = ("applicator", "validation", "unevaluated", "format-assertion")
+    constraining = {
+        keyword
+        for vocabulary in vocabularies
+        for keyword in REGISTRY.contents(f"https://json-schema.org/draft/2020-12/meta/{vocabulary}")["properties"]
+    }
+    assert constraining == {
+        *(keywords.LOWERINGS.keys() | applicators.APPLICATORS.keys() | applicators.UNEVALUATED)
+        - {"$ref", "$dynamicRef", "$recursiveRef", "dependencies"},
+        *("then", "else", "minContains", "maxContains"),
+    }
 
 
 @pytest.mark.parametrize("keyword", ["anyOf", "oneOf", "allOf"])

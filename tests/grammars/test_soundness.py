@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import all_keywords
+import dialect_schemas
 import pytest
 import schemas
 from checks import check_against_judge, check_negation
 from vocabularies import merged_vocabulary, small_vocabulary
 
-from specdec.grammars import GrammarCompiler, InvalidSchemaError, LimitExceededError, UnsupportedSchemaError
+from specdec.grammars import (
+    GrammarCompiler,
+    InvalidSchemaError,
+    LimitExceededError,
+    SchemaOptions,
+    UnsupportedSchemaError,
+)
 from specdec.grammars.judge import UnjudgeableError
 
 _REFUSED = (InvalidSchemaError, LimitExceededError, UnsupportedSchemaError, UnjudgeableError)
@@ -57,6 +65,19 @@ def test_walks_validate_and_instances_are_accepted_with_every_keyword() -> None:
     _check(range(60), all_keywords.random_schema, num_checked=3)
 
 
+@pytest.mark.parametrize("dialect", dialect_schemas.DIALECTS)
+def test_walks_validate_and_instances_are_accepted_in_every_dialect(dialect: str | None) -> None:
+    _check(range(40_000, 40_020), functools.partial(dialect_schemas.random_schema, dialect=dialect), num_checked=2)
+
+
+@pytest.mark.parametrize("whitespace", ["pretty", "flexible"])
+def test_walks_validate_with_whitespace_in_every_dialect(whitespace: Literal["pretty", "flexible"]) -> None:
+    options = SchemaOptions(whitespace=whitespace)
+    for dialect in dialect_schemas.DIALECTS:
+        random_schema = functools.partial(dialect_schemas.random_schema, dialect=dialect)
+        _check(range(41_000, 41_008), random_schema, num_checked=4, num_instances=0, options=options)
+
+
 def test_tokens_over_many_symbols_change_nothing() -> None:
     _check(range(1000, 1015), schemas.random_schema, vocabulary=merged_vocabulary(), num_checked=3, num_instances=3)
     _check(range(1015, 1030), all_keywords.random_schema, vocabulary=merged_vocabulary(), num_checked=3)
@@ -74,6 +95,13 @@ def test_walks_validate_over_many_schemas() -> None:
 @pytest.mark.slow
 def test_walks_validate_over_many_schemas_with_every_keyword() -> None:
     _check(range(20_000, 20_800), all_keywords.random_schema, num_checked=4, num_walks=4, num_instances=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dialect", dialect_schemas.DIALECTS)
+def test_walks_validate_over_many_schemas_of_every_dialect(dialect: str | None) -> None:
+    random_schema = functools.partial(dialect_schemas.random_schema, dialect=dialect)
+    _check(range(50_000, 50_200), random_schema, num_checked=4, num_walks=4, num_instances=20)
 
 
 @pytest.mark.slow

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from checks import accepts, check_against_judge
+from checks import accepts, check_against_judge, check_state
 from vocabularies import small_vocabulary
 
-from specdec.grammars import GrammarCompiler, GrammarState, UnsupportedSchemaError
+from specdec.grammars import GrammarCompiler, GrammarState, SchemaOptions, UnsupportedSchemaError
 from specdec.grammars.judge import Judge
 
 _ITEMS = [{}, {"type": "integer"}, {"enum": [1, 2]}, {"enum": ["a", "ab", "b"]}, {"type": "string", "maxLength": 1}]
@@ -232,3 +232,31 @@ def test_unique_items_with_fewer_values_than_must_differ_are_refused() -> None:
     schema = {"uniqueItems": True, "minItems": 2, "prefixItems": [{"const": 1}, {"enum": [1, 2]}], "type": "array"}
     with pytest.raises(UnsupportedSchemaError, match="uniqueItems"):
         GrammarCompiler(small_vocabulary()).compile_json_schema(schema)
+
+
+@pytest.mark.parametrize("whitespace", ["compact", "pretty", "flexible"])
+@pytest.mark.parametrize("num_items", [1, 2, 3])
+def test_masks_know_the_whitespace_after_the_item_that_ends_the_last_unique_alternative(
+    whitespace: Literal["compact", "pretty", "flexible"], num_items: int
+) -> None:
+    vocabulary = small_vocabulary()
+    compiler = GrammarCompiler(vocabulary)
+    schema = {
+        "type": "array",
+        "anyOf": [
+            {"uniqueItems": True, "items": {"type": "integer", "multipleOf": 7}},
+            {"items": {"type": "integer", "minimum": 0}, "maxItems": num_items},
+        ],
+    }
+    options = SchemaOptions(whitespace=whitespace)
+    grammar = compiler.compile_json_schema(schema, options)
+    # The number is as long as it can be, so that without whitespace nothing may come.
+    for text in (b"[1", b"[7", b"[7,7", b"[7,1", b"[7,14,7", b"[999999999999999999", b"[7,7,8"):
+        state = grammar.advance_bytes(grammar.initial_state, text)
+        if state is not None:
+            check_state(vocabulary, compiler, grammar, state)
+    for seed in range(6):
+        check_against_judge(
+            vocabulary, compiler, schema, random.Random(seed), num_walks=2, num_instances=0, num_checked=9,
+            options=options,
+        )  # fmt: skip
