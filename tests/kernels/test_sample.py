@@ -82,27 +82,33 @@ def by_the_engine(logits, keys, temperatures, *, top_k=None, top_p=None, min_p=N
 
 
 @pytest.mark.parametrize("mode", list(MODES))
-@pytest.mark.parametrize("vocab_size", [1, 127, 5000])
+@pytest.mark.parametrize("vocab_size", [1, 17, 127])
 def test_the_tokens_are_the_engine_s_own(vocab_size, mode, device):
-    temperatures = [0.0, 1.0, 0.7, 2.0]
-    logits, keys = random_logits(4, vocab_size, seed=vocab_size), random_keys(4)
-    options = options_of(4, device, **MODES[mode])
+    temperatures = [0.0, 0.7]
+    logits, keys = random_logits(2, vocab_size, seed=vocab_size), random_keys(2)
+    options = options_of(2, device, **MODES[mode])
     expected = by_the_engine(logits, keys, temperatures, **options)
-    assert drawn(sample_reference, logits, keys, temperatures, "cpu", **options_of(4, "cpu", **MODES[mode])) == expected
+    assert drawn(sample_reference, logits, keys, temperatures, "cpu", **options_of(2, "cpu", **MODES[mode])) == expected
     assert drawn(sample, logits, keys, temperatures, device, **options) == expected
 
 
-@pytest.mark.parametrize("mode", ["plain", "all"])
-@pytest.mark.parametrize("vocab_size", [32001, 151936])
+@pytest.mark.parametrize(
+    ("vocab_size", "mode"),
+    [
+        (5000, "all"),
+        (32001, "plain"),
+        (151936, "plain"),
+        pytest.param(32001, "all", marks=pytest.mark.slow),
+        pytest.param(151936, "all", marks=pytest.mark.slow),
+    ],
+)
 def test_large_vocabularies_are_drawn_from_alike(vocab_size, mode, device):
-    logits, keys = random_logits(2, vocab_size, seed=1), random_keys(2, seed=1)
-    options = options_of(2, device, **MODES[mode])
-    assert drawn(sample, logits, keys, [1.0, 1.5], device, **options) == by_the_engine(
-        logits, keys, [1.0, 1.5], **options
-    )
+    logits, keys = random_logits(1, vocab_size, seed=1), random_keys(1, seed=1)
+    options = options_of(1, device, **MODES[mode])
+    assert drawn(sample, logits, keys, [1.5], device, **options) == by_the_engine(logits, keys, [1.5], **options)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10 if INTERPRETED else 100, deadline=None)
 @given(
     levels=st.lists(st.integers(0, 6), min_size=1, max_size=12),
     top_k=st.integers(0, 13),
@@ -119,7 +125,7 @@ def test_ties_at_every_border_go_to_the_lowest_ids(levels, top_k, top_p, min_p, 
 
 def test_what_is_kept_is_what_the_order_says(device):
     """Every kept token is drawn by some key, and no other: 8 equal logits, and 8 equal ones below."""
-    num_rows = 8 if INTERPRETED else 300
+    num_rows = 3 if INTERPRETED else 300
     logits = torch.tensor([1.0] * 8 + [0.0] * 8).expand(num_rows, 16).contiguous()
     keys = random_keys(num_rows)
     for options, kept in (
@@ -131,7 +137,7 @@ def test_what_is_kept_is_what_the_order_says(device):
         ({"top_k": 12, "min_p": 0.3}, {*range(12)}),
     ):
         tokens = drawn(sample, logits, keys, [1.0] * num_rows, device, **options_of(num_rows, device, **options))
-        # 8 draws, for which the interpreter has time, need not take all.
+        # 3 draws, for which the interpreter has time, need not take all.
         assert set(tokens) <= kept if INTERPRETED else set(tokens) == kept, options
 
 
@@ -148,7 +154,7 @@ def test_each_row_has_settings_of_its_own(device):
     )
 
 
-@pytest.mark.parametrize("mode", list(MODES))
+@pytest.mark.parametrize("mode", ["plain", "all"])
 @pytest.mark.parametrize("vocab_size", [5, 4097])
 def test_ids_beyond_the_tokens_are_never_drawn(vocab_size, mode, device):
     logits = torch.full((4, vocab_size + 3), math.nan)
@@ -180,10 +186,11 @@ def test_no_rows_draw_nothing(device):
 
 def test_tokens_are_drawn_by_their_probabilities(device):
     """Chi-square over 4 tokens, 3 degrees of freedom: 25 is exceeded once in 65,000."""
+    num_rows = 150 if INTERPRETED else 3000
     probs = torch.tensor([0.5, 0.25, 0.15, 0.1])
-    tokens = drawn(sample, probs.log().expand(1000, 4), random_keys(1000, seed=5), [1.0] * 1000, device)
+    tokens = drawn(sample, probs.log().expand(num_rows, 4), random_keys(num_rows, seed=5), [1.0] * num_rows, device)
     counts = torch.bincount(torch.tensor(tokens), minlength=4)
-    assert float(((counts - 1000 * probs) ** 2 / (1000 * probs)).sum()) < 25
+    assert float(((counts - num_rows * probs) ** 2 / (num_rows * probs)).sum()) < 25
 
 
 @pytest.mark.parametrize(
