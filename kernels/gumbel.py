@@ -91,7 +91,7 @@ if TRITON_RUNS_HERE:
     _LOW: Final = tl.constexpr(_LOG_2_LOW)
     _ROOT: Final = tl.constexpr(_SQRT_2)
 
-    @triton.jit  # type: ignore[untyped-decorator]  # triton ships no types
+    @triton.jit
     def gumbel_of(first_word, second_word, token_id):  # type: ignore[no-untyped-def]  # noqa: ANN201
         """`gumbel`, in Triton: uint32 words of a key, and a tile of uint32 token ids -> a tile of fp32."""
         h = token_id * 0x9E3779B1 + first_word
@@ -109,7 +109,7 @@ if TRITON_RUNS_HERE:
         h = h * SECOND
         return h ^ (h >> 16)
 
-    @triton.jit  # type: ignore[untyped-decorator]
+    @triton.jit
     def _fixed_log(x):  # type: ignore[no-untyped-def]
         bits = x.to(tl.int32, bitcast=True)
         exponent = ((bits >> 23) - 127).to(tl.float32)

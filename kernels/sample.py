@@ -81,7 +81,7 @@ if TRITON_RUNS_HERE:
 
     _LEAST_DIVISOR: Final = tl.constexpr(_MIN_TEMPERATURE)
 
-    @triton.jit  # type: ignore[untyped-decorator]  # triton ships no types
+    @triton.jit
     def _shaped(logits_ptr, temperature, token_id, num_token_ids):  # type: ignore[no-untyped-def]
         """A tile of a row over its temperature, -inf beyond the tokens; of the two zeros one is left."""
         logits = tl.load(logits_ptr + token_id, mask=token_id < num_token_ids, other=float("-inf"))
@@ -90,13 +90,13 @@ if TRITON_RUNS_HERE:
         shaped = tl.div_rn(logits, tl.zeros_like(logits) + divisor)
         return tl.where(shaped == 0.0, 0.0, shaped)
 
-    @triton.jit  # type: ignore[untyped-decorator]
+    @triton.jit
     def _order(value):  # type: ignore[no-untyped-def]
         """fp32 to int32, in the same order."""
         bits = value.to(tl.int32, bitcast=True)
         return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
-    @triton.jit  # type: ignore[untyped-decorator]
+    @triton.jit
     def _weight(value, maximum):  # type: ignore[no-untyped-def]
         """fp64; `maximum` is finite."""
         return tl.exp(value.to(tl.float64) - maximum.to(tl.float64))
@@ -220,7 +220,7 @@ if TRITON_RUNS_HERE:
         tl.store(border_ptr + row, border.to(tl.int32))
         tl.store(border_id_ptr + row, border_id)
 
-    @triton.jit  # type: ignore[untyped-decorator]
+    @triton.jit
     def _value(order):  # type: ignore[no-untyped-def]
         """What is ordered so, of int64; a place of NaNs, below -inf, has -inf."""
         bits = order.to(tl.int32)
