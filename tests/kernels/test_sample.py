@@ -1,0 +1,222 @@
+"""sample draws the tokens that its definition, and the engine's own sampler, draw."""
+
+import math
+from types import MethodType, SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specdec.kernels.dispatch import INTERPRETED
+from specdec.kernels.sample import sample, sample_reference
+from specdec.sampler import draw
+
+MODES = {
+    "plain": {},
+    "top_k": {"top_k": 7},
+    "top_p": {"top_p": 0.8},
+    "min_p": {"min_p": 0.2},
+    "all": {"top_k": 40, "top_p": 0.9, "min_p": 0.02},
+    "one": {"top_k": 1},
+    "off": {"top_k": 0, "top_p": 1.0, "min_p": 0.0},
+}
+
+
+def random_logits(num_rows, vocab_size, seed=0, spread=3.0):
+    """In steps of 1/4, so that many are equal, with a tenth forbidden."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (4.0 * spread * torch.randn(num_rows, vocab_size, generator=generator)).round() / 4.0
+    forbidden = torch.rand(num_rows, vocab_size, generator=generator) < 0.1
+    forbidden[:, 0] = False
+    return logits.masked_fill(forbidden, -math.inf)
+
+
+def random_keys(num_rows, seed=0):
+    return torch.randint(0, 2**32, (num_rows, 2), generator=torch.Generator().manual_seed(seed))
+
+
+def options_of(num_rows, device, *, top_k=None, top_p=None, min_p=None):
+    def column(value, dtype):
+        return None if value is None else torch.full((num_rows,), value, dtype=dtype, device=device)
+
+    return {
+        "top_k": column(top_k, torch.int32),
+        "top_p": column(top_p, torch.float64),
+        "min_p": column(min_p, torch.float64),
+    }
+
+
+def drawn(function, logits, keys, temperatures, device, *, num_token_ids=None, **options):
+    output = torch.full((logits.shape[0],), 2**40, device=device)
+    function(
+        logits.to(device),
+        keys.to(device),
+        torch.as_tensor(temperatures, dtype=torch.float32, device=device),
+        output,
+        num_token_ids=logits.shape[1] if num_token_ids is None else num_token_ids,
+        **options,
+    )
+    return output.tolist()
+
+
+def by_the_engine(logits, keys, temperatures, *, top_k=None, top_p=None, min_p=None):
+    """What specdec.sampler draws of logits that are shaped up to temperature."""
+    rows = [
+        SimpleNamespace(
+            sequence=SimpleNamespace(
+                params=SimpleNamespace(
+                    temperature=temperature,
+                    top_k=0 if top_k is None else int(top_k[i]),
+                    top_p=1.0 if top_p is None else float(top_p[i]),
+                    min_p=0.0 if min_p is None else float(min_p[i]),
+                )
+            ),
+            noise_key=MethodType(lambda row, _: row.key, SimpleNamespace(key=tuple(keys[i].tolist()))),
+        )
+        for i, temperature in enumerate(temperatures)
+    ]
+    shaped = logits / torch.tensor([temperature or 1.0 for temperature in temperatures])[:, None]
+    tokens = draw(shaped, rows, range(len(rows)))
+    return [tokens[i] for i in range(len(rows))]
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+@pytest.mark.parametrize("vocab_size", [1, 17, 127])
+def test_the_tokens_are_the_engine_s_own(vocab_size, mode, device):
+    temperatures = [0.0, 0.7]
+    logits, keys = random_logits(2, vocab_size, seed=vocab_size), random_keys(2)
+    options = options_of(2, device, **MODES[mode])
+    expected = by_the_engine(logits, keys, temperatures, **options)
+    assert drawn(sample_reference, logits, keys, temperatures, "cpu", **options_of(2, "cpu", **MODES[mode])) == expected
+    assert drawn(sample, logits, keys, temperatures, device, **options) == expected
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "mode"),
+    [
+        (5000, "all"),
+        (32001, "plain"),
+        (151936, "plain"),
+        pytest.param(32001, "all", marks=pytest.mark.slow),
+        pytest.param(151936, "all", marks=pytest.mark.slow),
+    ],
+)
+def test_large_vocabularies_are_drawn_from_alike(vocab_size, mode, device):
+    logits, keys = random_logits(1, vocab_size, seed=1), random_keys(1, seed=1)
+    options = options_of(1, device, **MODES[mode])
+    assert drawn(sample, logits, keys, [1.5], device, **options) == by_the_engine(logits, keys, [1.5], **options)
+
+
+@settings(max_examples=10 if INTERPRETED else 100, deadline=None)
+@given(
+    levels=st.lists(st.integers(0, 6), min_size=1, max_size=12),
+    top_k=st.integers(0, 13),
+    top_p=st.sampled_from([0.01, 0.3, 0.5, 0.75, 1.0]),
+    min_p=st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0]),
+    key=st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
+)
+def test_ties_at_every_border_go_to_the_lowest_ids(levels, top_k, top_p, min_p, key):
+    """On the CPU or in the interpreter, wherever this runs."""
+    logits, keys = torch.tensor([levels]) * math.log(2.0), torch.tensor([key])
+    options = options_of(1, "cpu", top_k=top_k, top_p=top_p, min_p=min_p)
+    assert drawn(sample, logits, keys, [1.0], "cpu", **options) == by_the_engine(logits, keys, [1.0], **options)
+
+
+def test_what_is_kept_is_what_the_order_says(device):
+    """Every kept token is drawn by some key, and no other: 8 equal logits, and 8 equal ones below."""
+    num_rows = 3 if INTERPRETED else 300
+    logits = torch.tensor([1.0] * 8 + [0.0] * 8).expand(num_rows, 16).contiguous()
+    keys = random_keys(num_rows)
+    for options, kept in (
+        ({"top_k": 3}, {0, 1, 2}),
+        ({"top_k": 11}, {*range(11)}),
+        ({"top_p": 0.4}, {*range(5)}),
+        ({"top_k": 10, "top_p": 0.5}, {*range(5)}),
+        ({"min_p": 0.5}, {*range(8)}),
+        ({"top_k": 12, "min_p": 0.3}, {*range(12)}),
+    ):
+        tokens = drawn(sample, logits, keys, [1.0] * num_rows, device, **options_of(num_rows, device, **options))
+        # 3 draws, for which the interpreter has time, need not take all.
+        assert set(tokens) <= kept if INTERPRETED else set(tokens) == kept, options
+
+
+def test_each_row_has_settings_of_its_own(device):
+    logits, keys = random_logits(6, 300, seed=3), random_keys(6, seed=3)
+    options = {
+        "top_k": torch.tensor([0, 1, 5, 0, 0, 9], dtype=torch.int32, device=device),
+        "top_p": torch.tensor([1.0, 1.0, 0.5, 0.3, 1.0, 0.9], dtype=torch.float64, device=device),
+        "min_p": torch.tensor([0.0, 0.0, 0.0, 0.1, 0.7, 0.0], dtype=torch.float64, device=device),
+    }
+    temperatures = [1.0, 0.5, 3.0, 1.0, 0.0, 1.0]
+    assert drawn(sample, logits, keys, temperatures, device, **options) == by_the_engine(
+        logits, keys, temperatures, **options
+    )
+
+
+@pytest.mark.parametrize("mode", ["plain", "all"])
+@pytest.mark.parametrize("vocab_size", [5, 4097])
+def test_ids_beyond_the_tokens_are_never_drawn(vocab_size, mode, device):
+    logits = torch.full((4, vocab_size + 3), math.nan)
+    logits[0, :vocab_size] = -math.inf
+    logits[1, :vocab_size] = math.nan
+    logits[2, :vocab_size] = -math.inf
+    logits[2, vocab_size - 1] = -1e30
+    logits[3, :vocab_size] = 0.0
+    logits[:, vocab_size:] = 1e30
+    options = options_of(4, device, **MODES[mode])
+    for temperature in (0.0, 1.0):
+        tokens = drawn(sample, logits, random_keys(4), [temperature] * 4, device, num_token_ids=vocab_size, **options)
+        assert tokens[:3] == [0, 0, vocab_size - 1]
+        assert 0 <= tokens[3] < vocab_size
+
+
+def test_rows_may_be_a_view_of_wider_ones(device):
+    wide = torch.full((3, 140), math.nan)
+    wide[:, :127] = random_logits(3, 127)
+    keys = random_keys(3)
+    output = torch.full((3,), 2**40, device=device)
+    sample(wide.to(device)[:, :127], keys.to(device), torch.ones(3, device=device), output, num_token_ids=127)
+    assert output.tolist() == by_the_engine(wide[:, :127], keys, [1.0] * 3)
+
+
+def test_no_rows_draw_nothing(device):
+    assert drawn(sample, torch.zeros(0, 9), random_keys(0), [], device) == []
+
+
+def test_tokens_are_drawn_by_their_probabilities(device):
+    """Chi-square over 4 tokens, 3 degrees of freedom: 25 is exceeded once in 65,000."""
+    num_rows = 150 if INTERPRETED else 3000
+    probs = torch.tensor([0.5, 0.25, 0.15, 0.1])
+    tokens = drawn(sample, probs.log().expand(num_rows, 4), random_keys(num_rows, seed=5), [1.0] * num_rows, device)
+    counts = torch.bincount(torch.tensor(tokens), minlength=4)
+    assert float(((counts - num_rows * probs) ** 2 / (num_rows * probs)).sum()) < 25
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"logits": torch.zeros(9)}, r"logits must be \[R, V\] float32"),
+        ({"logits": torch.zeros(2, 9, dtype=torch.float16)}, r"logits must be \[R, V\] float32"),
+        ({"logits": torch.zeros(9, 2).T}, "logits must be contiguous along the last axis"),
+        ({"num_token_ids": 10}, "num_token_ids is 10; it must be between 1 and 9"),
+        ({"num_token_ids": 0}, "num_token_ids is 0"),
+        ({"keys": torch.zeros(2, 2, dtype=torch.int32)}, r"keys must be \[2, 2\] torch.int64"),
+        ({"temperatures": torch.zeros(2, dtype=torch.float64)}, r"temperatures must be \[2\] torch.float32"),
+        ({"output": torch.zeros(3, dtype=torch.int64)}, r"output must be \[2\] torch.int64"),
+        ({"output": torch.zeros(4, dtype=torch.int64)[::2]}, "output must be contiguous"),
+        ({"top_k": torch.zeros(2, dtype=torch.int64)}, r"top_k must be \[2\] torch.int32"),
+        ({"top_p": torch.zeros(2)}, r"top_p must be \[2\] torch.float64"),
+        ({"min_p": torch.zeros(2, dtype=torch.float64, device="meta")}, "min_p is on meta, logits on cpu"),
+    ],
+)
+def test_a_tensor_of_another_shape_dtype_device_or_stride_is_refused(change, message):
+    good = {
+        "logits": torch.zeros(2, 9),
+        "keys": torch.zeros(2, 2, dtype=torch.int64),
+        "temperatures": torch.zeros(2),
+        "output": torch.zeros(2, dtype=torch.int64),
+        "num_token_ids": 9,
+    }
+    with pytest.raises(ValueError, match=message):
+        sample(**(good | change))
