@@ -462,6 +462,7 @@ def run_tiny(folder, *arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
 
 
+@pytest.mark.slow
 def test_run_prints_the_answer_alone_and_speculation_leaves_it_the_same(tiny_model_folder):
     plain = run_tiny(tiny_model_folder, "--prompt", "a b a b a b")
     assert plain.returncode == 0, plain.stderr

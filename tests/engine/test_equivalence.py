@@ -121,12 +121,34 @@ SAMPLINGS = {
 }
 
 
+SCHEMA_SAMPLINGS = {
+    f"under a schema at {temperature}": params_of(temperature=temperature, max_tokens=60)
+    for temperature in (0.0, 0.8, 1.3)
+}
+
+
+@pytest.fixture(scope="module")
+def plain_answers_of(engine_of):
+    """By name of the sampling, worked out once."""
+    made = {}
+
+    def get(sampling):
+        if sampling not in made:
+            if sampling in SCHEMA_SAMPLINGS:
+                made[sampling] = answers(engine_of("none"), SCHEMA_SAMPLINGS[sampling], SCHEMA)
+            else:
+                made[sampling] = answers(engine_of("none"), SAMPLINGS[sampling])
+        return made[sampling]
+
+    return get
+
+
 @pytest.mark.parametrize(("name", "pool"), EVERYWHERE)
-def test_speculative_output_equals_plain_output(engine_of, name, pool):
-    plain, speculative = engine_of("none"), engine_of(name, **pool)
+def test_speculative_output_equals_plain_output(engine_of, plain_answers_of, name, pool):
+    speculative = engine_of(name, **pool)
     preempted_before = speculative.stats().num_preemptions
     for sampling, params in SAMPLINGS.items():
-        expected = answers(plain, params)
+        expected = plain_answers_of(sampling)
         # Right in some of its places for one of the prompts.
         prediction = expected[0][0][1][:20] + " and " + expected[1][0][1]
         assert answers(speculative, params, prediction=prediction) == expected, sampling
@@ -135,14 +157,12 @@ def test_speculative_output_equals_plain_output(engine_of, name, pool):
 
 
 @pytest.mark.parametrize(("name", "pool"), EVERYWHERE)
-def test_speculative_output_equals_plain_output_under_a_schema(engine_of, name, pool):
-    plain, speculative = engine_of("none"), engine_of(name, **pool)
+def test_speculative_output_equals_plain_output_under_a_schema(engine_of, plain_answers_of, name, pool):
+    speculative = engine_of(name, **pool)
     drafted_before = speculative.stats().speculation.num_draft_tokens
-    for temperature in (0.0, 0.8, 1.3):
-        params = params_of(temperature=temperature, max_tokens=60)
+    for sampling, params in SCHEMA_SAMPLINGS.items():
         prediction = '{"name":"the","kind":"one","sizes":[1,2]}'
-        expected = answers(plain, params, SCHEMA)
-        assert answers(speculative, params, SCHEMA, prediction=prediction) == expected
+        assert answers(speculative, params, SCHEMA, prediction=prediction) == plain_answers_of(sampling), sampling
     if name != "adaptive":
         assert speculative.stats().speculation.num_draft_tokens > drafted_before
 
@@ -174,6 +194,7 @@ def test_a_batch_answers_as_each_request_alone_does(engine_of):
 @settings(
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
+@pytest.mark.slow
 @given(data=st.data())
 def test_requests_that_join_and_leave_change_no_other(engine_of, data):
     """Requests arrive between steps and some are aborted; the others answer as they do alone."""

@@ -38,6 +38,7 @@ def exact(tiny_model_folder):
         yield server
 
 
+@pytest.mark.slow
 def test_a_specdec_answers_in_every_arm_and_says_whose_drafts_were_accepted_where(exact, tmp_path):
     files = ["--csv", str(tmp_path / "rows.csv"), "--html", str(tmp_path / "report.html")]
     exit_code, shown, tables = invoke(
@@ -73,6 +74,7 @@ def test_a_specdec_answers_in_every_arm_and_says_whose_drafts_were_accepted_wher
     assert exact.url in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_over_http_the_rates_are_those_of_the_engine_in_process(exact, tiny_model_folder):
     arguments = ["--spec", "grammar+ngram", "--num-speculative-tokens", "3", "--concurrency", "1"]
     arguments += ["--group", "structured"]

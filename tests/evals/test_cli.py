@@ -58,6 +58,7 @@ def acceptance(folder, num_tasks, *more):
     return invoke("acceptance", "--model", str(folder), *size, *more)
 
 
+@pytest.mark.slow
 def test_acceptance_reports_rates_speeds_and_validity(tiny_model_folder, tmp_path):
     files = ["--csv", str(tmp_path / "rows.csv"), "--html", str(tmp_path / "report.html")]
     exit_code, shown = acceptance(
@@ -121,6 +122,7 @@ def test_schemas_that_are_not_taken_are_left_out_by_name(tiny_model_folder, tmp_
     assert "none of its tasks" in shown["failures"][0]
 
 
+@pytest.mark.slow
 def test_a_model_draft_that_is_not_masked_drafts_what_is_forbidden(tiny_model_folder, tiny_draft_folder):
     exit_code, shown = acceptance(
         *(tiny_model_folder, 2, "--draft", str(tiny_draft_folder), "--spec", "draft_model", "--compare-masks"),
@@ -197,6 +199,7 @@ def test_acceptance_without_a_proposer_is_a_mistake(tiny_model_folder):
 # Stress
 
 
+@pytest.mark.slow
 def test_everything_at_once_holds(tiny_model_folder, tiny_draft_folder):
     exit_code, shown = invoke(
         *("stress", "--model", str(tiny_model_folder), "--draft", str(tiny_draft_folder)),

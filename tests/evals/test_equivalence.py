@@ -105,7 +105,8 @@ def on_a_small_model(grid):
 
 
 def test_a_pairwise_selection_passes_on_a_small_model(run):
-    result = run(msgspec.structs.replace(on_a_small_model(EquivalenceGrid()), max_tokens=24))
+    grid = msgspec.structs.replace(on_a_small_model(EquivalenceGrid()), max_tokens=12, num_requests=3)
+    result = run(grid)
     assert result.failures == ()
     assert result.figures["identical"] is True
     assert result.figures["num_preemptions"] > 0
@@ -181,6 +182,7 @@ def test_a_rejected_draft_of_the_target_itself_fails_although_no_token_differs(r
     assert any("were rejected" in failure for failure in result.failures)
 
 
+@pytest.mark.slow
 def test_nothing_is_drafted_where_nobody_drafts_though_tasks_have_predictions(run):
     assert any(task.prediction for task in load_workload("free_text"))
     grid = msgspec.structs.replace(

@@ -52,6 +52,7 @@ def test_sound_verification_is_within_the_noise():
         assert (0 < each.num_accepted_tokens < each.num_draft_tokens) == drafts
 
 
+@pytest.mark.slow
 def test_every_planted_fault_shows():
     result = run(FAULTY, 20_000)
     assert result.failures == ()
@@ -78,6 +79,7 @@ def test_a_rule_that_accepts_too_much_fails(monkeypatch):
     assert "0 of " in failures[-1]
 
 
+@pytest.mark.slow
 def test_a_choice_of_lengths_that_cuts_off_drawn_tokens_fails(monkeypatch):
     cells = [cell for cell in SOUND if cell.drafted_by == "pay"]
     monkeypatch.setattr(DraftLengths, "num_kept", staticmethod(lambda _: 0))
@@ -86,7 +88,16 @@ def test_a_choice_of_lengths_that_cuts_off_drawn_tokens_fails(monkeypatch):
     assert all("times the noise floor" in failure for failure in failures)
 
 
-@pytest.mark.parametrize("factor", [0.35, 0.7, 1.5, 3.0, 6.0])
+@pytest.mark.parametrize(
+    "factor",
+    [
+        0.35,
+        pytest.param(0.7, marks=pytest.mark.slow),
+        pytest.param(1.5, marks=pytest.mark.slow),
+        3.0,
+        pytest.param(6.0, marks=pytest.mark.slow),
+    ],
+)
 def test_a_choice_of_lengths_for_what_a_token_led_to_shows_whatever_drafting_takes(monkeypatch, factor):
     longer = tuple(1.0 + factor * (seconds - 1.0) for seconds in law_lengths.DRAFTING_SECONDS)
     monkeypatch.setattr(law_lengths, "DRAFTING_SECONDS", longer)

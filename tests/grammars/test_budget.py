@@ -176,6 +176,7 @@ def test_walks_end_within_their_budget_over_many_schemas() -> None:
     _check_walks(range(20_000, 20_800), all_keywords.random_schema, small_vocabulary())
 
 
+@pytest.mark.slow
 def test_walks_end_within_their_budget_where_arrays_with_and_without_unique_items_meet() -> None:
     _check_walks(range(40_000, 40_120), mixed_arrays.random_schema, small_vocabulary(), num_checked=3)
 

@@ -159,6 +159,7 @@ def test_a_killed_client_process_frees_its_blocks(slow_live: LiveServer, num_fin
     assert_all_freed(slow_live)
 
 
+@pytest.mark.slow
 def test_a_reader_that_stands_still_stalls_nobody_and_in_the_end_gets_everything(live: LiveServer) -> None:
     """Its socket buffers are small, so that the server's send blocks early on."""
     still = socket.socket()

@@ -250,6 +250,7 @@ def test_the_steps_are_sorted_by_their_tokens() -> None:
     assert tokens.freeze().num_tokens == 32789
 
 
+@pytest.mark.slow
 def test_what_waits_is_told_apart_by_what_it_waits_for(tiny_model_folder: Path) -> None:
     engine = Engine(
         EngineConfig(

@@ -48,6 +48,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield server, request.param, {str(marker_id): 100}
 
 
+@pytest.mark.slow
 def test_every_family_calls_in_its_own_format(family: tuple) -> None:
     server, name, bias = family
     with strict_client(server) as client:

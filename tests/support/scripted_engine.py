@@ -68,6 +68,11 @@ class ScriptedEngine:
         self._requests.pop(request_id, None)
         self._progress.pop(request_id, None)
 
+    @property
+    def request_ids(self) -> frozenset[str]:
+        """Of the unfinished requests."""
+        return frozenset(self._requests)
+
     def has_unfinished_requests(self) -> bool:
         return bool(self._requests)
 
