@@ -70,6 +70,7 @@ def test_walks_validate_and_instances_are_accepted_in_every_dialect(dialect: str
     _check(range(40_000, 40_020), functools.partial(dialect_schemas.random_schema, dialect=dialect), num_checked=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whitespace", ["pretty", "flexible"])
 def test_walks_validate_with_whitespace_in_every_dialect(whitespace: Literal["pretty", "flexible"]) -> None:
     options = SchemaOptions(whitespace=whitespace)
