@@ -191,10 +191,10 @@ def test_a_batch_answers_as_each_request_alone_does(engine_of):
     assert answers(engine, params) == alone
 
 
+@pytest.mark.slow
 @settings(
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-@pytest.mark.slow
 @given(data=st.data())
 def test_requests_that_join_and_leave_change_no_other(engine_of, data):
     """Requests arrive between steps and some are aborted; the others answer as they do alone."""
