@@ -39,6 +39,8 @@ class AcceptanceSize(msgspec.Struct, frozen=True, kw_only=True):
     """Of each group."""
     max_tokens: int
     rounds: int
+    num_parts: int = 1
+    """Of the tasks; a round answers one of them."""
 
     @classmethod
     def of_size(
@@ -48,6 +50,7 @@ class AcceptanceSize(msgspec.Struct, frozen=True, kw_only=True):
         num_tasks: int | None = None,
         rounds: int | None = None,
         max_tokens: int | None = None,
+        num_parts: int = 1,
     ) -> AcceptanceSize:
         """quick is a look, full takes every task; what is given overrides the size."""
         default_tasks, default_tokens, default_rounds = {
@@ -59,6 +62,7 @@ class AcceptanceSize(msgspec.Struct, frozen=True, kw_only=True):
             num_tasks=num_tasks or default_tasks,
             max_tokens=max_tokens or default_tokens,
             rounds=rounds or default_rounds,
+            num_parts=num_parts,
         )
 
 
@@ -123,6 +127,7 @@ def run_acceptance(
                     arms[name],
                     params,
                     rounds=size.rounds,
+                    num_parts=size.num_parts,
                     concurrency=concurrency,
                     on_run=steps.advance,
                 )

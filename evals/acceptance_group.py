@@ -106,22 +106,28 @@ def measure_group(
     params: SamplingParams,
     *,
     rounds: int,
+    num_parts: int,
     concurrency: int,
     on_run: Callable[[], None],
 ) -> tuple[GroupResult, list[str]]:
-    """Rounds of one run an arm, the first mover changing from round to round; and what did not hold."""
+    """Rounds of one run an arm, the first mover changing from round to round; and what did not hold.
+
+    A round answers one of num_parts parts of the tasks, the next round the next part; at least one round a part.
+    """
+    assert num_parts <= rounds, "every task is answered"
+    parts = [tasks[start::num_parts] for start in range(min(num_parts, len(tasks)))]
     runs: dict[str, list[Run]] = defaultdict(list)
     # Compiles the schemas and fills the caches of masks, from which all arms gain alike; not timed.
     _run(engine, tasks, arms[0], params, concurrency)
     for number in range(rounds):
         first = number % len(arms)
         for arm in (*arms[first:], *arms[:first]):
-            runs[arm.name].append(_run(engine, tasks, arm, params, concurrency))
+            runs[arm.name].append(_run(engine, parts[number % len(parts)], arm, params, concurrency))
             on_run()
     faults: list[str] = []
     results = []
     for arm in arms:
-        result, own_faults = _arm_result(engine, tasks, arm, runs[arm.name], runs[arms[0].name])
+        result, own_faults = _arm_result(engine, parts, arm, runs[arm.name], runs[arms[0].name])
         results.append(result)
         faults += [f"{name}, concurrency {concurrency}, {arm.name}: {fault}" for fault in own_faults]
     if engine.stats().num_kv_blocks_in_use:
@@ -148,12 +154,12 @@ def _run(engine: Engine, tasks: Sequence[Task], arm: Arm, params: SamplingParams
 
 
 def _arm_result(
-    engine: Engine, tasks: Sequence[Task], arm: Arm, runs: Sequence[Run], plain: Sequence[Run]
+    engine: Engine, parts: Sequence[Sequence[Task]], arm: Arm, runs: Sequence[Run], plain: Sequence[Run]
 ) -> tuple[ArmResult, list[str]]:
     validity = ValidityCount()
     faults: list[str] = []
-    for run in runs:
-        for task, output in zip(tasks, run.outputs, strict=True):
+    for part, run in zip(itertools.cycle(parts), runs, strict=False):
+        for task, output in zip(part, run.outputs, strict=True):
             choice = output.choices[0]
             if task.schema is not None:
                 reason = str(choice.finish_reason)
@@ -162,7 +168,9 @@ def _arm_result(
             if broken is not None:
                 faults.append(f"{task.name}: {broken}")
     faults += [f"{fault['task']}: {fault['why']}" for fault in validity.violations]
-    answered = runs[0].outputs
+    tasks = [task for part in parts for task in part]
+    answered = [output for run in runs[: len(parts)] for output in run.outputs]
+    plainly_answered = [output for run in plain[: len(parts)] for output in run.outputs]
     pieces = engine.tokenizer.pieces(skip_special_tokens=False)
     members: dict[str, list[int]] = defaultdict(list)
     for i, task in enumerate(tasks):
@@ -182,7 +190,7 @@ def _arm_result(
         decoding_speedup=decoding_speedup,
         num_differing=sum(
             own.choices[0].token_ids != other.choices[0].token_ids
-            for own, other in zip(answered, plain[0].outputs, strict=True)
+            for own, other in zip(answered, plainly_answered, strict=True)
         ),
         validity=validity.as_json() if validity.num_answers else None,
         example=_coloured(answered[0], pieces),

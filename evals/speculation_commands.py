@@ -178,6 +178,15 @@ def acceptance(
         typer.Option(min=1, help="Tasks of each group.", show_default="by --size", rich_help_panel=WORK),
     ] = None,
     repeats: Repeats = None,
+    parts: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Parts of each group's tasks, of which a run answers one and the next run of its arm the next: for "
+            "many tasks in little time.",
+            rich_help_panel=WORK,
+        ),
+    ] = 1,
     max_tokens: MaxTokens = None,
     csv: Annotated[
         Path | None,
@@ -217,6 +226,8 @@ def acceptance(
     terminal = terminal_of(json=json)
     if url is not None and (draft is not None or dtype != "auto" or exact):
         raise typer.BadParameter("the server computes as it was started; leave out --draft, --dtype and --exact")
+    if url is not None and parts > 1:
+        raise typer.BadParameter("a server answers all tasks in every run; leave out --parts", param_hint="--parts")
     for path in (csv, html):
         if path is not None and not path.resolve().parent.is_dir():
             raise typer.BadParameter(f"there is no folder {path.resolve().parent}")
@@ -235,7 +246,12 @@ def acceptance(
                 raise typer.BadParameter("there is nothing to accept without a proposer", param_hint="--spec")
         except ConfigError as error:
             raise typer.BadParameter(str(error), param_hint="--spec") from error
-    sized = AcceptanceSize.of_size(size, num_tasks=num_tasks, rounds=repeats, max_tokens=max_tokens)
+    sized = AcceptanceSize.of_size(size, num_tasks=num_tasks, rounds=repeats, max_tokens=max_tokens, num_parts=parts)
+    if parts > sized.rounds:
+        raise typer.BadParameter(
+            f"{sized.rounds} runs leave tasks of {parts} parts unanswered; give --repeats {parts} or more",
+            param_hint="--parts",
+        )
     groups = {} if dataset and not group else shipped_groups(group or ())
     with faults_of_parameters():
         for path in dataset or ():

@@ -158,9 +158,25 @@ def test_tasks_of_ones_own_are_a_group(tiny_model_folder, tmp_path):
     assert [(group["group"], group["num_requests"]) for group in shown["groups"]] == [("mine", 2)] * 2
 
 
+def test_rounds_may_share_the_tasks_out(tiny_model_folder, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    schema = {"enum": ["one", "two"]}
+    path.write_text("".join(json.dumps({"prompt": "a b " * n, "schema": schema}) + "\n" for n in (1, 2, 3)))
+    exit_code, shown = acceptance(tiny_model_folder, 3, "--dataset", str(path), "--parts", "2", "--repeats", "3")
+    assert exit_code == 0, shown["failures"]
+    for group in shown["groups"]:
+        assert group["num_requests"] == 3
+        for arm in group["arms"]:
+            assert arm["rates"]["num_generated_tokens"] > 0
+            assert arm["validity"]["num_answers"] == 2 + 1 + 2
+        assert len(group["arms"][1]["speedup"]["values"]) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        (["--parts", "3", "--repeats", "2"], "leave tasks of 3 parts unanswered"),
+        (["--parts", "2", "--url", "http://127.0.0.1:1"], "a server answers all tasks"),
         (["--group", "poems"], "there is no group 'poems' of tasks"),
         (["--spec", "eagle"], "speculative method 'eagle' is unknown"),
         (["--dataset", "nowhere.jsonl"], "nowhere.jsonl"),
