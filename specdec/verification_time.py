@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from specdec.step_time import StepTime
@@ -44,12 +45,44 @@ class _Excess:
         self._y *= 1.0 - _FORGETTING
         self._xy *= 1.0 - _FORGETTING
 
-    def at(self, x: float) -> float:
+    def line(self) -> tuple[float, float]:
+        """Intercept and slope."""
         num, xx = self._num + _PRIOR_STEPS, self._xx + _PRIOR_SHARE**2
         determinant = num * xx - self._x**2
         intercept = (self._y * xx - self._x * self._xy) / determinant
         slope = (num * self._xy - self._x * self._y) / determinant
-        return intercept + slope * x
+        return intercept, slope
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationStep:
+    """How long one step over some verified tokens takes, by the draft tokens it has as well."""
+
+    plain: float
+    """Seconds without drafts, the least it can take."""
+    curve: StepTime
+    num_tokens: int
+    curve_seconds: float
+    """What the curve says for num_tokens."""
+    intercept: float
+    slope: float
+
+    def seconds(self, num_drafted: int) -> float:
+        """With num_drafted draft tokens."""
+        if not num_drafted:
+            return self.plain
+        added = self.added(num_drafted)
+        added += self.plain * (self.intercept + self.slope * self.scale(num_drafted, added))
+        # No step with drafts is expected to be shorter than one without.
+        return self.plain + max(added, 0.0)
+
+    def added(self, num_drafted: int) -> float:
+        """What so many draft tokens add by the measured curve."""
+        return self.curve.seconds(self.num_tokens + num_drafted) - self.curve_seconds
+
+    def scale(self, num_drafted: int, added: float) -> float:
+        """The same, but something for each, in steps without drafts."""
+        return max(added / self.plain, _MIN_SHARE * num_drafted)
 
 
 class VerificationTime:
@@ -65,17 +98,16 @@ class VerificationTime:
         self._excesses: dict[int, _Excess] = {}
         """By the binary order of a step's tokens without drafts."""
 
+    def step(self, num_tokens: int) -> VerificationStep:
+        """Of a step over num_tokens verified tokens; right until the next observation."""
+        excess = self._excesses.get(num_tokens.bit_length())
+        intercept, slope = (0.0, 0.0) if excess is None else excess.line()
+        plain, curve_seconds = self._plain.seconds(num_tokens), self._curve.seconds(num_tokens)
+        return VerificationStep(plain, self._curve, num_tokens, curve_seconds, intercept, slope)
+
     def seconds(self, num_tokens: int, num_drafted: int) -> float:
         """Of a step over num_tokens verified tokens and num_drafted draft tokens."""
-        plain = self._plain.seconds(num_tokens)
-        if not num_drafted:
-            return plain
-        added = self._added(num_tokens, num_drafted)
-        excess = self._excesses.get(num_tokens.bit_length())
-        if excess is not None:
-            added += plain * excess.at(self._scale(num_tokens, num_drafted) / plain)
-        # No step with drafts is expected to be shorter than one without.
-        return plain + max(added, 0.0)
+        return self.step(num_tokens).seconds(num_drafted)
 
     def observe(self, num_tokens: int, num_drafted: int, seconds: float) -> None:
         """Learn from a step."""
@@ -84,24 +116,14 @@ class VerificationTime:
             for excess in self._excesses.values():
                 excess.fade()
             return
-        expected = self.seconds(num_tokens, num_drafted)
+        step = self.step(num_tokens)
+        expected = step.seconds(num_drafted)
         seconds = min(seconds, _MAX_DEVIATION * expected)
         if seconds < (1.0 - _FASTER) * expected:
             ratio = max(seconds / expected, 1 / _MAX_DEVIATION) - 1.0
             self._plain.correct(num_tokens, ratio)
             self._curve.scale(ratio)
             return
-        plain = self._plain.seconds(num_tokens)
+        added = step.added(num_drafted)
         excess = self._excesses.setdefault(num_tokens.bit_length(), _Excess())
-        excess.add(
-            self._scale(num_tokens, num_drafted) / plain,
-            (seconds - plain - self._added(num_tokens, num_drafted)) / plain,
-        )
-
-    def _added(self, num_tokens: int, num_drafted: int) -> float:
-        """By the measured curve."""
-        return self._curve.seconds(num_tokens + num_drafted) - self._curve.seconds(num_tokens)
-
-    def _scale(self, num_tokens: int, num_drafted: int) -> float:
-        least = _MIN_SHARE * num_drafted * self._plain.seconds(num_tokens)
-        return max(self._added(num_tokens, num_drafted), least)
+        excess.add(step.scale(num_drafted, added), (seconds - step.plain - added) / step.plain)

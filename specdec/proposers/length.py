@@ -97,12 +97,13 @@ class DraftLengths:
         chances.sort(key=lambda offer: -offer[0])
         # What it takes to have drafts at all is weighed in `cut`, by what the passes have led to.
         num_tokens, num_drafted = _num_base_tokens(batch), max(1, sum(len(draft.token_ids) for draft in drafts))
-        seconds = self._time.seconds(num_tokens, num_drafted)
+        step = self._time.step(num_tokens)
+        seconds = step.seconds(num_drafted)
         expected = _num_emitting(batch) + sum(sum(self._chances(draft)) for draft in drafts)
         gain, best, num_best = 0.0, 0.0, 0
         for i, (chance, _) in enumerate(chances, 1):
             gain += chance
-            cost = self._time.seconds(num_tokens, num_drafted + i) - seconds
+            cost = step.seconds(num_drafted + i) - seconds
             cost += self._draft_time.seconds(len(chosen) + i) if not chosen else 0.0
             rate = gain / max(cost, 1e-9)
             if rate > expected / seconds and gain - cost * expected / seconds > best:
@@ -128,17 +129,20 @@ class DraftLengths:
         self, batch: Batch, drafts: AbstractSequence[Draft], fixed: AbstractSequence[int], chances: list[float]
     ) -> int:
         """How many of the offers, likeliest first, give the most tokens a second."""
-        num_tokens, num_fixed = _num_base_tokens(batch), sum(fixed)
+        step, num_fixed = self._time.step(_num_base_tokens(batch)), sum(fixed)
         expected = float(_num_emitting(batch))
         for draft, count in zip(drafts, fixed, strict=True):
             expected += sum(self._chances(draft)[:count])
-        best = expected / self._time.seconds(num_tokens, num_fixed)
+        best = expected / step.seconds(num_fixed)
         if not self._has_drafted:
             best *= 1.0 + _HYSTERESIS
         num_best = 0
         for i, chance in enumerate(chances, 1):
+            if expected + chance * (len(chances) + 1 - i) <= best * step.plain:
+                # Nor could all that are left raise it, were they had for nothing.
+                break
             expected += chance
-            goodput = expected / self._time.seconds(num_tokens, num_fixed + i)
+            goodput = expected / step.seconds(num_fixed + i)
             if goodput > best:
                 best, num_best = goodput, i
         return num_best
