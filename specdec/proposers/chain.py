@@ -25,6 +25,9 @@ from specdec.verifier import Outcome
 
 _MAX_LAG: Final = 64
 """Tokens that the draft model may be behind before it catches up though nothing is drafted with it."""
+_LEAST_CHANCE: Final = 0.02
+"""That all tokens of a draft are accepted: below it nothing is looked for that might follow. Where every token costs
+next to nothing to verify a few would have paid, by less than their share of this."""
 
 
 class ChainProposer:
@@ -94,8 +97,12 @@ class ChainProposer:
             if drafter.name in plan.methods
             and (plan.num_tokens is not None or self._time.is_worth_asking(drafter.name))
         ]
-        while not draft.is_full and self._add_best(draft, drafters):
+        while not draft.is_full and self._may_pay(draft) and self._add_best(draft, drafters):
             pass
+
+    def _may_pay(self, draft: Draft) -> bool:
+        """Whether one more token could be worth its verification; where the length is fixed that is not asked."""
+        return draft.sequence.plan.num_tokens is not None or self._lengths.chance_of_all(draft) >= _LEAST_CHANCE
 
     def _add_best(self, draft: Draft, drafters: AbstractSequence[Drafter]) -> bool:
         """Whether a drafter had an idea of which the grammar takes at least the first token.

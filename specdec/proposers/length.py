@@ -55,6 +55,11 @@ class DraftLengths:
         pause.num_left -= 1
         return False
 
+    def chance_of_all(self, draft: Draft) -> float:
+        """That every token of the draft is accepted."""
+        chances = self._chances(draft)
+        return chances[-1] if chances else 1.0
+
     def cut(self, batch: Batch, drafts: AbstractSequence[Draft]) -> list[Proposal]:
         """The drafts, each as far as it pays."""
         num_tokens = [self.num_kept(draft) for draft in drafts]

@@ -7,6 +7,7 @@ import pytest
 from specdec.batch import Batch, ScheduledSequence
 from specdec.grammars import BudgetedGrammar, GrammarCompiler, Vocabulary
 from specdec.proposers import chain as chain_module
+from specdec.proposers.acceptance import AcceptanceEstimates
 from specdec.proposers.base import Guess, Source
 from specdec.proposers.chain import ChainProposer
 from specdec.proposers.length import DraftLengths
@@ -70,7 +71,7 @@ def proposals(drafters, *sequences, num_slots=8):
 
 def test_drafters_are_asked_again_after_each_guess():
     first = Scripted("grammar", {b"b": b"cd"}, confidence=1)
-    second = Scripted("ngram", {b"x": b"ab", b"d": b"e"})
+    second = Scripted("ngram", {b"x": b"ab", b"d": b"e"}, confidence=8)
     _, [proposal] = proposals([first, second], sequence())
     assert bytes(proposal.token_ids) == b"abcde"
     assert [source.proposer for source in proposal.sources] == ["ngram", "ngram", "grammar", "grammar", "ngram"]
@@ -191,3 +192,13 @@ def test_a_slow_drafter_whose_guesses_save_nothing_is_asked_less_unless_the_leng
     assert quick.num_asked >= 100
     assert (slow.num_asked >= 100) is is_asked_always
     assert slow.num_asked > 3
+
+
+def test_nothing_is_looked_for_behind_what_is_hardly_ever_right():
+    unlikely = Scripted("suffix", {b"x": b"abc", b"c": b"d"})
+    chance = AcceptanceEstimates().probability(sequence(), Source("suffix", 0)) ** 3
+    _, [proposal] = proposals([unlikely], sequence(methods=("suffix",)))
+    assert chance < chain_module._LEAST_CHANCE
+    assert bytes(proposal.token_ids) == b"abc"
+    _, [proposal] = proposals([unlikely], sequence(methods=("suffix",), num_tokens=4))
+    assert bytes(proposal.token_ids) == b"abcd", "a fixed length is filled"
