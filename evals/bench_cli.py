@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from specdec.evals.bench_commands import serve
+from specdec.evals.bench_kernel_commands import kernels
 from specdec.evals.fault_commands import faults
 
 app = typer.Typer(
@@ -22,3 +23,4 @@ def commands() -> None:
 
 app.command()(serve)
 app.command()(faults)
+app.command()(kernels)
