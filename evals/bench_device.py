@@ -82,7 +82,7 @@ def _times_on_host(call: Callable[[], object], flush: torch.Tensor, repeats: int
 
 
 def _times_of_graph(call: Callable[[], object], flush: torch.Tensor, repeats: int) -> list[float]:
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch leaves both untyped
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(_NUM_WARM_UP):
@@ -91,7 +91,7 @@ def _times_of_graph(call: Callable[[], object], flush: torch.Tensor, repeats: in
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
-    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    pairs = [(_event(), _event()) for _ in range(repeats)]
     graph.replay()
     for begin, end in pairs:
         flush.zero_()
@@ -100,3 +100,7 @@ def _times_of_graph(call: Callable[[], object], flush: torch.Tensor, repeats: in
         end.record()
     torch.cuda.synchronize()
     return [begin.elapsed_time(end) for begin, end in pairs]
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -5,6 +5,7 @@ R rows of logits, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Final
 
@@ -79,7 +80,7 @@ def _check_sample(setting: KernelSetting) -> str | None:
 
 
 def _sample_cells(setting: KernelSetting) -> list[KernelCell]:
-    def prepare(batch: int, has_borders: bool) -> Callable[[], object]:
+    def prepare(batch: int, *, has_borders: bool) -> Callable[[], object]:
         step = LogitsStep.of(setting, batch, setting.vocab_size)
         output, _, _ = step.empty_ids()
         borders = _borders(step) if has_borders else {}
@@ -92,7 +93,7 @@ def _sample_cells(setting: KernelSetting) -> list[KernelCell]:
         # Each logit is read once, whoever reads it more often.
         work = Work(4 * num_rows * setting.vocab_size + 28 * num_rows)
         for has_borders, what in ((False, "all tokens"), (True, "top-k, top-p, min-p")):
-            cells.append(cell_of(setting, lambda batch, has=has_borders: prepare(batch, has), batch, work, what))
+            cells.append(cell_of(setting, functools.partial(prepare, has_borders=has_borders), batch, work, what))
     return cells
 
 

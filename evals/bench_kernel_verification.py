@@ -6,6 +6,7 @@ R rows, V vocabulary, D rows of draft probabilities.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import torch
@@ -25,7 +26,8 @@ from specdec.kernels.sample import sample_reference
 from specdec.kernels.verify_by_rule import verify_by_rule, verify_by_rule_reference
 from specdec.kernels.verify_coupled import verify_coupled, verify_coupled_reference
 
-_RULES: Final[tuple[Literal["rejection", "block"], ...]] = ("rejection", "block")
+_Rule = Literal["rejection", "block"]
+_RULES: Final[tuple[_Rule, ...]] = ("rejection", "block")
 
 
 def _check_coupled(setting: KernelSetting) -> str | None:
@@ -57,32 +59,82 @@ def coupled_work(num_rows: int, batch: int) -> Work:
     return Work(24 * num_rows + 8 * batch)
 
 
-def _rule_arguments(step: LogitsStep, uniforms: tuple[float, float]) -> list[Tensor]:
-    """Of verify_by_rule, for drafts drawn from probabilities [D, V] near those of the target, [R, V]."""
-    num_rows = step.num_rows
-    target_probs = step.logits.softmax(dim=1)
-    draft_probs = (step.logits * 0.9).softmax(dim=1)
-    low, high = uniforms
-    generator = torch.Generator(step.logits.device).manual_seed(3)
-    accepting, recovering = (
-        torch.rand(num_rows, generator=generator, device=step.logits.device, dtype=torch.float64) * (high - low) + low
-        for _ in range(2)
-    )
-    draft_rows = torch.arange(num_rows, dtype=torch.int32, device=step.logits.device)
-    target_ids = step.draft_ids.flip(0).contiguous()
-    return [target_probs, draft_probs, draft_rows, step.draft_ids, target_ids, accepting, recovering, step.row_starts]
+@dataclass(frozen=True, slots=True)
+class _RuleStep:
+    """Drafts with the probabilities that they are verified by, target's [R, V] and draft's [D, V]."""
+
+    step: LogitsStep
+    target_probs: Tensor
+    draft_probs: Tensor
+    draft_rows: Tensor
+    """int32 [R]"""
+    target_ids: Tensor
+    """int64 [R]"""
+    accepting: Tensor
+    """fp64 [R]"""
+    recovering: Tensor
+    """fp64 [R]"""
+
+    @classmethod
+    def of(cls, step: LogitsStep, *, sharpness: float) -> _RuleStep:
+        """The draft's logits are the target's times the sharpness: with 1 all drafts are accepted by rejection."""
+        device = step.logits.device
+        generator = torch.Generator(device).manual_seed(3)
+        accepting, recovering = (
+            torch.rand(step.num_rows, generator=generator, device=device, dtype=torch.float64) * 0.98 + 0.01
+            for _ in range(2)
+        )
+        return cls(
+            step=step,
+            target_probs=step.logits.softmax(dim=1),
+            draft_probs=(step.logits * sharpness).softmax(dim=1),
+            draft_rows=torch.arange(step.num_rows, dtype=torch.int32, device=device),
+            target_ids=step.draft_ids.flip(0).contiguous(),
+            accepting=accepting,
+            recovering=recovering,
+        )
+
+    def verify(self, accepted: Tensor, emitted: Tensor, rule: _Rule) -> None:
+        verify_by_rule(
+            self.target_probs,
+            self.draft_probs,
+            self.draft_rows,
+            self.step.draft_ids,
+            self.target_ids,
+            self.accepting,
+            self.recovering,
+            self.step.row_starts,
+            accepted,
+            emitted,
+            rule=rule,
+            max_num_rows=self.step.max_num_rows,
+        )
+
+    def verify_by_reference(self, accepted: Tensor, emitted: Tensor, rule: _Rule) -> None:
+        verify_by_rule_reference(
+            self.target_probs,
+            self.draft_probs,
+            self.draft_rows,
+            self.step.draft_ids,
+            self.target_ids,
+            self.accepting,
+            self.recovering,
+            self.step.row_starts,
+            accepted,
+            emitted,
+            rule=rule,
+        )
 
 
 def _check_rule(setting: KernelSetting) -> str | None:
     found = []
     for vocab_size in CHECK_VOCABULARIES:
-        step = LogitsStep.of(setting, NUM_CHECKED_SEQUENCES, vocab_size)
-        arguments = _rule_arguments(step, (0.01, 0.99))
+        rule_step = _RuleStep.of(LogitsStep.of(setting, NUM_CHECKED_SEQUENCES, vocab_size), sharpness=0.9)
         for rule in _RULES:
-            _, accepted, emitted = step.empty_ids()
-            _, due_accepted, due_emitted = step.empty_ids()
-            verify_by_rule(*arguments, accepted, emitted, rule=rule, max_num_rows=step.max_num_rows)
-            verify_by_rule_reference(*arguments, due_accepted, due_emitted, rule=rule)
+            _, accepted, emitted = rule_step.step.empty_ids()
+            _, due_accepted, due_emitted = rule_step.step.empty_ids()
+            rule_step.verify(accepted, emitted, rule)
+            rule_step.verify_by_reference(due_accepted, due_emitted, rule)
             what = f"by {rule}, of {vocab_size} tokens"
             found += [
                 difference(f"accepted tokens {what}", accepted, due_accepted),
@@ -93,14 +145,10 @@ def _check_rule(setting: KernelSetting) -> str | None:
 
 def _rule_cells(setting: KernelSetting) -> list[KernelCell]:
     def prepare(batch: int) -> Callable[[], object]:
-        step = LogitsStep.of(setting, batch, setting.vocab_size)
         # The same probabilities on both sides: every draft is walked to its end.
-        target_probs, _, *others = _rule_arguments(step, (0.01, 0.99))
-        _, accepted, emitted = step.empty_ids()
-        draft_probs = target_probs.clone()
-        return lambda: verify_by_rule(
-            target_probs, draft_probs, *others, accepted, emitted, rule="rejection", max_num_rows=step.max_num_rows
-        )
+        rule_step = _RuleStep.of(LogitsStep.of(setting, batch, setting.vocab_size), sharpness=1.0)
+        _, accepted, emitted = rule_step.step.empty_ids()
+        return lambda: rule_step.verify(accepted, emitted, "rejection")
 
     cells = []
     for batch, num_rows in batches_of(setting):

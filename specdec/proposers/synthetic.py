@@ -1,8 +1,8 @@
 """SyntheticDrafter: tokens that are accepted at given rates, whatever the target draws.
 
-For benchmarks: its answers are not the model's. They satisfy their constraint all the same, since what it drafts is what
-the grammar's own plan completes the answer with. Beside a draft model it leaves the drafting, and what that costs, to
-the model, whose tokens are then accepted at the rates (draft_model.py).
+For benchmarks: its answers are not the model's. They satisfy their constraint all the same, since it drafts what the
+grammar's own plan completes the answer with. Beside a draft model it leaves the drafting, and what that costs, to the
+model, whose tokens are then accepted at the rates (draft_model.py).
 """
 
 from __future__ import annotations
