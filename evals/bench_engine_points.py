@@ -54,11 +54,6 @@ class DecodePoint(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens a second to those without drafts; None where these were not measured."""
     ideal_gain: float | None = None
 
-    @property
-    def label(self) -> str:
-        drafts = f", K={self.num_drafts}" if self.num_drafts else ""
-        return f"batch {self.batch}, context {self.context}{drafts}"
-
     def beside(self, plain: DecodePoint) -> DecodePoint:
         """The same with what is gained over a point without drafts."""
         return msgspec.structs.replace(

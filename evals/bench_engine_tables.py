@@ -9,13 +9,14 @@ from specdec.evals.terminal import Terminal
 
 
 def show(decoded: Sequence[DecodePoint], prefilled: Sequence[PrefillPoint], terminal: Terminal) -> None:
-    """One column a point of decoding, one row a prompt."""
-    if decoded:
-        rows = [row for row in _ROWS if any(row[1](point) != "-" for point in decoded)]
+    """A table for each context, with a column a point; then a row a prompt."""
+    for context in dict.fromkeys(point.context for point in decoded):
+        points = [point for point in decoded if point.context == context]
+        rows = [row for row in _ROWS if any(row[1](point) != "-" for point in points)]
         terminal.table(
-            "decoding, a step: medians",
-            ("", *(point.label for point in decoded)),
-            [(name, *(figure(point) for point in decoded)) for name, figure in rows],
+            f"decoding after {context} tokens, a step: medians",
+            ("", *(_label(point) for point in points)),
+            [(name, *(figure(point) for point in points)) for name, figure in rows],
         )
     if prefilled:
         terminal.table(
@@ -35,6 +36,10 @@ def show(decoded: Sequence[DecodePoint], prefilled: Sequence[PrefillPoint], term
                 for point in prefilled
             ],
         )
+
+
+def _label(point: DecodePoint) -> str:
+    return f"batch {point.batch}" + (f", K={point.num_drafts}" if point.num_drafts else "")
 
 
 def _ms(of: Callable[[DecodePoint], float | None]) -> Callable[[DecodePoint], str]:
