@@ -64,10 +64,10 @@ def _logits_written_out(model: LlamaModel, token_ids: list[int]) -> Tensor:
     x = F.embedding(torch.tensor(token_ids, device=device), model.embedding)
     for layer in model.layers:
         heads = layer.qkv(_normed(x, layer.input_norm, config.rms_norm_eps)).view(len(x), -1, config.head_dim)
-        query_key, value = heads.split([num_heads + num_kv_heads, num_kv_heads], dim=1)
+        query_key, value = torch.split(heads, [num_heads + num_kv_heads, num_kv_heads], dim=1)
         query_key = query_key.contiguous()
         rope_reference(query_key, positions, cos, signed_sin)
-        query, key = query_key.split([num_heads, num_kv_heads], dim=1)
+        query, key = torch.split(query_key, [num_heads, num_kv_heads], dim=1)
         x = x + layer.output(_attended(query, key, value).to(x.dtype).flatten(1))
         gate_up = layer.gate_up(_normed(x, layer.post_attention_norm, config.rms_norm_eps))
         product = torch.empty_like(gate_up[:, : config.intermediate_size])

@@ -84,7 +84,7 @@ class PassClock:
     def _mark(self) -> Any:
         if not self._is_gpu:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         event.record()
         return event
 

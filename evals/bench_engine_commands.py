@@ -74,9 +74,9 @@ def engine(
     for name in phases:
         if name not in PHASES:
             raise typer.BadParameter(f"{name!r} is none of {', '.join(PHASES)}", param_hint="--phase")
-    for flag, name in (("--shape", shape), ("--draft-shape", draft_shape)):
-        if name is not None and name not in SHAPES:
-            raise typer.BadParameter(f"{name!r} is none of {', '.join(SHAPES)}", param_hint=flag)
+    for flag, chosen in (("--shape", shape), ("--draft-shape", draft_shape)):
+        if chosen is not None and chosen not in SHAPES:
+            raise typer.BadParameter(f"{chosen!r} is none of {', '.join(SHAPES)}", param_hint=flag)
     if draft_shape is not None and SHAPES[draft_shape].vocab_size != SHAPES[shape].vocab_size:
         raise typer.BadParameter(
             f"{draft_shape} has {SHAPES[draft_shape].vocab_size} tokens and {shape} {SHAPES[shape].vocab_size}; "

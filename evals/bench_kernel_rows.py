@@ -105,7 +105,8 @@ def _heads(setting: KernelSetting, num_rows: int) -> Tensor:
 
 
 def _positions(setting: KernelSetting, num_rows: int) -> Tensor:
-    return torch.arange(num_rows, device=setting.device) * 7 % _NUM_POSITIONS
+    # None is 0, where nothing turns.
+    return (torch.arange(num_rows, device=setting.device) * 7 + 3) % _NUM_POSITIONS
 
 
 def _check_rope(setting: KernelSetting) -> str | None:
