@@ -120,6 +120,8 @@ def run_engine(run: EngineRun, terminal: Terminal) -> EvalResult:
                 if load.phase == "decode":
                     decoded.append(_decode(own, load, run, models, limits, note))
                 else:
+                    note("warm-up")
+                    own.prefill(load.context)
                     note(f"{run.repeats} times")
                     runs = [own.prefill(load.context) for _ in range(run.repeats)]
                     prefilled.append(prefill_point(runs, models, limits, load.context))

@@ -30,18 +30,47 @@ _NUM_CHECKED_ROWS = (1, 3, 17)
 _NUM_POSITIONS = 4096
 
 
-def _norm(setting: KernelSetting, x: Tensor, weight: Tensor, residual: Tensor | None, output: Tensor) -> None:
-    """output = the norm of x [T, E], or of residual [T, E] after x was added to it."""
+class TorchOps:
+    """The library's functions, as models/llama.py calls them."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        x = x + added
+        return x, F.rms_norm(x, weight.shape, weight, eps)
+
+    def rotation(self, positions: Tensor, cos: Tensor, signed_sin: Tensor) -> tuple[Tensor, Tensor]:
+        return cos[positions], signed_sin[positions]
+
+    def rotate(self, heads: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        return llama.rotate(heads, *rotation)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+
+_TORCH_OPS = TorchOps()
+
+
+def _norm(
+    setting: KernelSetting, x: Tensor, weight: Tensor, residual: Tensor | None, output: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """The sum of x and residual, where there is one, and its norm, or that of x: all [T, E].
+
+    On a GPU residual becomes the sum, and output the norm.
+    """
     eps = setting.shape.rms_norm_eps
-    if setting.bench.is_gpu:
+    if not setting.bench.is_gpu:
         if residual is None:
-            rms_norm(x, weight, output, eps=eps)
-        else:
-            add_rms_norm(x, residual, weight, output, eps=eps)
-        return
-    if residual is not None:
-        x = residual.copy_(residual + x)
-    output.copy_(F.rms_norm(x, (x.shape[1],), weight, eps))
+            return None, _TORCH_OPS.rms_norm(x, weight, eps)
+        return _TORCH_OPS.add_rms_norm(residual, x, weight, eps)
+    if residual is None:
+        rms_norm(x, weight, output, eps=eps)
+    else:
+        add_rms_norm(x, residual, weight, output, eps=eps)
+    return residual, output
 
 
 def _check_norm(setting: KernelSetting) -> str | None:
@@ -50,16 +79,15 @@ def _check_norm(setting: KernelSetting) -> str | None:
     weight = setting.random(hidden_size, seed=1)
     for num_rows in _NUM_CHECKED_ROWS:
         x = setting.random(num_rows, hidden_size)
-        actual, expected = torch.full_like(x, math.nan), torch.full_like(x, math.nan)
-        _norm(setting, x, weight, None, actual)
+        output, expected = torch.full_like(x, math.nan), torch.full_like(x, math.nan)
+        _, actual = _norm(setting, x, weight, None, output)
         rms_norm_reference(x, weight, expected, eps=eps)
         found.append(difference(f"the norm of {num_rows} rows", actual, expected, TOLERANCE[setting.dtype]))
         residual = setting.random(num_rows, hidden_size, seed=2)
-        own = residual.clone()
-        actual.fill_(math.nan)
-        _norm(setting, x, weight, own, actual)
+        total, actual = _norm(setting, x, weight, residual.clone(), output.fill_(math.nan))
         add_rms_norm_reference(x, residual, weight, expected, eps=eps)
-        found.append(difference(f"the residual of {num_rows} rows", own, residual, TOLERANCE[setting.dtype]))
+        assert total is not None, "there is a residual"
+        found.append(difference(f"the residual of {num_rows} rows", total, residual, TOLERANCE[setting.dtype]))
         found.append(difference(f"the norm of {num_rows} sums", actual, expected, TOLERANCE[setting.dtype]))
     return first_difference(found)
 
@@ -90,7 +118,7 @@ def _rotate(setting: KernelSetting, heads: Tensor, positions: Tensor, cos: Tenso
     if setting.bench.is_gpu:
         rope(heads, positions, cos, signed_sin)
         return heads
-    return llama.rotate(heads, cos[positions], signed_sin[positions])
+    return _TORCH_OPS.rotate(heads, _TORCH_OPS.rotation(positions, cos, signed_sin))
 
 
 def _rotary(setting: KernelSetting) -> tuple[Tensor, Tensor]:
@@ -139,22 +167,21 @@ def _rope_cells(setting: KernelSetting) -> list[KernelCell]:
     return cells
 
 
-def _silu(setting: KernelSetting, gate_up: Tensor, output: Tensor) -> None:
-    """output [T, F] = silu(gate) * up, of gate_up [T, 2 F]."""
-    if setting.bench.is_gpu:
-        silu_mul(gate_up, output)
-        return
-    gate, up = gate_up.chunk(2, dim=-1)
-    torch.mul(F.silu(gate), up, out=output)
+def _silu(setting: KernelSetting, gate_up: Tensor, output: Tensor) -> Tensor:
+    """silu(gate) * up [T, F], of gate_up [T, 2 F]; on a GPU in output."""
+    if not setting.bench.is_gpu:
+        return _TORCH_OPS.silu_mul(gate_up)
+    silu_mul(gate_up, output)
+    return output
 
 
 def _check_silu(setting: KernelSetting) -> str | None:
     found = []
     for num_rows in _NUM_CHECKED_ROWS:
         gate_up = setting.random(num_rows, 2 * setting.shape.intermediate_size)
-        actual = torch.full_like(gate_up[:, : setting.shape.intermediate_size], math.nan)
-        expected = torch.full_like(actual, math.nan)
-        _silu(setting, gate_up, actual)
+        output = torch.full_like(gate_up[:, : setting.shape.intermediate_size], math.nan)
+        expected = torch.full_like(output, math.nan)
+        actual = _silu(setting, gate_up, output)
         silu_mul_reference(gate_up, expected)
         found.append(difference(f"{num_rows} rows", actual, expected, TOLERANCE[setting.dtype]))
     return first_difference(found)
@@ -184,6 +211,6 @@ def _cell(
 
 ROW_OPS = (
     KernelOp("rms_norm", _check_norm, _norm_cells, "torch's rms_norm"),
-    KernelOp("rope", _check_rope, _rope_cells, "rotate, of models/llama.py"),
+    KernelOp("rope", _check_rope, _rope_cells, "torch's products and roll"),
     KernelOp("silu_mul", _check_silu, _silu_cells, "torch's silu, times up"),
 )

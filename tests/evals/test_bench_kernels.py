@@ -13,6 +13,7 @@ from specdec.attention import SlotIndex
 from specdec.evals import (
     bench_cli,
     bench_device,
+    bench_kernel_rows,
     bench_kernel_sampling,
     bench_kernel_verification,
     bench_limits,
@@ -21,7 +22,6 @@ from specdec.evals.bench_device import BenchDevice
 from specdec.evals.bench_kernel_cell import KernelSetting, difference
 from specdec.evals.bench_kernels import OPS
 from specdec.evals.bench_shapes import SHAPES
-from specdec.models import llama
 
 SIZES = shlex.split("--shape tiny --batch 1,3 --context 16,40 --prompt 48 --k 2 --vocab-size 500 --repeats 2")
 ON_CPU = {name for name, op in OPS.items() if op.on_cpu is not None}
@@ -77,8 +77,13 @@ def test_cells_move_what_their_shapes_say():
 
 
 def test_an_op_that_computes_something_else_is_named_and_not_timed(monkeypatch):
-    rotate = llama.rotate
-    monkeypatch.setattr(llama, "rotate", lambda heads, cos, signed_sin: rotate(heads, cos, -signed_sin))
+    rotate = bench_kernel_rows.TorchOps.rotate
+
+    def backwards(self, heads, rotation):
+        cos, signed_sin = rotation
+        return rotate(self, heads, (cos, -signed_sin))
+
+    monkeypatch.setattr(bench_kernel_rows.TorchOps, "rotate", backwards)
     exit_code, shown = bench("--device", "cpu", "--op", "rope", "--op", "silu_mul")
     assert exit_code == 1
     assert [each["op"] for each in shown["ops"]] == ["silu_mul"]
