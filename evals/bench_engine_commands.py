@@ -67,7 +67,8 @@ def engine(
     accepted at given rates, whatever they are. Exits with 1 where passes of different lengths disagree on the same
     tokens; nothing is timed then.
     """
-    from specdec.evals.bench_engine import PHASES, EngineRun, run_engine  # noqa: PLC0415
+    from specdec.evals.bench_engine import run_engine  # noqa: PLC0415
+    from specdec.evals.bench_engine_sweep import PHASES, EngineRun  # noqa: PLC0415
     from specdec.evals.bench_shapes import SHAPES  # noqa: PLC0415
 
     phases = [part.strip() for part in phase.split(",")]

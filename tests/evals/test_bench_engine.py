@@ -130,6 +130,8 @@ def test_what_does_not_fit_is_left_out_by_name(monkeypatch):
     assert [point["context"] for point in shown["decode"]] == [40]
     monkeypatch.setattr(BenchDevice, "has_room_for", lambda self, num_bytes: False)
     exit_code, shown = bench(*TINY, *sizes)
+    assert exit_code == 1
+    assert shown["failures"] == ["nothing is timed: there is room for no point"]
     assert shown["decode"] == []
     assert "more than is free" in shown["left_out"]["decode, batch 1, context 40, K=0"]
 
