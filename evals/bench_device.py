@@ -10,7 +10,7 @@ from typing import Final
 import psutil
 import torch
 
-from specdec.kernels.dispatch import HAS_TRITON
+from specdec.kernels.dispatch import HAS_TRITON, INTERPRETED
 
 _NUM_WARM_UP: Final = 3
 """Calls before any is timed: kernels are compiled, allocators and caches filled."""
@@ -31,6 +31,7 @@ class BenchDevice:
     @classmethod
     def named(cls, name: str) -> BenchDevice:
         """`cpu`, or `cuda`, whose kernels need a GPU and triton. Raises MissingDeviceError."""
+        refuse_interpreter()
         if name == "cuda" and not torch.cuda.is_available():
             raise MissingDeviceError(
                 "the kernels need an NVIDIA GPU, its driver and a CUDA build of torch, and torch "
@@ -67,6 +68,12 @@ class BenchDevice:
         """
         flush = torch.empty(_FLUSH_BYTES[self.device.type], dtype=torch.uint8, device=self.device)
         return _times_of_graph(call, flush, repeats) if self.is_gpu else _times_on_host(call, flush, repeats)
+
+
+def refuse_interpreter() -> None:
+    """Raises MissingDeviceError where kernels would run in Triton's interpreter: its times say nothing of theirs."""
+    if INTERPRETED:
+        raise MissingDeviceError("TRITON_INTERPRET is set, and the interpreter's times are nobody's; unset it")
 
 
 def _times_on_host(call: Callable[[], object], flush: torch.Tensor, repeats: int) -> list[float]:

@@ -18,7 +18,7 @@ import torch
 from specdec.config import EngineConfig
 from specdec.description import EngineDescription
 from specdec.engine import Engine
-from specdec.evals.bench_device import BenchDevice
+from specdec.evals.bench_device import BenchDevice, refuse_interpreter
 from specdec.evals.bench_engine_check import NUM_SEQUENCES, NUM_TOKENS, fault_of_passes
 from specdec.evals.bench_engine_load import EngineLoad
 from specdec.evals.bench_engine_model import RandomWeights, write_shape
@@ -53,7 +53,11 @@ class _Measured:
 
 
 def run_engine(run: EngineRun, terminal: Terminal) -> EvalResult:
-    """Build the engine, time it at every point that there is room for, and print the tables. Raises ConfigError."""
+    """Build the engine, time it at every point that there is room for, and print the tables.
+
+    Raises ConfigError and MissingDeviceError.
+    """
+    refuse_interpreter()
     environment = describe_environment()
     left_out: dict[str, str] = {}
     loads = list(sweep(run, left_out))

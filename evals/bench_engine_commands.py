@@ -67,6 +67,7 @@ def engine(
     accepted at given rates, whatever they are. Exits with 1 where passes of different lengths disagree on the same
     tokens; nothing is timed then.
     """
+    from specdec.evals.bench_device import MissingDeviceError  # noqa: PLC0415
     from specdec.evals.bench_engine import run_engine  # noqa: PLC0415
     from specdec.evals.bench_engine_sweep import PHASES, EngineRun  # noqa: PLC0415
     from specdec.evals.bench_shapes import SHAPES  # noqa: PLC0415
@@ -109,7 +110,11 @@ def engine(
         seed=seed,
     )
     terminal = terminal_of(json=json)
-    end(run_engine(run, terminal), terminal, save=save)
+    try:
+        result = run_engine(run, terminal)
+    except MissingDeviceError as error:
+        raise typer.BadParameter(str(error)) from error
+    end(result, terminal, save=save)
 
 
 def _nums_drafts(text: str) -> tuple[int, ...]:

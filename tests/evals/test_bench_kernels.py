@@ -138,6 +138,14 @@ def test_wrong_parameters_are_named_with_the_way_out(arguments, message):
     assert message in finished.output
 
 
+@pytest.mark.parametrize("command", [["kernels", "--device", "cpu"], ["engine", "--shape", "tiny"]])
+def test_the_interpreter_is_never_timed(command, monkeypatch):
+    monkeypatch.setattr(bench_device, "INTERPRETED", True)
+    finished = CliRunner().invoke(bench_cli.app, command, env={"COLUMNS": "400"})
+    assert finished.exit_code == 2
+    assert "TRITON_INTERPRET is set" in finished.output
+
+
 class WrappersOnCpu(BenchDevice):
     """Calls the kernels' wrappers as on a GPU; they run their references on CPU tensors."""
 
