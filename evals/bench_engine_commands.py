@@ -64,8 +64,8 @@ def engine(
     """How near does the engine come to what the device does at best, and how near speculation to its ideal gain?
 
     Builds a model of that shape with random weights, in memory, and steps the engine as a server does. Drafts are
-    accepted at given rates, whatever they are. Exits with 1 where passes of different lengths disagree on the same
-    tokens; nothing is timed then.
+    accepted at given rates, whatever they are. Exits with 1 where passes give other logits than the model written out
+    does, or there is room for no point; nothing is timed then.
     """
     from specdec.evals.bench_device import MissingDeviceError  # noqa: PLC0415
     from specdec.evals.bench_engine import run_engine  # noqa: PLC0415
