@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-_PACKAGES = ("specdec-engine", "torch", "transformers", "tokenizers", "numpy", "numba", "jsonschema")
+_PACKAGES = ("specdec-engine", "torch", "triton", "transformers", "tokenizers", "numpy", "numba", "jsonschema")
 LOAD_PER_CPU_LIMIT = 0.25
 
 

@@ -22,7 +22,7 @@ from specdec.model_runner import ModelRunner
 from specdec.models.catalog import resolve_model
 from specdec.models.config import ModelConfig
 from specdec.models.llama import IGNORED_KEYS, LlamaModel
-from specdec.models.loader import load_weights
+from specdec.models.loader import WeightLoader, load_weights
 from specdec.models.progress import ModelProgress, ProgressCallback
 from specdec.speculative import NONE, PLAIN
 from specdec.tokenizer import Tokenizer
@@ -47,7 +47,9 @@ class Runtime:
     """Of the target."""
 
 
-def build_runtime(config: EngineConfig, *, progress: ProgressCallback | None = None) -> Runtime:
+def build_runtime(
+    config: EngineConfig, *, progress: ProgressCallback | None = None, load: WeightLoader = load_weights
+) -> Runtime:
     """Load target and draft, size the pool that they share, and check what `exact` promises.
 
     Raises ConfigError for settings that contradict each other or the machine, ModelError for models that cannot be
@@ -60,7 +62,7 @@ def build_runtime(config: EngineConfig, *, progress: ProgressCallback | None = N
     tokenizer = Tokenizer.from_folder(folder)
     max_model_len = _max_model_len(config, model_config)
     dtype = _DTYPES[model_config.dtype if config.dtype == "auto" else config.dtype]
-    model = _load(folder, model_config, config, max_model_len, dtype, device, progress)
+    model = _load(folder, model_config, config, max_model_len, dtype, device, load, progress)
     draft: LlamaModel | None = None
     speculative = config.speculative
     if speculative is not None and speculative.model is not None:
@@ -69,7 +71,7 @@ def build_runtime(config: EngineConfig, *, progress: ProgressCallback | None = N
         _check_same_vocabulary(speculative.model, tokenizer, Tokenizer.from_folder(draft_folder))
         _max_model_len(msgspec.structs.replace(config, max_model_len=max_model_len), draft_config)
         draft_dtype = _DTYPES[draft_config.dtype if config.dtype == "auto" else config.dtype]
-        draft = _load(draft_folder, draft_config, config, max_model_len, draft_dtype, device, progress)
+        draft = _load(draft_folder, draft_config, config, max_model_len, draft_dtype, device, load, progress)
     models = [model] if draft is None else [model, draft]
     shapes = [each.kv_shape for each in models]
     num_blocks = _num_blocks(config, shapes, max_model_len)
@@ -151,6 +153,7 @@ def _load(
     max_model_len: int,
     dtype: torch.dtype,
     device: torch.device,
+    load: WeightLoader,
     progress: ProgressCallback | None,
 ) -> LlamaModel:
     method = linear_method(exact=config.exact, dtype=dtype, device=device)
@@ -161,7 +164,7 @@ def _load(
             description = f"Loading {folder.name}"
             progress(ModelProgress(stage="loading", description=description, completed=completed, total=total))
 
-    load_weights(folder, model.weight_slots(), ignored=[IGNORED_KEYS], progress=loading)
+    load(folder, model.weight_slots(), ignored=[IGNORED_KEYS], progress=loading)
     model.finish_loading()
     return model
 

@@ -30,6 +30,7 @@ from specdec.grammars import (
     Vocabulary,
 )
 from specdec.logits_buffer import LogitsBuffer
+from specdec.models.loader import WeightLoader, load_weights
 from specdec.models.progress import ModelProgress, ProgressCallback
 from specdec.output_check import OutputChecker
 from specdec.output_types import constraint_of
@@ -67,13 +68,17 @@ _SEED_BITS = 53
 class Engine:
     """A model, or a target with its draft, behind one loop; not thread-safe but for `prepare` and `stats`."""
 
-    def __init__(self, config: EngineConfig, *, progress: ProgressCallback | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, *, progress: ProgressCallback | None = None, load: WeightLoader = load_weights
+    ) -> None:
         """Load everything; `progress` is called as models are pulled and read (specdec.models.progress).
+
+        `load` fills the models' weights.
 
         Raises ConfigError and ModelError.
         """
         self.config = config
-        self._runtime = build_runtime(config, progress=progress)
+        self._runtime = build_runtime(config, progress=progress, load=load)
         self.tokenizer: Tokenizer = self._runtime.tokenizer
         self.max_model_len: int = self._runtime.description.max_model_len
         self.model_name: str = config.model

@@ -25,6 +25,19 @@ ProgressCallback = Callable[[int, int], None]
 """Called with (bytes copied so far, bytes in all)."""
 
 
+class WeightLoader(Protocol):
+    """Fills a model's slots as `load_weights` does; benchmarks fill them with numbers of their own."""
+
+    def __call__(
+        self,
+        folder: Path,
+        slots: Mapping[str, torch.Tensor],
+        *,
+        ignored: Iterable[re.Pattern[str]] = ...,
+        progress: ProgressCallback | None = ...,
+    ) -> None: ...
+
+
 class _Slice(Protocol):
     """What safetensors tells of a tensor without reading it."""
 

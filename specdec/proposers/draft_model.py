@@ -19,8 +19,11 @@ from specdec.logits_buffer import LogitsBuffer
 from specdec.model_runner import ModelRunner
 from specdec.proposers.base import Draft, DraftDistribution, Source
 from specdec.sampler import Sampler, SamplingRow
+from specdec.speculative import SYNTHETIC
 
 SOURCE: Final = Source("draft_model")
+_SYNTHETIC: Final = Source(SYNTHETIC)
+"""Of its tokens where they are accepted at given rates (synthetic.py)."""
 
 
 class DraftModel:
@@ -54,7 +57,8 @@ class DraftModel:
         if drafts:
             for draft, (token_id, distribution) in zip(drafts, self._draw(logits, rows, spans), strict=True):
                 with attributed_to(draft.sequence, "draft"):
-                    draft.push_unmasked(token_id, SOURCE, distribution)
+                    is_synthetic = SYNTHETIC in draft.sequence.plan.methods
+                    draft.push_unmasked(token_id, _SYNTHETIC if is_synthetic else SOURCE, distribution)
         return sum(len(span.token_ids) for span in (*spans, *silent))
 
     def _draw(

@@ -1,7 +1,8 @@
 """SyntheticDrafter: tokens that are accepted at given rates, whatever the target draws.
 
-For benchmarks of everything but the drafting: its answers are not the model's. They satisfy their constraint all the
-same, since what it drafts is what the grammar's own plan completes the answer with.
+For benchmarks: its answers are not the model's. They satisfy their constraint all the same, since it drafts what the
+grammar's own plan completes the answer with. Beside a draft model it leaves the drafting, and what that costs, to the
+model, whose tokens are then accepted at the rates (draft_model.py).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ class SyntheticDrafter:
         grammar, state = draft.sequence.grammar, draft.state
         if grammar is not None and state is not None:
             token_id = grammar.planned_token(state)
-            return NO_GUESS if token_id is None else Guess((token_id,))
-        return Guess(draft.last(1))
+            return NO_GUESS if token_id is None else Guess((token_id,), yields_to_model=True)
+        return Guess(draft.last(1), yields_to_model=True)
 
     def finished(self, sequence: Sequence) -> None:
         """Nothing was kept."""

@@ -108,8 +108,14 @@ def test_synthetic_drafts_are_accepted_at_their_rates(engine_of):
         assert abs(accepted / drafted - rate) < 4 * (rate * (1 - rate) / drafted) ** 0.5 + 0.02
 
 
-def test_synthetic_answers_satisfy_their_schema(engine_of):
-    engine = engine_of(method="synthetic", model=None, synthetic_acceptance_rates=(0.9, 0.8), num_speculative_tokens=2)
+@pytest.mark.parametrize("has_draft_model", [False, True])
+def test_synthetic_answers_satisfy_their_schema(engine_of, tiny_draft_folder, has_draft_model):
+    engine = engine_of(
+        method="synthetic+draft_model" if has_draft_model else "synthetic",
+        model=str(tiny_draft_folder) if has_draft_model else None,
+        synthetic_acceptance_rates=(0.9, 0.8),
+        num_speculative_tokens=2,
+    )
     outputs = engine.generate(PROMPTS, params_of(), output_type=SCHEMA)
     assert all(choice.finish_reason == "stop" for output in outputs for choice in output.choices)
     assert_counts_add_up(engine.stats())

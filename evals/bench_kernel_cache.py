@@ -1,0 +1,206 @@
+"""The ops on the paged cache: kv_store and paged_attention.
+
+T packed tokens, B sequences, S tokens a block, H_q query heads, H key-value heads, D head size. Two layers share the
+arena, of which one is used: blocks lie apart, as they do in the engine's, and in random order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from specdec.attention import SlotIndex, Span, TorchAttention
+from specdec.evals.bench_kernel_cell import (
+    TOLERANCE,
+    KernelCell,
+    KernelOp,
+    KernelSetting,
+    difference,
+    first_difference,
+)
+from specdec.evals.bench_work import Attended, Work, attention_work
+from specdec.kernels.kv_store import kv_store, kv_store_reference
+from specdec.kernels.paged_attention import paged_attention, paged_attention_reference
+from specdec.kv_cache import KVShape, allocate_arena
+
+_BLOCK_SIZE: Final = 16
+_NUM_LAYERS: Final = 2
+_CHECKED: Final = (
+    (Attended(1, 1), Attended(1, 17), Attended(1, 300)),
+    (Attended(5, 5), Attended(5, 40), Attended(3, 530)),
+    (Attended(50, 70), Attended(1, 33)),
+)
+"""Decoding, verification, and a prompt beside a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """The tensors of one step of one layer."""
+
+    spans: list[Span]
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    cache: tuple[Tensor, Tensor]
+    slot_mapping: Tensor
+    """int64 [T]"""
+    block_tables: Tensor
+    """int32 [B, M]"""
+    query_starts: Tensor
+    """int32 [B + 1]"""
+    context_lens: Tensor
+    """int32 [B]"""
+
+    @classmethod
+    def of(cls, setting: KernelSetting, sequences: Sequence[Attended]) -> _Step:
+        shape, device = setting.shape, setting.device
+        widths = [-(-each.context_len // _BLOCK_SIZE) for each in sequences]
+        blocks = torch.randperm(sum(widths), generator=torch.Generator().manual_seed(0))
+        tables = torch.zeros(len(sequences), max(widths), dtype=torch.int32)
+        spans, slots = [], []
+        for i, (each, own) in enumerate(zip(sequences, torch.split(blocks, widths), strict=True)):
+            tables[i, : widths[i]] = own
+            start = each.context_len - each.num_queries
+            spans.append(Span([0] * each.num_queries, start, own.tolist(), num_logits=1))
+            positions = torch.arange(start, each.context_len)
+            slots.append(own[positions // _BLOCK_SIZE] * _BLOCK_SIZE + positions % _BLOCK_SIZE)
+        kv_shape = KVShape(_NUM_LAYERS, shape.num_key_value_heads, shape.head_dim, setting.dtype)
+        arena = allocate_arena([kv_shape], num_blocks=sum(widths), block_size=_BLOCK_SIZE, device=device)[0]
+        for i, part in enumerate(arena.layers[-1]):
+            part.normal_(generator=torch.Generator(device).manual_seed(10 + i))
+        num_tokens = sum(each.num_queries for each in sequences)
+        num_heads = shape.num_attention_heads + 2 * shape.num_key_value_heads
+        heads = setting.random(num_tokens, num_heads, shape.head_dim)
+        counts = [shape.num_attention_heads, shape.num_key_value_heads, shape.num_key_value_heads]
+        query, key, value = torch.split(heads, counts, dim=1)
+        lengths = torch.tensor([each.num_queries for each in sequences])
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        return cls(
+            spans=spans,
+            query=query,
+            key=key,
+            value=value,
+            cache=arena.layers[-1],
+            slot_mapping=torch.cat(slots).to(device),
+            block_tables=tables.to(device),
+            query_starts=starts.to(device, torch.int32),
+            context_lens=torch.tensor([each.context_len for each in sequences], dtype=torch.int32, device=device),
+        )
+
+    def attend(self, setting: KernelSetting) -> Callable[[], Tensor]:
+        """The call that is timed; on a CPU it also stores the new keys and values, as the engine's backend does."""
+        output = torch.full_like(self.query, math.nan, memory_format=torch.contiguous_format)
+        if not setting.bench.is_gpu:
+            backend, num_groups = TorchAttention(), self.query.shape[1] // self.key.shape[1]
+            plan = backend.plan(self.spans, block_size=_BLOCK_SIZE, num_groups=num_groups, dtype=setting.dtype)
+            return lambda: backend.forward(self.query, self.key, self.value, self.cache, plan)
+        max_num_queries = max(len(span.token_ids) for span in self.spans)
+        max_context_len = max(span.context_len for span in self.spans)
+
+        def call() -> Tensor:
+            paged_attention(
+                self.query,
+                *self.cache,
+                self.block_tables,
+                self.query_starts,
+                self.context_lens,
+                output,
+                max_num_queries=max_num_queries,
+                max_context_len=max_context_len,
+                scale=self.query.shape[2] ** -0.5,
+            )
+            return output
+
+        return call
+
+    def store(self, setting: KernelSetting) -> Callable[[], None]:
+        if setting.bench.is_gpu:
+            return lambda: kv_store(self.key, self.value, *self.cache, self.slot_mapping)
+        slots = SlotIndex.of(self.spans, _BLOCK_SIZE)
+        return lambda: slots.store(self.key, self.value, self.cache)
+
+    def num_bytes(self) -> int:
+        return sum(part.nbytes for part in self.cache)
+
+
+def _check_attention(setting: KernelSetting) -> str | None:
+    found = []
+    for sequences in _CHECKED:
+        step = _Step.of(setting, sequences)
+        # What the step's own tokens have in the cache is theirs, whoever stores it.
+        kv_store_reference(step.key, step.value, *step.cache, step.slot_mapping)
+        expected = torch.full_like(step.query, math.nan, memory_format=torch.contiguous_format)
+        paged_attention_reference(
+            step.query,
+            *step.cache,
+            step.block_tables,
+            step.query_starts,
+            step.context_lens,
+            expected,
+            scale=step.query.shape[2] ** -0.5,
+        )
+        what = ", ".join(f"{each.num_queries} of {each.context_len}" for each in sequences)
+        found.append(difference(f"queries {what}", step.attend(setting)(), expected, TOLERANCE[setting.dtype]))
+    return first_difference(found)
+
+
+def _attention_cells(setting: KernelSetting) -> list[KernelCell]:
+    cells = []
+    for num_queries, name in ((1, "decode"), (setting.num_drafts + 1, "verify")):
+        for batch in setting.batches:
+            for context in setting.contexts:
+                label = f"{name} {num_queries}, batch {batch}, context {context}"
+                cells.append(_attention_cell(setting, label, [Attended(num_queries, context)] * batch))
+    prompt = Attended(setting.num_prompt_tokens, setting.num_prompt_tokens)
+    return [*cells, _attention_cell(setting, f"prompt of {prompt.context_len}", [prompt])]
+
+
+def _attention_cell(setting: KernelSetting, label: str, sequences: list[Attended]) -> KernelCell:
+    work = attention_work(setting.shape, setting.dtype.itemsize, sequences)
+    # Two layers; a CPU gathers one of them once more; queries are drawn in fp32.
+    return KernelCell(label, work, 4 * work.num_bytes, lambda: _Step.of(setting, sequences).attend(setting))
+
+
+def _check_store(setting: KernelSetting) -> str | None:
+    found = []
+    for sequences in _CHECKED:
+        step = _Step.of(setting, sequences)
+        expected = [part.clone() for part in step.cache]
+        kv_store_reference(step.key, step.value, expected[0], expected[1], step.slot_mapping)
+        step.store(setting)()
+        for name, actual, due in zip(("keys", "values"), step.cache, expected, strict=True):
+            found.append(difference(f"{name} of {step.key.shape[0]} tokens", actual, due))
+    return first_difference(found)
+
+
+def _store_cells(setting: KernelSetting) -> list[KernelCell]:
+    shape = setting.shape
+    cells = []
+    for num_tokens in setting.row_counts():
+        # Keys and values, read and written.
+        num_elements = 4 * num_tokens * shape.num_key_value_heads * shape.head_dim
+        work = Work(num_elements * setting.dtype.itemsize + 8 * num_tokens)
+        sequences = [Attended(1, _BLOCK_SIZE * (1 + i % 4)) for i in range(num_tokens)]
+        num_allocated = work.num_bytes * _BLOCK_SIZE * _NUM_LAYERS * 4
+
+        def prepare(sequences: list[Attended] = sequences) -> Callable[[], None]:
+            return _Step.of(setting, sequences).store(setting)
+
+        cells.append(KernelCell(f"tokens {num_tokens}", work, num_allocated, prepare))
+    return cells
+
+
+CACHE_OPS = (
+    KernelOp(
+        "paged_attention",
+        _check_attention,
+        _attention_cells,
+        "TorchAttention, which also stores the new keys and values",
+    ),
+    KernelOp("kv_store", _check_store, _store_cells, "SlotIndex.store"),
+)

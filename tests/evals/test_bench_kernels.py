@@ -1,0 +1,233 @@
+"""`specdec bench kernels`: what is wrong is not timed, what is timed is held against what was measured."""
+
+import json
+import shlex
+import subprocess
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from specdec.attention import SlotIndex
+from specdec.evals import (
+    bench_cli,
+    bench_device,
+    bench_kernel_rows,
+    bench_kernel_sampling,
+    bench_kernel_verification,
+    bench_limits,
+)
+from specdec.evals.bench_device import BenchDevice
+from specdec.evals.bench_kernel_cell import KernelSetting, difference
+from specdec.evals.bench_kernels import OPS
+from specdec.evals.bench_shapes import SHAPES
+
+SIZES = shlex.split("--shape tiny --batch 1,3 --context 16,40 --prompt 48 --k 2 --vocab-size 500 --repeats 2")
+ON_CPU = {name for name, op in OPS.items() if op.on_cpu is not None}
+
+
+@pytest.fixture(autouse=True)
+def small_measurements(monkeypatch):
+    monkeypatch.setattr(bench_device, "_FLUSH_BYTES", {"cpu": 2**16, "cuda": 2**26})
+    monkeypatch.setattr(bench_limits, "_COPY_BYTES", {"cpu": 2**16, "cuda": 2**26})
+    monkeypatch.setattr(bench_limits, "_MATMUL_SIZES", {"cpu": (32, 64), "cuda": (1024, 1024)})
+
+
+def bench(*arguments):
+    finished = CliRunner().invoke(bench_cli.app, ["kernels", *SIZES, "--json", *arguments])
+    assert finished.stdout.count("\n") == 1, finished.output
+    return finished.exit_code, json.loads(finished.stdout)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_that_an_engine_runs_on_a_cpu_is_checked_and_timed(dtype):
+    exit_code, shown = bench("--device", "cpu", "--dtype", dtype)
+    assert exit_code == 0, shown["failures"]
+    assert {each["op"] for each in shown["ops"]} == ON_CPU
+    assert set(shown["left_out"]) == set(OPS) - ON_CPU
+    for each in shown["ops"]:
+        assert each["measured"] != "kernel"
+        for cell in each["cells"]:
+            assert len(cell["ms"]["values"]) == 2
+            assert cell["ms"]["low"] > 0
+            seconds = cell["ms"]["median"] / 1000
+            rate = cell["work"]["num_bytes"] / seconds / 1e9
+            assert cell["share_of_copy"] == pytest.approx(rate / shown["limits"]["copy_gb_per_s"]["median"])
+            if each["op"] == "paged_attention":
+                rate = cell["work"]["num_flops"] / seconds / 1e12
+                assert cell["share_of_matmul"] == pytest.approx(rate / shown["limits"]["matmul_tflop_per_s"]["median"])
+            else:
+                assert cell["share_of_matmul"] is None
+
+
+def test_cells_move_what_their_shapes_say():
+    _, shown = bench("--device", "cpu", "--dtype", "float32")
+    moved = {(each["op"], cell["cell"]): cell["work"]["num_bytes"] for each in shown["ops"] for cell in each["cells"]}
+    # tiny: 4 query heads and 2 key-value heads of 16, hidden size 64, intermediate size 128.
+    assert moved["paged_attention", "decode 1, batch 3, context 40"] == 4 * (3 * 40 * 2 * 2 * 16 + 3 * 2 * 4 * 16)
+    assert moved["paged_attention", "verify 3, batch 1, context 16"] == 4 * (16 * 2 * 2 * 16 + 3 * 2 * 4 * 16)
+    assert moved["paged_attention", "prompt of 48"] == 4 * (48 * 2 * 2 * 16 + 48 * 2 * 4 * 16)
+    assert moved["kv_store", "tokens 9"] == 9 * (4 * 2 * 2 * 2 * 16 + 8)
+    assert moved["rms_norm", "rows 3"] == 4 * (2 * 3 * 64 + 64)
+    assert moved["rms_norm", "rows 3, with residual"] == 4 * (4 * 3 * 64 + 64)
+    assert moved["rope", "rows 48"] == 48 * (4 * (2 * 6 + 1) * 16 + 8)
+    assert moved["silu_mul", "rows 1"] == 4 * 3 * 128
+    assert moved["token_mask", "batch 3, rows 9"] == 4 * round(9 * 500 * 31 / 32) + 9 * (500 // 8 + 8)
+
+
+def test_an_op_that_computes_something_else_is_named_and_not_timed(monkeypatch):
+    rotate = bench_kernel_rows.TorchOps.rotate
+
+    def backwards(self, heads, rotation):
+        cos, signed_sin = rotation
+        return rotate(self, heads, (cos, -signed_sin))
+
+    monkeypatch.setattr(bench_kernel_rows.TorchOps, "rotate", backwards)
+    exit_code, shown = bench("--device", "cpu", "--op", "rope", "--op", "silu_mul")
+    assert exit_code == 1
+    assert [each["op"] for each in shown["ops"]] == ["silu_mul"]
+    (failure,) = shown["failures"]
+    assert failure.startswith("rope is not timed: it differs from its reference: heads of 1 rows")
+
+
+def test_an_op_that_stores_nothing_or_fails_is_not_timed_either(monkeypatch):
+    monkeypatch.setattr(SlotIndex, "store", lambda self, key, value, cache: None)
+    exit_code, shown = bench("--device", "cpu", "--op", "kv_store", "--op", "rms_norm")
+    assert exit_code == 1
+    assert "kv_store is not timed" in shown["failures"][0]
+
+    def broken(*_):
+        raise IndexError("slot 7 is nowhere")
+
+    monkeypatch.setattr(SlotIndex, "store", broken)
+    exit_code, shown = bench("--device", "cpu", "--op", "kv_store", "--op", "rms_norm")
+    assert exit_code == 1
+    assert "IndexError: slot 7 is nowhere" in shown["failures"][0]
+    assert [each["op"] for each in shown["ops"]] == ["rms_norm"]
+
+
+def test_what_there_is_no_memory_for_is_left_out_by_name(monkeypatch):
+    monkeypatch.setattr(BenchDevice, "has_room_for", lambda self, num_bytes: num_bytes < 40_000)
+    exit_code, shown = bench("--device", "cpu", "--op", "silu_mul")
+    assert exit_code == 0
+    assert "more than is free" in shown["left_out"]["silu_mul, rows 48"]
+    assert [cell["cell"] for cell in shown["ops"][0]["cells"]] == ["rows 1", "rows 3", "rows 9"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_what_it_needs_and_ends_with_2():
+    finished = CliRunner().invoke(bench_cli.app, ["kernels", *SIZES], env={"COLUMNS": "400"})
+    assert finished.exit_code == 2
+    assert "the kernels need an NVIDIA GPU, its driver and a CUDA build of torch" in finished.output
+    assert "--device cpu" in finished.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--op", "softmax"], "'softmax' is none of paged_attention"),
+        (["--shape", "gpt-9"], "'gpt-9' is none of llama-3-8b"),
+        (["--context", "2"], "a context of 2 tokens has no room for 2 drafts"),
+        (["--batch", "0"], "'0' is no list of numbers between 1 and 4096"),
+    ],
+)
+def test_wrong_parameters_are_named_with_the_way_out(arguments, message):
+    finished = CliRunner().invoke(bench_cli.app, ["kernels", *SIZES, *arguments], env={"COLUMNS": "400"})
+    assert finished.exit_code == 2
+    assert message in finished.output
+
+
+@pytest.mark.parametrize("command", [["kernels", "--device", "cpu"], ["engine", "--shape", "tiny"]])
+def test_the_interpreter_is_never_timed(command, monkeypatch):
+    monkeypatch.setattr(bench_device, "INTERPRETED", True)
+    finished = CliRunner().invoke(bench_cli.app, command, env={"COLUMNS": "400"})
+    assert finished.exit_code == 2
+    assert "TRITON_INTERPRET is set" in finished.output
+
+
+class WrappersOnCpu(BenchDevice):
+    """Calls the kernels' wrappers as on a GPU; they run their references on CPU tensors."""
+
+    @property
+    def is_gpu(self):
+        return True
+
+
+def setting_of(bench, dtype=torch.float32):
+    return KernelSetting(
+        bench=bench,
+        dtype=dtype,
+        shape=SHAPES["tiny"],
+        batches=(1, 3),
+        contexts=(16, 40),
+        num_prompt_tokens=48,
+        num_drafts=2,
+        vocab_size=500,
+    )
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_what_a_gpu_would_be_given_is_what_the_wrappers_take(name):
+    setting = setting_of(WrappersOnCpu(torch.device("cpu")))
+    assert OPS[name].check(setting) is None
+    cells = OPS[name].cells(setting)
+    assert len({cell.label for cell in cells}) == len(cells)
+    for cell in cells:
+        call = cell.prepare()
+        call()
+        call()
+        assert cell.work.num_bytes > 0
+
+
+def off_by_one(function, place):
+    """The function, which then changes a number of the argument at this place."""
+
+    def wrong(*arguments, **options):
+        function(*arguments, **options)
+        arguments[place][-1] += 1
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "function", "place"),
+    [
+        ("sample", bench_kernel_sampling, "sample", 3),
+        ("token_mask", bench_kernel_sampling, "apply_token_mask", 0),
+        ("mask_sample_verify", bench_kernel_sampling, "sample", 3),
+        ("mask_sample_verify", bench_kernel_sampling, "verify_coupled", 3),
+        ("verify_coupled", bench_kernel_verification, "verify_coupled", 3),
+        ("verify_by_rule", bench_kernel_verification, "verify_by_rule", 8),
+    ],
+)
+def test_one_wrong_number_is_found(name, module, function, place, monkeypatch):
+    monkeypatch.setattr(module, function, off_by_one(getattr(module, function), place))
+    assert "differ from the reference's" in OPS[name].check(setting_of(WrappersOnCpu(torch.device("cpu"))))
+
+
+def test_numbers_that_were_never_written_differ():
+    assert difference("x", torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 2.0]), 1.0) is not None
+    assert difference("x", torch.tensor([float("-inf")]), torch.tensor([float("-inf")])) is None
+    assert difference("x", torch.tensor([1.0]), torch.tensor([1.0, 2.0])) is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_all_kernels_are_checked_and_timed_on_a_gpu(dtype):
+    exit_code, shown = bench("--device", "cuda", "--dtype", dtype)
+    assert exit_code == 0, shown["failures"]
+    assert [each["op"] for each in shown["ops"]] == list(OPS)
+    assert all(each["measured"] == "kernel" for each in shown["ops"])
+    assert shown["left_out"] == {}
+
+
+def test_help_and_mistakes_need_no_torch():
+    program = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom specdec.evals.bench_cli import app\n"
+        "for arguments in (['--help'], ['kernels', '--help'], ['engine', '--help'], ['engine', '--nonsense']):\n"
+        "    CliRunner().invoke(app, arguments)\n"
+        "print('torch' in sys.modules)"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "False"
