@@ -41,7 +41,12 @@ GUMBEL_RANGE = 19.5
 
 def gumbel(key: tuple[int, int] | tuple[Tensor, Tensor], token_ids: Tensor) -> Tensor:
     """Standard Gumbel noise for each token id: int64 [N] -> fp32 [N]; one key for all, or int64 [N] words each."""
-    uniforms = ((_hash_32(key, token_ids) >> 9).float() + 0.5) * 2.0**-23
+    return gumbel_of_hash(_hash_32(key, token_ids))
+
+
+def gumbel_of_hash(hashes: Tensor) -> Tensor:
+    """Standard Gumbel noise of 32 random bits each: int64 [N] -> fp32 [N]."""
+    uniforms = ((hashes >> 9).float() + 0.5) * 2.0**-23
     return -fixed_log(-fixed_log(uniforms))
 
 
@@ -94,12 +99,26 @@ if TRITON_RUNS_HERE:
     @triton.jit
     def gumbel_of(first_word, second_word, token_id):  # type: ignore[no-untyped-def]  # noqa: ANN201
         """`gumbel`, in Triton: uint32 words of a key, and a tile of uint32 token ids -> a tile of fp32."""
+        uniforms = ((hash_of(first_word, second_word, token_id) >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+        return -_fixed_log(-_fixed_log(uniforms))
+
+    @triton.jit
+    def hash_of(first_word, second_word, token_id):  # type: ignore[no-untyped-def]  # noqa: ANN201
+        """32 bits, from which `gumbel_of` makes its noise."""
         h = token_id * 0x9E3779B1 + first_word
         h = _finalized(h, 0x85EBCA6B, 0xC2B2AE35)
         h = h + second_word
-        h = _finalized(h, 0x7FEB352D, 0x846CA68B)
-        uniforms = ((h >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
-        return -_fixed_log(-_fixed_log(uniforms))
+        return _finalized(h, 0x7FEB352D, 0x846CA68B)
+
+    @triton.jit
+    def gumbel_bound_of(h):  # type: ignore[no-untyped-def]  # noqa: ANN201
+        """A number that the noise of these bits does not exceed, at a third of the price.
+
+        As -log(u) >= 1 - u, the noise is at most -log(1 - u): close where it is high, 0.46 above its most frequent
+        value, more where it is low. The last summand is more than a device's logarithm can be wrong by.
+        """
+        complement = ((h >> 9) ^ 0x7FFFFF).to(tl.float32) + 0.5
+        return (23.0 - tl.log2(complement)) * 0.6931471805599453 + 0.015625
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _finalized(h, FIRST: tl.constexpr, SECOND: tl.constexpr):  # type: ignore[no-untyped-def]

@@ -1,6 +1,6 @@
-"""Sample: one token a row, by temperature, top-k, top-p, min-p and keyed Gumbel noise; no softmax is stored.
+"""Sample: one token a row, by mask, temperature, top-k, top-p, min-p and keyed Gumbel noise; no softmax is stored.
 
-    shaped[v] = logits[r, v] / temperature[r]
+    shaped[v] = logits[r, v] / temperature[r]            -inf where bit v of the row's mask is clear
     output[r] = argmax over the kept v of shaped[v] + gumbel(keys[r], v)         at temperature 0: of logits[r, v]
 
 R rows, V vocabulary, of which ids below num_token_ids are tokens. With tokens in descending order of shaped, equal
@@ -8,10 +8,14 @@ ones in ascending order of id, and weights[v] = exp(shaped[v] - max shaped): top
 top-p of these the first whose weights sum to top_p of all of theirs; min-p of these those with weights of min_p or
 more. Ties of the maximum go to the lowest id. A NaN counts as -inf, and a row of nothing else gives id 0.
 
-What is kept is everything before a border in that order. The border is found without sorting, by bisection over the
-32 bits of its logit: each step is a pass of count or sum over the row. Rows that keep everything are spared it. The
-noise, and the sums that noise is added to, have the same bits on every device; of the weights' sums, in fp64, the
-order of summation shows in the last bits, which decide only where top_p falls on a border within 1e-15.
+The logits are read once. Of each 32 tokens that pass writes one number, what the best of them can come to: the highest
+logit, or the highest sum with a bound of the noise where nothing is cut. Few groups can then hold the winner, or what
+the cuts are decided by, and only these are read again. There the winner is drawn first, and asked afterwards whether
+it is kept: what comes before it in the order above, by number and weight, says so. If not, what comes before it is
+drawn from. Of the groups that stay unread, top-p needs the sum of weights: it is known to 2 ** -17, and where that
+much decides a row is summed exactly. The noise, and the sums that noise is added to, have the same bits on every
+device; of the weights' sums, in fp64, the order of summation shows in the last bits, which decide only where top_p
+falls on a border within 1e-15.
 """
 
 from __future__ import annotations
@@ -23,11 +27,11 @@ import torch
 
 from specdec.kernels.dispatch import TRITON_RUNS_HERE, runs_in_triton
 from specdec.kernels.gumbel import gumbel
+from specdec.kernels.token_groups import GROUP, MIN_TEMPERATURE
+from specdec.kernels.token_mask import apply_token_mask_reference
 
-_MIN_TEMPERATURE: Final = 1e-30
-"""Logits over less could overflow. So little already leaves nothing but the highest logits, and lots among equals."""
-_TILE: Final = 4096
-"""Logits that one Triton program looks at in one go."""
+_TILE_GROUPS: Final = 128
+"""Groups that one program of the pass over all logits looks at."""
 
 
 def sample_reference(
@@ -40,14 +44,21 @@ def sample_reference(
     top_k: torch.Tensor | None = None,
     top_p: torch.Tensor | None = None,
     min_p: torch.Tensor | None = None,
+    mask_rows: torch.Tensor | None = None,
+    mask_row_ids: torch.Tensor | None = None,
+    is_constrained: torch.Tensor | None = None,
 ) -> None:
     """The specification, and the CPU path; arguments as in sample."""
+    if mask_rows is not None and mask_row_ids is not None and is_constrained is not None:
+        logits = logits.clone()
+        constrained = is_constrained.nonzero().flatten()
+        apply_token_mask_reference(logits, mask_rows, mask_row_ids[constrained], constrained)
     token_ids = torch.arange(num_token_ids, device=logits.device)
     for row in range(logits.shape[0]):
         shaped = logits[row, :num_token_ids].nan_to_num(-math.inf, math.inf, -math.inf)
         temperature = float(temperatures[row])
         if temperature > 0.0:
-            shaped = shaped / torch.tensor(max(temperature, _MIN_TEMPERATURE), device=logits.device)
+            shaped = shaped / torch.tensor(max(temperature, MIN_TEMPERATURE), device=logits.device)
             kept = _kept(
                 shaped,
                 num_token_ids if top_k is None or int(top_k[row]) == 0 else int(top_k[row]),
@@ -77,200 +88,371 @@ if TRITON_RUNS_HERE:
     import triton
     import triton.language as tl
 
-    from specdec.kernels.gumbel import gumbel_of
+    from specdec.kernels.gumbel import gumbel_bound_of, gumbel_of, hash_of
+    from specdec.kernels.token_groups import (
+        CHUNK,
+        ORDER_OF_NOTHING,
+        chosen_tokens,
+        kth_order,
+        mass_before,
+        order_of,
+        row_of,
+        shaped_logits,
+        weight_of,
+        weight_of_order,
+        whole_mass,
+    )
 
-    _LEAST_DIVISOR: Final = tl.constexpr(_MIN_TEMPERATURE)
+    _GROUP: Final = tl.constexpr(GROUP)
+    _REST_ERROR: Final = tl.constexpr(2.0**-17)
+    """More than the sum of the unread weights can be wrong by in fp32, relatively.
 
-    @triton.jit
-    def _shaped(logits_ptr, temperature, token_id, num_token_ids):  # type: ignore[no-untyped-def]
-        """A tile of a row over its temperature, -inf beyond the tokens; of the two zeros one is left."""
-        logits = tl.load(logits_ptr + token_id, mask=token_id < num_token_ids, other=float("-inf"))
-        logits = tl.where(logits == logits, logits, float("-inf"))  # noqa: PLR0124  # a NaN is not itself
-        divisor = tl.where(temperature == 0.0, 1.0, tl.maximum(temperature, _LEAST_DIVISOR))
-        shaped = tl.div_rn(logits, tl.zeros_like(logits) + divisor)
-        return tl.where(shaped == 0.0, 0.0, shaped)
+    Two exponentials are each wrong by 2 ** -22, and by 2 ** -23 for each unit of the argument: 40 units together, below
+    which a weight is lost in the sum's last bits. Adding up 32 of them is wrong by less than 2 ** -21.
+    """
 
-    @triton.jit
-    def _order(value):  # type: ignore[no-untyped-def]
-        """fp32 to int32, in the same order."""
-        bits = value.to(tl.int32, bitcast=True)
-        return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-    @triton.jit
-    def _weight(value, maximum):  # type: ignore[no-untyped-def]
-        """fp64; `maximum` is finite."""
-        return tl.exp(value.to(tl.float64) - maximum.to(tl.float64))
-
-    @triton.jit  # type: ignore[untyped-decorator]
-    def _above(logits_ptr, temperature, num_token_ids, maximum, border, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
-        """How many of a row's tokens are ordered at `border` or above, and the sum of their weights."""
-        count = tl.zeros((TILE,), tl.int32)
-        mass = tl.zeros((TILE,), tl.float64)
-        for start in range(0, num_token_ids, TILE):
-            token_id = start + tl.arange(0, TILE)
-            shaped = _shaped(logits_ptr, temperature, token_id, num_token_ids)
-            is_above = (token_id < num_token_ids) & (_order(shaped) >= border)
-            count += is_above.to(tl.int32)
-            mass += tl.where(is_above, _weight(shaped, maximum), 0.0)
-        return tl.sum(count, axis=0), tl.sum(mass, axis=0)
-
-    @triton.jit  # type: ignore[untyped-decorator]
-    def _border_kernel(  # type: ignore[no-untyped-def]
-        logits_ptr,
-        temperatures_ptr,
+    @triton.jit  # type: ignore[untyped-decorator]  # triton ships no types
+    def _cuts_of(  # type: ignore[no-untyped-def]  # pointers and constexprs have no Python types
         top_k_ptr,
         top_p_ptr,
         min_p_ptr,
-        border_ptr,
-        border_id_ptr,
-        logits_row_stride,
+        row,
         num_token_ids,
         HAS_TOP_K: tl.constexpr,
         HAS_TOP_P: tl.constexpr,
         HAS_MIN_P: tl.constexpr,
-        TILE: tl.constexpr,
     ):
-        """One program finds one row's border: the lowest kept place in the order of logits, and its last kept id."""
-        LOWEST: tl.constexpr = -(2**31)
-        row = tl.program_id(0).to(tl.int64)
-        logits_ptr += row * logits_row_stride
-        temperature = tl.load(temperatures_ptr + row)
-        num_all = tl.full((), 0, tl.int32) + num_token_ids
-        top_k = num_all
+        """A row's top_k, at most num_token_ids, top_p and min_p, and whether any of them cuts."""
+        top_k = tl.full((), 0, tl.int32) + num_token_ids
         if HAS_TOP_K:
-            top_k = tl.load(top_k_ptr + row)
-            top_k = tl.where((top_k == 0) | (top_k > num_all), num_all, top_k)
+            given = tl.load(top_k_ptr + row)
+            top_k = tl.where((given == 0) | (given > num_token_ids), num_token_ids, given)
         top_p = tl.full((), 1.0, tl.float64)
         if HAS_TOP_P:
             top_p = tl.load(top_p_ptr + row)
         min_p = tl.full((), 0.0, tl.float64)
         if HAS_MIN_P:
             min_p = tl.load(min_p_ptr + row)
-        # Kept is what is ordered above the border, and at the border the first num_ties ids.
-        border = tl.full((), LOWEST, tl.int64)
-        num_ties = num_all
-        if (temperature > 0.0) & ((top_k < num_token_ids) | (top_p < 1.0) | (min_p > 0.0)):
-            highest = tl.full((TILE,), float("-inf"), tl.float32)
-            for start in range(0, num_token_ids, TILE):
-                token_id = start + tl.arange(0, TILE)
-                highest = tl.maximum(highest, _shaped(logits_ptr, temperature, token_id, num_token_ids))
-            maximum = tl.max(highest, axis=0)
-            maximum = tl.where(maximum == float("-inf"), 0.0, maximum)
-            ceiling = _order(maximum).to(tl.int64)
-
-            if top_k < num_token_ids:
-                high = ceiling
-                while border < high:
-                    middle = (border + high + 1) >> 1
-                    count, mass = _above(logits_ptr, temperature, num_token_ids, maximum, middle.to(tl.int32), TILE)
-                    border = tl.where(count >= top_k, middle, border)
-                    high = tl.where(count >= top_k, high, middle - 1)
-                count, mass = _above(logits_ptr, temperature, num_token_ids, maximum, (border + 1).to(tl.int32), TILE)
-                num_ties = top_k - count
-
-            if top_p < 1.0:
-                count, mass = _above(logits_ptr, temperature, num_token_ids, maximum, (border + 1).to(tl.int32), TILE)
-                border_weight = _weight(_value(border), maximum)
-                wanted = top_p * (mass + tl.where(border_weight > 0.0, num_ties * border_weight, 0.0))
-                if mass >= wanted:
-                    # What is above top-k's border suffices: all of its own ties are kept, if no top-p cut them.
-                    high = ceiling
-                    border += 1
-                    while border < high:
-                        middle = (border + high + 1) >> 1
-                        count, mass = _above(logits_ptr, temperature, num_token_ids, maximum, middle.to(tl.int32), TILE)
-                        border = tl.where(mass >= wanted, middle, border)
-                        high = tl.where(mass >= wanted, high, middle - 1)
-                    count, mass = _above(
-                        logits_ptr, temperature, num_token_ids, maximum, (border + 1).to(tl.int32), TILE
-                    )
-                    num_ties = num_all
-                    border_weight = _weight(_value(border), maximum)
-                # The fewest ties with which the sum reaches what is wanted.
-                if border_weight > 0.0:
-                    needed = tl.ceil((wanted - mass) / border_weight)
-                    needed += tl.where(mass + needed * border_weight < wanted, 1.0, 0.0)
-                    needed -= tl.where(mass + (needed - 1.0) * border_weight >= wanted, 1.0, 0.0)
-                    needed = tl.minimum(tl.maximum(needed, 1.0), num_all * 1.0)
-                    num_ties = tl.minimum(num_ties, needed.to(tl.int32))
-
-            if min_p > 0.0:
-                low = tl.full((), LOWEST, tl.int64)
-                high = ceiling
-                while low < high:
-                    middle = (low + high) >> 1
-                    suffices = _weight(_value(middle), maximum) >= min_p
-                    high = tl.where(suffices, middle, high)
-                    low = tl.where(suffices, low, middle + 1)
-                if low > border:
-                    border = low
-                    num_ties = num_all
-
-        border_id = num_all
-        if num_ties < num_token_ids:
-            num_seen = num_all * 0
-            for start in range(0, num_token_ids, TILE):
-                token_id = start + tl.arange(0, TILE)
-                shaped = _shaped(logits_ptr, temperature, token_id, num_token_ids)
-                is_tie = ((token_id < num_token_ids) & (_order(shaped) == border.to(tl.int32))).to(tl.int32)
-                rank = num_seen + tl.cumsum(is_tie, axis=0)
-                own = tl.where((is_tie == 1) & (rank == num_ties), token_id, num_token_ids)
-                border_id = tl.minimum(border_id, tl.min(own, axis=0))
-                num_seen += tl.sum(is_tie, axis=0)
-        tl.store(border_ptr + row, border.to(tl.int32))
-        tl.store(border_id_ptr + row, border_id)
+        return top_k, top_p, min_p, (top_k < num_token_ids) | (top_p < 1.0) | (min_p > 0.0)
 
     @triton.jit
-    def _value(order):  # type: ignore[no-untyped-def]
-        """What is ordered so, of int64; a place of NaNs, below -inf, has -inf."""
-        bits = order.to(tl.int32)
-        value = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-        return tl.where(value == value, value, float("-inf"))  # noqa: PLR0124
+    def _key_of(keys_ptr, row):  # type: ignore[no-untyped-def]
+        return tl.load(keys_ptr + 2 * row).to(tl.uint32), tl.load(keys_ptr + 2 * row + 1).to(tl.uint32)
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _summarise_kernel(  # type: ignore[no-untyped-def]
+        logits_ptr,
+        keys_ptr,
+        temperatures_ptr,
+        top_k_ptr,
+        top_p_ptr,
+        min_p_ptr,
+        mask_rows_ptr,
+        mask_row_ids_ptr,
+        is_constrained_ptr,
+        top_ptr,
+        mass_ptr,
+        logits_row_stride,
+        mask_row_stride,
+        num_token_ids,
+        num_words,
+        num_groups,
+        HAS_TOP_K: tl.constexpr,
+        HAS_TOP_P: tl.constexpr,
+        HAS_MIN_P: tl.constexpr,
+        HAS_MASK: tl.constexpr,
+        TILE_GROUPS: tl.constexpr,
+    ):
+        """One program reads one tile of one row and writes each group's top: what its best token can come to.
+
+        For top-p over all tokens it also writes the sum of the group's weights, relative to its top.
+        """
+        row = tl.program_id(0).to(tl.int64)
+        group = tl.program_id(1) * TILE_GROUPS + tl.arange(0, TILE_GROUPS)
+        lane = tl.arange(0, _GROUP)
+        source = row_of(
+            logits_ptr,
+            temperatures_ptr,
+            mask_rows_ptr,
+            mask_row_ids_ptr,
+            is_constrained_ptr,
+            logits_row_stride,
+            mask_row_stride,
+            num_token_ids,
+            num_words,
+            row,
+            HAS_MASK,
+        )
+        top_k, top_p, _min_p, cuts = _cuts_of(
+            top_k_ptr, top_p_ptr, min_p_ptr, row, num_token_ids, HAS_TOP_K, HAS_TOP_P, HAS_MIN_P
+        )
+        shaped = shaped_logits(source, group[:, None], lane[None, :], HAS_MASK)
+        top = tl.max(shaped, axis=1)
+        place = row * num_groups + group
+        if source[2] > 0.0:
+            if cuts:
+                if HAS_TOP_P and (top_p < 1.0) & (top_k == num_token_ids):
+                    shift = tl.where(top == float("-inf"), 0.0, top)
+                    mass = tl.sum(tl.exp(shaped - shift[:, None]), axis=1)
+                    tl.store(mass_ptr + place, mass, mask=group < num_groups)
+            else:
+                first_word, second_word = _key_of(keys_ptr, row)
+                token_id = (group[:, None] * _GROUP + lane[None, :]).to(tl.uint32)
+                top = tl.max(shaped + gumbel_bound_of(hash_of(first_word, second_word, token_id)), axis=1)
+        tl.store(top_ptr + place, top, mask=group < num_groups)
+
+    @triton.jit
+    def _least_of_top_k(order, top_k, ceiling):  # type: ignore[no-untyped-def]
+        """An order that top_k tops or more have or exceed, if there are as many; int64. So do as many tokens."""
+        low = tl.full((), ORDER_OF_NOTHING + 1, tl.int64)
+        high = ceiling
+        while low < high:
+            middle = (low + high + 1) >> 1
+            count = tl.sum((order >= middle.to(tl.int32)).to(tl.int32), axis=0)
+            low = tl.where(count >= top_k, middle, low)
+            # Twice as many groups as needed are read faster than told apart.
+            high = tl.where(count >= top_k, tl.where(count <= 2 * top_k, middle, high), middle - 1)
+        return low
+
+    @triton.jit
+    def _least_of_top_p(top, mass, maximum, top_p):  # type: ignore[no-untyped-def]
+        """An order such that the weights of the tokens at or above it certainly sum to top_p of all; int64.
+
+        In steps of a quarter below the maximum. Of a group that reaches so far, at least its top does, and at most all
+        others do not: they leave its mass less 31 times the weight at that place.
+        """
+        NUM_STEPS: tl.constexpr = 256
+        weight = tl.exp(top - maximum)
+        mass *= weight
+        # What fp32 may be wrong by is far less.
+        wanted = top_p * tl.sum(mass.to(tl.float64), axis=0) * 1.000244140625
+        low = tl.full((), 0, tl.int32)
+        high = low + NUM_STEPS
+        while low < high:
+            middle = (low + high) >> 1
+            value = maximum - 0.25 * middle.to(tl.float32)
+            others = (_GROUP - 1) * tl.exp(value - maximum)
+            certain = tl.sum(tl.where(top >= value, tl.maximum(weight, mass - others), 0.0), axis=0)
+            high = tl.where(certain >= wanted, middle, high)
+            low = tl.where(certain >= wanted, low, middle + 1)
+        least = order_of(maximum - 0.25 * low.to(tl.float32)).to(tl.int64)
+        return tl.where(low < NUM_STEPS, least, ORDER_OF_NOTHING + 1)
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _choose_kernel(  # type: ignore[no-untyped-def]
+        logits_ptr,
+        keys_ptr,
+        temperatures_ptr,
+        top_k_ptr,
+        top_p_ptr,
+        min_p_ptr,
+        mask_rows_ptr,
+        mask_row_ids_ptr,
+        is_constrained_ptr,
+        top_ptr,
+        mass_ptr,
+        chosen_ptr,
+        num_chosen_ptr,
+        maximum_ptr,
+        least_ptr,
+        rest_ptr,
+        logits_row_stride,
+        mask_row_stride,
+        num_token_ids,
+        num_words,
+        num_groups,
+        HAS_TOP_K: tl.constexpr,
+        HAS_TOP_P: tl.constexpr,
+        HAS_MIN_P: tl.constexpr,
+        HAS_MASK: tl.constexpr,
+        TILE: tl.constexpr,
+    ):
+        """One program lists the groups of one row that are to be read again, in ascending order.
+
+        Where tokens are cut, these are all with a token ordered at `least` or above; they hold the border, or all that
+        is kept if that is more than min-p leaves. `rest` is the sum of weights of all others.
+        """
+        row = tl.program_id(0).to(tl.int64)
+        source = row_of(
+            logits_ptr,
+            temperatures_ptr,
+            mask_rows_ptr,
+            mask_row_ids_ptr,
+            is_constrained_ptr,
+            logits_row_stride,
+            mask_row_stride,
+            num_token_ids,
+            num_words,
+            row,
+            HAS_MASK,
+        )
+        top_k, top_p, min_p, cuts = _cuts_of(
+            top_k_ptr, top_p_ptr, min_p_ptr, row, num_token_ids, HAS_TOP_K, HAS_TOP_P, HAS_MIN_P
+        )
+        group = tl.arange(0, TILE)
+        top = tl.load(top_ptr + row * num_groups + group, mask=group < num_groups, other=float("-inf"))
+        maximum = tl.max(top, axis=0)
+        first = tl.min(tl.where(top == maximum, group, num_groups), axis=0)
+        is_chosen = group == first
+        if source[2] > 0.0:
+            if cuts:
+                # Without a finite maximum nothing is chosen, whatever comes of it.
+                finite = tl.where(maximum == float("-inf"), 0.0, maximum)
+                order = order_of(top)
+                ceiling = order_of(finite).to(tl.int64)
+                least = tl.full((), ORDER_OF_NOTHING + 1, tl.int64)
+                if HAS_MIN_P and min_p > 0.0:
+                    least = order_of((finite.to(tl.float64) + tl.log(min_p) - 1e-6).to(tl.float32)).to(tl.int64)
+                if HAS_TOP_K and top_k < num_token_ids:
+                    least_of_top_k = _least_of_top_k(order, top_k, ceiling)
+                    # Top-p counts the weights of all that top-k leaves, also of what min-p cuts.
+                    least = tl.where(top_p < 1.0, least_of_top_k, tl.maximum(least, least_of_top_k))
+                is_chosen = order >= least.to(tl.int32)
+                if HAS_TOP_P and (top_p < 1.0) & (top_k == num_token_ids):
+                    mass = tl.load(mass_ptr + row * num_groups + group, mask=group < num_groups, other=0.0)
+                    least = tl.maximum(least, _least_of_top_p(top, mass, finite, top_p))
+                    is_chosen = order >= least.to(tl.int32)
+                    unread = tl.where(is_chosen, 0.0, mass * tl.exp(top - finite))
+                    tl.store(rest_ptr + row, tl.sum(unread.to(tl.float64), axis=0))
+                tl.store(maximum_ptr + row, maximum)
+                tl.store(least_ptr + row, least.to(tl.int32))
+            else:
+                # A group whose bound is below a sum that there is cannot win.
+                lane = tl.arange(0, _GROUP)
+                first_word, second_word = _key_of(keys_ptr, row)
+                noise = gumbel_of(first_word, second_word, (first * _GROUP + lane).to(tl.uint32))
+                best = tl.max(shaped_logits(source, first, lane, HAS_MASK) + noise, axis=0)
+                is_chosen = top >= best
+        is_chosen &= top > float("-inf")
+        place = tl.cumsum(is_chosen.to(tl.int32), axis=0) - 1
+        tl.store(chosen_ptr + row * num_groups + place, group, mask=is_chosen)
+        tl.store(num_chosen_ptr + row, tl.sum(is_chosen.to(tl.int32), axis=0))
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _draw_kernel(  # type: ignore[no-untyped-def]
         logits_ptr,
         keys_ptr,
         temperatures_ptr,
-        border_ptr,
-        border_id_ptr,
-        best_ptr,
-        best_id_ptr,
+        top_k_ptr,
+        top_p_ptr,
+        min_p_ptr,
+        mask_rows_ptr,
+        mask_row_ids_ptr,
+        is_constrained_ptr,
+        chosen_ptr,
+        num_chosen_ptr,
+        maximum_ptr,
+        least_ptr,
+        rest_ptr,
+        output_ptr,
         logits_row_stride,
+        mask_row_stride,
         num_token_ids,
-        HAS_BORDER: tl.constexpr,
-        TILE: tl.constexpr,
+        num_words,
+        num_groups,
+        HAS_TOP_K: tl.constexpr,
+        HAS_TOP_P: tl.constexpr,
+        HAS_MIN_P: tl.constexpr,
+        HAS_MASK: tl.constexpr,
     ):
-        """One program draws from one tile of one row."""
-        row = tl.program_id(0).to(tl.int64)
-        tile = tl.program_id(1)
-        token_id = tile * TILE + tl.arange(0, TILE)
-        temperature = tl.load(temperatures_ptr + row)
-        perturbed = _shaped(logits_ptr + row * logits_row_stride, temperature, token_id, num_token_ids)
-        if temperature > 0.0:
-            if HAS_BORDER:
-                border = tl.load(border_ptr + row)
-                border_id = tl.load(border_id_ptr + row)
-                order = _order(perturbed)
-                kept = (order > border) | ((order == border) & (token_id <= border_id))
-                perturbed = tl.where(kept, perturbed, float("-inf"))
-            first, second = tl.load(keys_ptr + 2 * row).to(tl.uint32), tl.load(keys_ptr + 2 * row + 1).to(tl.uint32)
-            perturbed += gumbel_of(first, second, token_id.to(tl.uint32))
-        best = tl.max(perturbed, axis=0)
-        best_id = tl.min(tl.where(perturbed == best, token_id, num_token_ids), axis=0)
-        place = row * tl.num_programs(1) + tile
-        tl.store(best_ptr + place, best)
-        tl.store(best_id_ptr + place, best_id)
+        """One program draws from one row's chosen groups until what it draws is kept.
 
-    @triton.jit  # type: ignore[untyped-decorator]
-    def _best_kernel(best_ptr, best_id_ptr, output_ptr, num_tiles, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
-        """One program takes the best of one row's tiles."""
+        A token is kept if fewer than top_k come before it, and if these do not already sum to what top-p asks for. If
+        it is not, no token after it is: as it was drawn by its weight, half of what was left is gone then, on average.
+        """
         row = tl.program_id(0).to(tl.int64)
-        tile = tl.arange(0, TILE)
-        inside = tile < num_tiles
-        best = tl.load(best_ptr + row * num_tiles + tile, mask=inside, other=float("-inf"))
-        best_id = tl.load(best_id_ptr + row * num_tiles + tile, mask=inside, other=2**31 - 1)
-        tl.store(output_ptr + row, tl.min(tl.where(best == tl.max(best, axis=0), best_id, 2**31 - 1), axis=0))
+        source = row_of(
+            logits_ptr,
+            temperatures_ptr,
+            mask_rows_ptr,
+            mask_row_ids_ptr,
+            is_constrained_ptr,
+            logits_row_stride,
+            mask_row_stride,
+            num_token_ids,
+            num_words,
+            row,
+            HAS_MASK,
+        )
+        top_k, top_p, min_p, cuts = _cuts_of(
+            top_k_ptr, top_p_ptr, min_p_ptr, row, num_token_ids, HAS_TOP_K, HAS_TOP_P, HAS_MIN_P
+        )
+        temperature = source[2]
+        chosen_ptr += row * num_groups
+        num_chosen = tl.load(num_chosen_ptr + row)
+        cuts = cuts & (temperature > 0.0) & (num_chosen > 0)
+        maximum = tl.full((), 0.0, tl.float32)
+        limit = tl.full((), ORDER_OF_NOTHING, tl.int32)
+        total = tl.full((), 0.0, tl.float64)
+        slack = total
+        if cuts:
+            maximum = tl.load(maximum_ptr + row)
+            least = tl.load(least_ptr + row)
+            limit = least - 1
+            if HAS_TOP_P and top_p < 1.0:
+                if top_k < num_token_ids:
+                    # Of what top-k leaves.
+                    count, total = mass_before(
+                        source, chosen_ptr, num_chosen, maximum, least, num_token_ids, HAS_MASK, HAS_TOP_P
+                    )
+                    if count > top_k:
+                        ceiling = order_of(maximum).to(tl.int64)
+                        border = kth_order(
+                            source, chosen_ptr, num_chosen, least.to(tl.int64), ceiling, count, top_k, HAS_MASK
+                        ).to(tl.int32)
+                        count, total = mass_before(
+                            source, chosen_ptr, num_chosen, maximum, border, 0, HAS_MASK, HAS_TOP_P
+                        )
+                        total += (top_k - count) * weight_of_order(border, maximum)
+                else:
+                    count, total = mass_before(
+                        source, chosen_ptr, num_chosen, maximum, ORDER_OF_NOTHING, 0, HAS_MASK, HAS_TOP_P
+                    )
+                    rest = tl.load(rest_ptr + row)
+                    total += rest
+                    slack = rest * _REST_ERROR
+
+        best_id = tl.full((), 0, tl.int32)
+        is_open = num_chosen > 0
+        while is_open:
+            # The winner of what comes before the last one, which was not kept, and hence nothing after it.
+            limit_id = best_id
+            best = tl.full((), float("-inf"), tl.float32)
+            best_id = tl.full((), 0, tl.int32)
+            best_order = limit
+            for start in range(0, num_chosen * _GROUP, CHUNK):
+                group, lane = chosen_tokens(chosen_ptr, num_chosen, num_token_ids, start)
+                token_id = group * _GROUP + lane
+                perturbed = shaped_logits(source, group, lane, HAS_MASK)
+                order = order_of(perturbed)
+                if cuts:
+                    is_left = (order > limit) | ((order == limit) & (token_id < limit_id))
+                    if HAS_MIN_P:
+                        is_left &= weight_of(perturbed, maximum) >= min_p
+                    perturbed = tl.where(is_left, perturbed, float("-inf"))
+                if temperature > 0.0:
+                    first_word, second_word = _key_of(keys_ptr, row)
+                    perturbed += gumbel_of(first_word, second_word, token_id.to(tl.uint32))
+                highest = tl.max(perturbed, axis=0)
+                # Ids ascend from chunk to chunk: of equal ones the first stays.
+                own_id = tl.min(tl.where(perturbed == highest, token_id, num_token_ids), axis=0)
+                own_order = tl.max(tl.where(token_id == own_id, order, ORDER_OF_NOTHING), axis=0)
+                is_better = highest > best
+                best_id = tl.where(is_better, own_id, best_id)
+                best_order = tl.where(is_better, own_order, best_order)
+                best = tl.maximum(best, highest)
+            limit = best_order
+            is_open = num_chosen < 0
+            if (HAS_TOP_K or HAS_TOP_P) and cuts & (best > float("-inf")):
+                count, mass = mass_before(source, chosen_ptr, num_chosen, maximum, limit, best_id, HAS_MASK, HAS_TOP_P)
+                is_open = count >= top_k
+                if HAS_TOP_P and top_p < 1.0:
+                    if (slack > 0.0) & (tl.abs(mass - top_p * total) <= slack):
+                        total = whole_mass(source, maximum, HAS_MASK)
+                        slack = slack * 0.0
+                    # The first token is kept whatever it weighs.
+                    is_open = is_open | ((mass >= top_p * total) & (count > 0))
+        tl.store(output_ptr + row, best_id.to(tl.int64))
 
 
 def sample(
@@ -283,69 +465,100 @@ def sample(
     top_k: torch.Tensor | None = None,
     top_p: torch.Tensor | None = None,
     min_p: torch.Tensor | None = None,
+    mask_rows: torch.Tensor | None = None,
+    mask_row_ids: torch.Tensor | None = None,
+    is_constrained: torch.Tensor | None = None,
 ) -> None:
     """Draw one token a row into output; no id is num_token_ids or above.
 
-    logits: [R, V] float32, finite or -inf, masked and penalised, any stride from row to row. keys: [R, 2] int64, the
-    words of each row's noise key. temperatures: [R] float32, 0 for the highest logit. output: [R] int64. top_k: [R]
-    int32, 0 for all. top_p, min_p: [R] float64, 1 and 0 for all; None is all for every row. Raises ValueError for
-    other shapes, dtypes, devices or strides.
+    logits: [R, V] float32, finite or -inf, penalised, any stride from row to row; they stay as they are. keys: [R, 2]
+    int64, the words of each row's noise key. temperatures: [R] float32, 0 for the highest logit. output: [R] int64.
+    top_k: [R] int32, 0 for all. top_p, min_p: [R] float64, 1 and 0 for all; None is all for every row. mask_rows: [N,
+    W] int32 as in token_mask, any stride from row to row; mask_row_ids: [R] int64; is_constrained: [R] bool, where
+    False every token is allowed and the row id counts for nothing. Either all three or none are given: None constrains
+    no row. That ids are in range is the caller's to know. Raises ValueError for other shapes, dtypes, devices or
+    strides.
     """
     _check(logits, num_token_ids, {"keys": keys}, torch.int64, 2)
     _check(logits, num_token_ids, {"temperatures": temperatures}, torch.float32)
-    _check(logits, num_token_ids, {"output": output}, torch.int64)
+    _check(logits, num_token_ids, {"output": output, "mask_row_ids": mask_row_ids}, torch.int64)
     _check(logits, num_token_ids, {"top_k": top_k}, torch.int32)
     _check(logits, num_token_ids, {"top_p": top_p, "min_p": min_p}, torch.float64)
+    _check(logits, num_token_ids, {"is_constrained": is_constrained}, torch.bool)
+    _check_mask(logits, mask_rows, mask_row_ids, is_constrained)
     num_rows = logits.shape[0]
     if num_rows == 0:
         return
+    cuts = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+    mask = {"mask_rows": mask_rows, "mask_row_ids": mask_row_ids, "is_constrained": is_constrained}
     if not runs_in_triton(logits):
-        sample_reference(
-            logits, keys, temperatures, output, num_token_ids=num_token_ids, top_k=top_k, top_p=top_p, min_p=min_p
-        )
+        sample_reference(logits, keys, temperatures, output, num_token_ids=num_token_ids, **cuts, **mask)
         return
-    num_tiles = triton.cdiv(num_token_ids, _TILE)
-    best = torch.empty(num_rows, num_tiles, dtype=torch.float32, device=logits.device)
-    best_id, border, border_id = (
-        torch.empty(size, dtype=torch.int32, device=logits.device)
-        for size in (num_rows * num_tiles, num_rows, num_rows)
+    num_groups = triton.cdiv(num_token_ids, GROUP)
+    device = logits.device
+    top, mass = (torch.empty(num_rows, num_groups, dtype=torch.float32, device=device) for _ in range(2))
+    chosen = torch.empty(num_rows, num_groups, dtype=torch.int32, device=device)
+    num_chosen, least = (torch.empty(num_rows, dtype=torch.int32, device=device) for _ in range(2))
+    maximum = torch.empty(num_rows, dtype=torch.float32, device=device)
+    rest = torch.empty(num_rows, dtype=torch.float64, device=device)
+    row_arguments = (logits, keys, temperatures, *cuts.values(), *mask.values())
+    sizes = (
+        logits.stride(0),
+        0 if mask_rows is None else mask_rows.stride(0),
+        num_token_ids,
+        0 if mask_rows is None else mask_rows.shape[1],
+        num_groups,
     )
-    has_border = not (top_k is None and top_p is None and min_p is None)
+    options = {
+        "HAS_TOP_K": top_k is not None,
+        "HAS_TOP_P": top_p is not None,
+        "HAS_MIN_P": min_p is not None,
+        "HAS_MASK": mask_rows is not None,
+        # A product fused with a sum would round once, and the noise would have other bits.
+        "enable_fp_fusion": False,
+    }
+    tile = max(16, triton.next_power_of_2(num_groups))
     with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        if has_border:
-            _border_kernel[(num_rows,)](
-                logits,
-                temperatures,
-                top_k,
-                top_p,
-                min_p,
-                border,
-                border_id,
-                logits.stride(0),
-                num_token_ids,
-                HAS_TOP_K=top_k is not None,
-                HAS_TOP_P=top_p is not None,
-                HAS_MIN_P=min_p is not None,
-                TILE=_TILE,
-                num_warps=8,
-            )
-        _draw_kernel[(num_rows, num_tiles)](
-            logits,
-            keys,
-            temperatures,
-            border,
-            border_id,
-            best,
-            best_id,
-            logits.stride(0),
-            num_token_ids,
-            HAS_BORDER=has_border,
-            TILE=_TILE,
-            num_warps=8,
-            # A product fused with a sum would round once, and the noise would have other bits.
-            enable_fp_fusion=False,
+        _summarise_kernel[(num_rows, triton.cdiv(num_groups, _TILE_GROUPS))](
+            *row_arguments, top, mass, *sizes, TILE_GROUPS=_TILE_GROUPS, num_warps=8, **options
         )
-        _best_kernel[(num_rows,)](best, best_id, output, num_tiles, TILE=triton.next_power_of_2(num_tiles))
+        _choose_kernel[(num_rows,)](
+            *row_arguments,
+            top,
+            mass,
+            chosen,
+            num_chosen,
+            maximum,
+            least,
+            rest,
+            *sizes,
+            TILE=tile,
+            num_warps=min(32, max(4, tile // 1024)),
+            **options,
+        )
+        _draw_kernel[(num_rows,)](
+            *row_arguments, chosen, num_chosen, maximum, least, rest, output, *sizes, num_warps=8, **options
+        )
+
+
+def _check_mask(
+    logits: torch.Tensor,
+    mask_rows: torch.Tensor | None,
+    mask_row_ids: torch.Tensor | None,
+    is_constrained: torch.Tensor | None,
+) -> None:
+    given = [tensor is not None for tensor in (mask_rows, mask_row_ids, is_constrained)]
+    if any(given) != all(given):
+        raise ValueError("mask_rows, mask_row_ids and is_constrained go together: give all of them or none")
+    if mask_rows is None:
+        return
+    if mask_rows.ndim != 2 or mask_rows.dtype != torch.int32 or (mask_rows.shape[1] > 1 and mask_rows.stride(1) != 1):
+        raise ValueError(
+            f"mask_rows must be [N, W] int32, contiguous along the last axis; "
+            f"they are {list(mask_rows.shape)} {mask_rows.dtype}, strides {mask_rows.stride()}"
+        )
+    if mask_rows.device != logits.device:
+        raise ValueError(f"mask_rows are on {mask_rows.device}, logits on {logits.device}; they must be on one device")
 
 
 def _check(

@@ -4,19 +4,24 @@ import pytest
 import torch
 
 from specdec.kernels.dispatch import TRITON_RUNS_HERE, runs_in_triton
-from specdec.kernels.gumbel import gumbel
+from specdec.kernels.gumbel import gumbel, gumbel_of_hash
 
 if TRITON_RUNS_HERE:
     import triton
     import triton.language as tl
 
-    from specdec.kernels.gumbel import gumbel_of
+    from specdec.kernels.gumbel import gumbel_bound_of, gumbel_of
 
     @triton.jit
     def write_noise(key_ptr, first_id, output_ptr, SIZE: tl.constexpr):
         token_id = first_id + tl.arange(0, SIZE)
         first, second = tl.load(key_ptr).to(tl.uint32), tl.load(key_ptr + 1).to(tl.uint32)
         tl.store(output_ptr + tl.arange(0, SIZE), gumbel_of(first, second, token_id.to(tl.uint32)))
+
+    @triton.jit
+    def write_bounds(output_ptr, SIZE: tl.constexpr):
+        place = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+        tl.store(output_ptr + place, gumbel_bound_of(place.to(tl.uint32) << 9))
 
 
 @pytest.mark.parametrize("key", [(0, 0), (2**32 - 1, 2**32 - 1), (0x9E3779B9, 7), (123456789, 0x80000000)])
@@ -31,3 +36,14 @@ def test_noise_has_the_same_bits(first_id, key, device):
     output = torch.full((2**15,), float("nan"), device=device)
     write_noise[(1,)](torch.tensor(key, device=device), first_id, output, SIZE=2**15, enable_fp_fusion=False)
     assert torch.equal(output.cpu().view(torch.int32), expected.view(torch.int32))
+
+
+def test_the_bound_is_above_the_noise_of_every_hash(device):
+    """All 2 ** 23 values that the noise can take; a hundredth above at least, for devices with other logarithms."""
+    if not runs_in_triton(torch.empty(0, device=device)):
+        pytest.skip("only kernels use the bound")
+    bounds = torch.full((2**23,), float("nan"), device=device)
+    write_bounds[(2**8,)](bounds, SIZE=2**15, enable_fp_fusion=False)
+    excess = bounds.cpu() - gumbel_of_hash(torch.arange(2**23) << 9)
+    assert float(excess.min()) > 0.01
+    assert float(excess[2**22 :].max()) < 0.4

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specdec.kernels.dispatch import INTERPRETED
+from specdec.kernels.gumbel import gumbel
 from specdec.kernels.sample import sample, sample_reference
+from specdec.kernels.token_mask import apply_token_mask_reference
 from specdec.sampler import draw
 
 MODES = {
@@ -95,17 +97,145 @@ def test_the_tokens_are_the_engine_s_own(vocab_size, mode, device):
 @pytest.mark.parametrize(
     ("vocab_size", "mode"),
     [
-        (5000, "all"),
-        (32001, "plain"),
-        (151936, "plain"),
-        pytest.param(32001, "all", marks=pytest.mark.slow),
-        pytest.param(151936, "all", marks=pytest.mark.slow),
+        *((5000, mode) for mode in MODES),
+        *((vocab_size, mode) for vocab_size in (32001, 49152) for mode in ("plain", "top_k", "top_p", "all")),
+        *((151936, mode) for mode in ("plain", "top_k", "all")),
+        # Here half of the tokens are kept, so that the interpreter takes ten seconds.
+        pytest.param(151936, "top_p", marks=pytest.mark.slow),
     ],
 )
 def test_large_vocabularies_are_drawn_from_alike(vocab_size, mode, device):
     logits, keys = random_logits(1, vocab_size, seed=1), random_keys(1, seed=1)
     options = options_of(1, device, **MODES[mode])
     assert drawn(sample, logits, keys, [1.5], device, **options) == by_the_engine(logits, keys, [1.5], **options)
+
+
+@pytest.mark.parametrize("spread", [0.05, 1.0])
+@pytest.mark.parametrize("options", [{"top_p": 0.95}, {"top_k": 3000, "top_p": 0.9}, {"top_k": 3000}, {"min_p": 0.3}])
+@pytest.mark.parametrize("vocab_size", [9000, pytest.param(151936, marks=pytest.mark.slow)])
+def test_what_is_kept_may_be_spread_over_every_group(vocab_size, options, spread, device):
+    """Thousands of tokens of nearly one probability, in every group of the row."""
+    generator = torch.Generator().manual_seed(7)
+    logits, keys = spread * torch.randn(2, vocab_size, generator=generator), random_keys(2, seed=7)
+    columns = options_of(2, device, **options)
+    expected = by_the_engine(logits, keys, [1.0, 0.8], **columns)
+    assert drawn(sample, logits, keys, [1.0, 0.8], device, **columns) == expected
+
+
+@pytest.mark.parametrize("distance", [-1e-10, 1e-10, -1e-4, 1e-4])
+def test_the_unread_tokens_count_exactly_where_they_decide(distance, device):
+    """Between 11 and 12 of 20 likely tokens: by how little, only the sum over 6,000 unlikely ones in fp64 can say.
+
+    The twelfth is drawn if it is kept, by a key that is chosen so.
+    """
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(1, 6000, generator=generator) - 9.0
+    logits[0, 100:4100:200] = 5.0 - 0.1 * torch.arange(20)
+    twelfth = 100 + 11 * 200
+    weights = logits[0].double().exp()
+    up_to_eleventh = weights[100 : twelfth - 199 : 200].sum()
+    top_p = float(up_to_eleventh / weights.sum()) * (1.0 + distance)
+    kept = torch.arange(100, twelfth + 1, 200)
+    for seed in range(1000):
+        keys = random_keys(1, seed=seed)
+        if int((logits[0, kept] + gumbel((int(keys[0, 0]), int(keys[0, 1])), kept)).argmax()) == 11:
+            break
+    options = options_of(1, device, top_p=top_p)
+    expected = by_the_engine(logits, keys, [1.0], **options)
+    assert (expected == [twelfth]) == (distance > 0)
+    assert drawn(sample, logits, keys, [1.0], device, **options) == expected
+
+
+@settings(max_examples=12 if INTERPRETED else 100, deadline=None)
+@given(
+    vocab_size=st.sampled_from([33, 64, 700, 1025, 2500]),
+    spread=st.sampled_from([0.01, 1.0, 6.0, 300.0]),
+    step=st.sampled_from([0.0, 0.25]),
+    top_k=st.sampled_from([0, 1, 5, 50, 1000]),
+    top_p=st.sampled_from([1.0, 0.9999999, 0.95, 0.5, 1e-6]),
+    min_p=st.sampled_from([0.0, 1e-9, 0.05, 1.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_any_cuts_of_any_row_draw_the_engine_s_token(vocab_size, spread, step, top_k, top_p, min_p, seed):
+    """On the CPU or in the interpreter, wherever this runs; equal logits where step is not 0."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(2, vocab_size, generator=generator)
+    if step:
+        logits = (logits / step).round() * step
+    logits[:, 1:].masked_fill_(torch.rand(2, vocab_size - 1, generator=generator) < 0.3, -math.inf)
+    keys = random_keys(2, seed=seed)
+    options = options_of(2, "cpu", top_k=top_k, top_p=top_p, min_p=min_p)
+    temperatures = [1.0, 0.3]
+    assert drawn(sample, logits, keys, temperatures, "cpu", **options) == by_the_engine(
+        logits, keys, temperatures, **options
+    )
+
+
+@pytest.mark.parametrize("mode", ["plain", "all", "top_p"])
+@pytest.mark.parametrize("vocab_size", [1, 127, 5000])
+def test_forbidden_tokens_are_never_drawn(vocab_size, mode, device):
+    """Rows 0 and 2 are constrained, row 1 is not, row 3 allows one token, row 4 none."""
+    generator = torch.Generator().manual_seed(vocab_size)
+    logits, keys = random_logits(5, vocab_size, seed=4), random_keys(5, seed=4)
+    mask_rows = torch.randint(-(2**31), 2**31, (4, (vocab_size + 31) // 32 + 3), generator=generator).to(torch.int32)
+    mask_rows[1:] = 0
+    mask_rows[1, (vocab_size - 1) >> 5] = torch.tensor(1 << ((vocab_size - 1) & 31)).to(torch.int32)
+    mask_rows[3] = mask_rows[0] | 1
+    mask_rows[0, 0] |= 1
+    logits[3, vocab_size - 1] = -20.0
+    row_ids = torch.tensor([0, 99, 3, 1, 2])
+    is_constrained = torch.tensor([True, False, True, True, True])
+    masked = logits.clone()
+    apply_token_mask_reference(masked, mask_rows, row_ids[is_constrained], is_constrained.nonzero().flatten())
+    for temperature in (0.0, 1.3):
+        expected = by_the_engine(masked[:4], keys[:4], [temperature] * 4, **options_of(4, "cpu", **MODES[mode]))
+        for function, place in ((sample_reference, "cpu"), (sample, device)):
+            tokens = drawn(
+                function,
+                logits,
+                keys,
+                [temperature] * 5,
+                place,
+                mask_rows=mask_rows[:, : (vocab_size + 31) // 32].to(place),
+                mask_row_ids=row_ids.to(place),
+                is_constrained=is_constrained.to(place),
+                **options_of(5, place, **MODES[mode]),
+            )
+            assert tokens == [*expected, 0]
+            assert tokens[3] == vocab_size - 1
+
+
+def test_tokens_beyond_a_mask_s_words_are_forbidden(device):
+    logits = torch.zeros(2, 100, device=device)
+    logits[:, 64:] = 9.0
+    mask_rows = torch.full((1, 2), -1, dtype=torch.int32, device=device)
+    tokens = drawn(
+        sample,
+        logits,
+        random_keys(2),
+        [0.0, 1.0],
+        device,
+        mask_rows=mask_rows,
+        mask_row_ids=torch.zeros(2, dtype=torch.int64, device=device),
+        is_constrained=torch.ones(2, dtype=torch.bool, device=device),
+    )
+    assert tokens[0] == 0
+    assert tokens[1] < 64
+
+
+@pytest.mark.parametrize("mode", ["plain", "top_k", "top_p", "all"])
+def test_nothing_is_read_that_was_not_written(mode, device, monkeypatch):
+    """Every scratch tensor starts as NaN or as numbers far out of range."""
+    logits, keys = random_logits(3, 300, seed=8), random_keys(3, seed=8)
+    logits[2] = -math.inf
+    options = options_of(3, device, **MODES[mode])
+    expected = by_the_engine(logits[:2], keys[:2], [1.0, 0.0], **options_of(2, "cpu", **MODES[mode]))
+
+    def poisoned(*shape, dtype, device):
+        return torch.full(shape, math.nan if dtype.is_floating_point else 2**29, dtype=dtype, device=device)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    assert drawn(sample, logits, keys, [1.0, 0.0, 1.0], device, **options) == [*expected, 0]
 
 
 @settings(max_examples=10 if INTERPRETED else 100, deadline=None)
@@ -186,11 +316,18 @@ def test_no_rows_draw_nothing(device):
 
 def test_tokens_are_drawn_by_their_probabilities(device):
     """Chi-square over 4 tokens, 3 degrees of freedom: 25 is exceeded once in 65,000."""
-    num_rows = 150 if INTERPRETED else 3000
+    num_rows = 80 if INTERPRETED else 3000
     probs = torch.tensor([0.5, 0.25, 0.15, 0.1])
     tokens = drawn(sample, probs.log().expand(num_rows, 4), random_keys(num_rows, seed=5), [1.0] * num_rows, device)
     counts = torch.bincount(torch.tensor(tokens), minlength=4)
     assert float(((counts - num_rows * probs) ** 2 / (num_rows * probs)).sum()) < 25
+
+
+A_MASK = {
+    "mask_rows": torch.zeros(1, 1, dtype=torch.int32),
+    "mask_row_ids": torch.zeros(2, dtype=torch.int64),
+    "is_constrained": torch.zeros(2, dtype=torch.bool),
+}
 
 
 @pytest.mark.parametrize(
@@ -208,6 +345,14 @@ def test_tokens_are_drawn_by_their_probabilities(device):
         ({"top_k": torch.zeros(2, dtype=torch.int64)}, r"top_k must be \[2\] torch.int32"),
         ({"top_p": torch.zeros(2)}, r"top_p must be \[2\] torch.float64"),
         ({"min_p": torch.zeros(2, dtype=torch.float64, device="meta")}, "min_p is on meta, logits on cpu"),
+        ({"mask_rows": torch.zeros(1, 1, dtype=torch.int32)}, "mask_rows, mask_row_ids and is_constrained go together"),
+        ({"mask_row_ids": torch.zeros(2, dtype=torch.int32)}, r"mask_row_ids must be \[2\] torch.int64"),
+        ({"is_constrained": torch.zeros(2, dtype=torch.int32)}, r"is_constrained must be \[2\] torch.bool"),
+        ({**A_MASK, "mask_rows": torch.zeros(1, 1)}, r"mask_rows must be \[N, W\] int32"),
+        (
+            {**A_MASK, "mask_rows": torch.zeros(1, 1, dtype=torch.int32, device="meta")},
+            "mask_rows are on meta, logits on cpu",
+        ),
     ],
 )
 def test_a_tensor_of_another_shape_dtype_device_or_stride_is_refused(change, message):
