@@ -18,7 +18,7 @@ from specdec.faults import attributed_to, find_fault
 from specdec.logits_buffer import LogitsBuffer
 from specdec.model_runner import ModelRunner
 from specdec.proposers.base import Draft, DraftDistribution, Source
-from specdec.sampler import Sampler, SamplingRow
+from specdec.sampler import DraftSampler, SamplingRow
 
 SOURCE: Final = Source("draft_model")
 
@@ -26,10 +26,10 @@ SOURCE: Final = Source("draft_model")
 class DraftModel:
     """One pass and one token a draft with every call."""
 
-    def __init__(self, runner: ModelRunner, sampler: Sampler) -> None:
+    def __init__(self, runner: ModelRunner, sampler: DraftSampler) -> None:
         self._runner = runner
         self._sampler = sampler
-        self._logits = LogitsBuffer()
+        self._logits = LogitsBuffer(runner.device)
 
     @staticmethod
     def can_draft(scheduled: ScheduledSequence) -> bool:
@@ -55,6 +55,9 @@ class DraftModel:
             for draft, (token_id, distribution) in zip(drafts, self._draw(logits, rows, spans), strict=True):
                 with attributed_to(draft.sequence, "draft"):
                     draft.push_unmasked(token_id, SOURCE, distribution)
+        else:
+            # Whoever asks is going to time the pass.
+            self._runner.wait()
         return sum(len(span.token_ids) for span in (*spans, *silent))
 
     def _draw(
