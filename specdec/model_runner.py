@@ -57,8 +57,8 @@ class ModelRunner:
             num_groups=config.num_attention_heads // config.num_key_value_heads,
             dtype=self.model.dtype,
         )
-        numbers = on_device(self.device, np.int64, token_ids, positions, rows)
-        hidden = self.model.forward(*numbers, self._cache, self._attention, plan)
+        ids, places, logits_rows = on_device(self.device, np.int64, token_ids, positions, rows)
+        hidden = self.model.forward(ids, places, logits_rows, self._cache, self._attention, plan)
         logits = (buffer or LogitsBuffer(self.device)).rows(len(rows), config.vocab_size)
         for start in range(0, len(rows), _HEAD_ROWS):
             logits[start : start + _HEAD_ROWS] = self.model.logits(hidden[start : start + _HEAD_ROWS])

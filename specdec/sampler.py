@@ -17,9 +17,11 @@ from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from specdec.device_tensors import on_device
 from specdec.grammars import MaskTable
 from specdec.kernels.gumbel import GUMBEL_RANGE, gumbel
 from specdec.kernels.token_mask import apply_token_mask
@@ -244,7 +246,7 @@ def _survivors(shaped: Tensor, rows: AbstractSequence[SamplingRow]) -> Tensor:
     survivors = shaped >= shaped.amax(dim=1, keepdim=True) - (GUMBEL_RANGE + _PRUNING_SLACK)
     truncating = [i for i, row in enumerate(rows) if truncates(row.sequence.params)]
     if truncating:
-        own = torch.tensor(truncating, device=shaped.device)
+        (own,) = on_device(shaped.device, np.int64, truncating)
         survivors[own] = _truncate(shaped[own], [rows[i].sequence.params for i in truncating])
     return survivors
 
@@ -259,11 +261,11 @@ def _truncate(shaped: Tensor, params: AbstractSequence[SamplingParams]) -> Tenso
     Ties at a border go to the lowest ids.
     """
     vocab_size, device = shaped.shape[1], shaped.device
-    top_k = torch.tensor([each.top_k or vocab_size for each in params], device=device)[:, None]
+    (top_k,) = on_device(device, np.int64, [each.top_k or vocab_size for each in params])
     # No sum exceeds infinity: where top-p is off, it does not cut what rounding adds nothing for.
     limits = [each.top_p if each.top_p < 1.0 else math.inf for each in params]
-    top_p = torch.tensor(limits, dtype=torch.float64, device=device)
-    min_p = torch.tensor([each.min_p for each in params], dtype=torch.float64, device=device)
+    top_p, min_p = on_device(device, np.float64, limits, [each.min_p for each in params])
+    top_k = top_k[:, None]
     values, order = shaped.sort(dim=1, descending=True, stable=True)
     ranks = torch.arange(vocab_size, device=device)
     weights = (values.double() - values[:, :1]).exp_().masked_fill_(ranks >= top_k, 0.0)
