@@ -3,51 +3,22 @@
 test_device_path_interpreted.py runs this file a second time, with TRITON_INTERPRET set.
 """
 
+import functools
+
+import kernel_engines
 import pytest
 import torch
-from device_watch import DEVICE, DeviceWatch
-from kernel_engines import kernel_engine, kernels_on
+from kernel_engines import PROMPTS, SAMPLINGS, SPECULATIONS, answers, kernel_engine, params_of
 
-from specdec import Engine, EngineConfig, SamplingParams, SpeculativeConfig
+from specdec import Engine, SpeculativeConfig
 from specdec.backend import CpuBackend, KernelBackend, backend_of
 from specdec.kernels.dispatch import INTERPRETED
-from specdec.speculative import SpeculativeParams, Verification
 from specdec.triton_attention import TritonAttention
 
 CPU = torch.device("cpu")
 PLACES = [pytest.param("cpu", id="interpreter" if INTERPRETED else "cpu")]
 if not INTERPRETED:
     PLACES.append(pytest.param("cuda", id="gpu", marks=pytest.mark.gpu))
-
-PROMPTS = ["The quick brown fox jumps over the lazy", "a b c a b c a b c", "x"]
-SCHEMA = {
-    "type": "object",
-    "properties": {"kind": {"enum": ["one", "two"]}, "sizes": {"type": "array", "items": {"type": "integer"}}},
-    "required": ["kind", "sizes"],
-    "additionalProperties": False,
-}
-
-
-def params_of(**changes):
-    return [
-        SamplingParams(**({"max_tokens": 10, "seed": 1000 + i, "temperature": 0.8} | changes))
-        for i in range(len(PROMPTS))
-    ]
-
-
-SAMPLINGS = {
-    "greedy": params_of(temperature=0.0),
-    "sampled": params_of(),
-    "truncated": params_of(top_k=40, top_p=0.9, min_p=0.01),
-    "penalised": params_of(frequency_penalty=0.7, presence_penalty=0.4, repetition_penalty=1.2),
-    "biased": params_of(logit_bias={5: 4.0, 60: -3.0}, min_tokens=8),
-    "several explained": params_of(n=2, logprobs=3),
-    "under a schema": params_of(max_tokens=40),
-    "greedy under a schema": params_of(max_tokens=40, temperature=0.0),
-}
-SPECULATIONS = {"none": SpeculativeParams(enabled=False)} | {
-    str(each): SpeculativeParams(verification=each) for each in Verification
-}
 
 
 @pytest.fixture(scope="module", params=PLACES)
@@ -59,24 +30,7 @@ def device(request):
 
 @pytest.fixture(scope="module")
 def config_of(tiny_model_folder, tiny_draft_folder):
-    """So short that it is soon measured how long its passes take."""
-
-    def get(**changes):
-        speculative = SpeculativeConfig(
-            method="draft_model+grammar+ngram", model=str(tiny_draft_folder), num_speculative_tokens=3
-        )
-        config = {
-            "model": str(tiny_model_folder),
-            "dtype": "float32",
-            "max_model_len": 80,
-            "num_kv_blocks": 60,
-            "max_num_seqs": 8,
-            "speculative": speculative,
-            "check_outputs": True,
-        }
-        return EngineConfig(**(config | changes))
-
-    return get
+    return functools.partial(kernel_engines.config_of, tiny_model_folder, tiny_draft_folder)
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +43,6 @@ def engine(device, config_of):
     engine = kernel_engine(device, config_of(device=device.type))
     assert engine.runner.device.type == device.type
     return engine
-
-
-def answers(engine, sampling, speculation):
-    schema = SCHEMA if "schema" in sampling else None
-    params = SAMPLINGS[sampling]
-    outputs = engine.generate(PROMPTS, params, output_type=schema, speculative=SPECULATIONS[speculation])
-    assert engine.stats().num_kv_blocks_in_use == 0
-    return [choice for output in outputs for choice in output.choices]
 
 
 @pytest.mark.parametrize("speculation", SPECULATIONS)
@@ -130,59 +76,6 @@ def test_synthetic_drafts_are_accepted_as_on_the_cpu(device, config_of):
     assert [each.choices[0].token_ids for each in ours] == [each.choices[0].token_ids for each in theirs]
     theirs, ours = (each.stats().speculation.num_accepted_tokens for each in engines)
     assert ours == theirs > 0
-
-
-@pytest.mark.skipif(INTERPRETED, reason="of an interpreted kernel's own tensors nobody says where they are")
-class TestWithoutAGpu:
-    """What a machine without a GPU can say of tensors on one."""
-
-    @pytest.fixture(scope="class")
-    def watched(self, config_of):
-        """The watch, and an engine whose model is on the watched device."""
-        with pytest.MonkeyPatch.context() as patch, DeviceWatch() as watch, kernels_on(DEVICE):
-            patch.setattr(torch, "from_numpy", None)
-            engine = Engine(config_of())
-        assert engine.runner.model.embedding._place == DEVICE
-        return watch, engine
-
-    @pytest.mark.parametrize("speculation", SPECULATIONS)
-    @pytest.mark.parametrize("sampling", SAMPLINGS)
-    def test_no_step_has_a_tensor_in_the_wrong_place(self, watched, cpu_engine, sampling, speculation, monkeypatch):
-        watch, engine = watched
-        # An array comes in by a function that takes a place, or not at all.
-        monkeypatch.setattr(torch, "from_numpy", None)
-        monkeypatch.setattr(watch, "is_strict", True)
-        num_checked, num_steps = watch.num_checked, engine.stats().num_steps
-        with watch:
-            ours = answers(engine, sampling, speculation)
-        num_steps = engine.stats().num_steps - num_steps
-        assert watch.num_checked > num_checked + 20 * num_steps
-        assert engine.stats().num_faults == {}
-        monkeypatch.undo()
-        theirs = answers(cpu_engine, sampling, speculation)
-        assert [each.token_ids for each in ours] == [each.token_ids for each in theirs]
-
-    @pytest.mark.parametrize("sampling", ["greedy", "sampled", "truncated", "penalised", "biased", "under a schema"])
-    def test_a_step_waits_for_the_device_once(self, watched, sampling, monkeypatch):
-        watch, engine = watched
-        monkeypatch.setattr(watch, "waits", [])
-        num_steps = engine.stats().num_steps
-        with watch:
-            answers(engine, sampling, "none")
-        assert len(watch.waits) == engine.stats().num_steps - num_steps > 0
-        assert set(watch.waits) == {"specdec.device_verifier.DeviceVerifier.verify"}
-
-    def test_a_coupled_draft_waits_for_the_device_once_a_pass(self, watched, monkeypatch):
-        watch, engine = watched
-        monkeypatch.setattr(watch, "waits", [])
-        num_steps = engine.stats().num_steps
-        with watch:
-            answers(engine, "sampled", "coupled")
-        verifying = [each for each in watch.waits if each == "specdec.device_verifier.DeviceVerifier.verify"]
-        drafting = [each for each in watch.waits if each.endswith("DeviceSampler.sample_drafts")]
-        assert len(verifying) == engine.stats().num_steps - num_steps
-        assert 0 < len(drafting) <= 3 * len(verifying)
-        assert len(verifying) + len(drafting) == len(watch.waits)
 
 
 def test_a_gpu_gets_the_kernels_and_a_cpu_the_library():
