@@ -3,7 +3,7 @@
 import pytest
 import torch
 from device_watch import DEVICE, DeviceWatch
-from kernel_engines import SAMPLINGS, SPECULATIONS, answers, config_of, kernels_on
+from kernel_engines import CASES, answers, config_of, kernels_on
 
 from specdec import Engine
 
@@ -23,8 +23,7 @@ def watched(tiny_model_folder, tiny_draft_folder):
     return watch, engine
 
 
-@pytest.mark.parametrize("speculation", SPECULATIONS)
-@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize(("sampling", "speculation"), CASES)
 def test_no_step_has_a_tensor_in_the_wrong_place(watched, cpu_engine, sampling, speculation, monkeypatch):
     watch, engine = watched
     # An array comes in by a function that takes a place, or not at all.

@@ -11,21 +11,29 @@ import torch
 
 from specdec import Engine, EngineConfig, SamplingParams, SpeculativeConfig, build
 from specdec.backend import KernelBackend
+from specdec.kernels.dispatch import INTERPRETED
+from specdec.proposers import build as proposers_build
 from specdec.request import CompletionOutput
 from specdec.speculative import SpeculativeParams, Verification
+from specdec.step_time import StepTime
 
-PROMPTS = ["The quick brown fox jumps over the lazy", "a b c a b c a b c", "x"]
+# In the interpreter a token takes a tenth of a second.
+NUM_TOKENS = 5 if INTERPRETED else 10
+PROMPTS = ["a b c a b c a b c", "x"] if INTERPRETED else ["The quick brown fox jumps over", "a b c a b c a b c", "x"]
+_KIND = {"enum": ["one", "two"]}
+_SIZES = {"type": "array", "items": {"type": "integer"}}
 SCHEMA = {
     "type": "object",
-    "properties": {"kind": {"enum": ["one", "two"]}, "sizes": {"type": "array", "items": {"type": "integer"}}},
-    "required": ["kind", "sizes"],
+    "properties": {"kind": _KIND} if INTERPRETED else {"kind": _KIND, "sizes": _SIZES},
+    "required": ["kind"] if INTERPRETED else ["kind", "sizes"],
     "additionalProperties": False,
 }
 
 
-def params_of(**changes):
+def params_of(**changes: object) -> list[SamplingParams]:
+    """One a prompt."""
     return [
-        SamplingParams(**({"max_tokens": 10, "seed": 1000 + i, "temperature": 0.8} | changes))
+        SamplingParams(**({"max_tokens": NUM_TOKENS, "seed": 1000 + i, "temperature": 0.8} | changes))
         for i in range(len(PROMPTS))
     ]
 
@@ -35,7 +43,7 @@ SAMPLINGS = {
     "sampled": params_of(),
     "truncated": params_of(top_k=40, top_p=0.9, min_p=0.01),
     "penalised": params_of(frequency_penalty=0.7, presence_penalty=0.4, repetition_penalty=1.2),
-    "biased": params_of(logit_bias={5: 4.0, 60: -3.0}, min_tokens=8),
+    "biased": params_of(logit_bias={5: 4.0, 60: -3.0}, min_tokens=NUM_TOKENS - 2),
     "several explained": params_of(n=2, logprobs=3),
     "under a schema": params_of(max_tokens=40),
     "greedy under a schema": params_of(max_tokens=40, temperature=0.0),
@@ -43,6 +51,16 @@ SAMPLINGS = {
 SPECULATIONS = {"none": SpeculativeParams(enabled=False)} | {
     str(each): SpeculativeParams(verification=each) for each in Verification
 }
+CASES = [(sampling, speculation) for sampling in SAMPLINGS for speculation in SPECULATIONS]
+if INTERPRETED:
+    CASES = [
+        ("greedy", "none"),
+        ("several explained", "none"),
+        ("penalised", "coupled"),
+        ("under a schema", "coupled"),
+        ("truncated", "rejection"),
+        ("biased", "block"),
+    ]
 
 
 @contextmanager
@@ -52,6 +70,9 @@ def kernels_on(device: torch.device) -> Iterator[None]:
         if device.type == "cpu":
             patch.setattr(build, "_device", lambda _: device)
             patch.setattr(build, "backend_of", KernelBackend)
+        if INTERPRETED:
+            # Measuring would take minutes, and the drafts' lengths are fixed.
+            patch.setattr(proposers_build, "measure_step_time", lambda *_, **__: StepTime([(1, 0.1), (64, 6.4)]))
         yield
 
 
