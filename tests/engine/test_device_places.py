@@ -10,7 +10,7 @@ from specdec import Engine
 
 @pytest.fixture(scope="module")
 def cpu_engine(tiny_model_folder, tiny_draft_folder):
-    return Engine(config_of(tiny_model_folder, tiny_draft_folder))
+    return Engine(config_of(tiny_model_folder, tiny_draft_folder, device="cpu"))
 
 
 @pytest.fixture(scope="module")
