@@ -71,8 +71,10 @@ class DeviceSampler:
         constrained = [i for i, row in enumerate(rows) if row.mask_row is not None]
         mask_rows = [row.mask_row for row in rows if row.mask_row is not None]
         edits = _Edits(rows, vocab_size)
-        mask_ids, masked, *places = on_device(self._device, np.int64, mask_rows, constrained, *edits.places)
         logits[:, self._num_token_ids :] = -math.inf
+        if not constrained and not edits:
+            return
+        mask_ids, masked, *places = on_device(self._device, np.int64, mask_rows, constrained, *edits.places)
         if constrained:
             apply_token_mask(logits, self._masks.rows(mask_rows), mask_ids, rows=masked)
         if not edits:

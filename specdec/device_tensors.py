@@ -33,7 +33,7 @@ def on_device(
 
 def array_on_device(device: torch.device, array: _Array) -> Tensor:
     """The array on the device, without waiting for it; where that is the host, in the array's own memory."""
-    if device.type == "cpu":
+    if device.type == "cpu" or not array.size:
         return torch.as_tensor(array, device=device)
     # A copy out of pageable memory waits for the device.
     return torch.as_tensor(array, device="cpu").pin_memory().to(device, non_blocking=True)
