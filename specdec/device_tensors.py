@@ -21,14 +21,25 @@ _ALIGNMENT: Final = 16
 def on_device(
     device: torch.device, dtype: type[np.generic], *parts: AbstractSequence[float] | _Array
 ) -> tuple[Tensor, ...]:
-    """Each part as a contiguous tensor on the device, [len(part)] of the dtype; they share one piece of memory."""
+    """Each part as a contiguous tensor on the device, [len(part)] of the dtype."""
+    if device.type == "cpu":
+        return tuple(torch.as_tensor(np.array(part, dtype=dtype), device=device) for part in parts)
+    numbers, places = packed(dtype, parts)
+    moved = array_on_device(device, numbers)
+    return tuple(moved[place] for place in places)
+
+
+def packed(
+    dtype: type[np.generic], parts: AbstractSequence[AbstractSequence[float] | _Array]
+) -> tuple[_Array, list[slice]]:
+    """All parts in one array, and where each is."""
     sizes = [len(part) for part in parts]
     starts = list(accumulate((-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes), initial=0))
     numbers = np.zeros(starts[-1], dtype=dtype)
-    for start, size, part in zip(starts, sizes, parts, strict=False):
-        numbers[start : start + size] = part
-    moved = array_on_device(device, numbers)
-    return tuple(moved[start : start + size] for start, size in zip(starts, sizes, strict=False))
+    places = [slice(start, start + size) for start, size in zip(starts, sizes, strict=False)]
+    for place, part in zip(places, parts, strict=True):
+        numbers[place] = part
+    return numbers, places
 
 
 def array_on_device(device: torch.device, array: _Array) -> Tensor:

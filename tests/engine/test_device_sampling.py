@@ -21,7 +21,7 @@ from written_out_sampling import (
 from specdec import device_sampler, device_verifier
 from specdec.batch import Batch, ScheduledSequence
 from specdec.device_sampler import DeviceSampler
-from specdec.device_tensors import on_device
+from specdec.device_tensors import on_device, packed
 from specdec.device_verifier import DeviceVerifier
 from specdec.kernels.dispatch import INTERPRETED
 from specdec.mask_mirror import MaskMirror
@@ -218,13 +218,26 @@ def test_a_mirror_grows_with_the_rows_that_are_asked_for(device):
     assert torch.equal(every[:10].cpu(), expected[:10]), "what was there before"
 
 
-def test_numbers_go_to_the_device_in_parts_that_are_aligned(device):
-    parts = ([1, 2, 3], [], range(20), np.array([7], dtype=np.int32))
-    ours = on_device(device, np.int64, *parts)
-    assert [each.tolist() for each in ours] == [list(each) for each in parts]
+PARTS = ([1, 2, 3], [], range(20), np.array([7], dtype=np.int32))
+
+
+def test_numbers_go_to_the_device_part_by_part(device):
+    ours = on_device(device, np.int64, *PARTS)
+    assert [each.tolist() for each in ours] == [list(each) for each in PARTS]
     assert {each.dtype for each in ours} == {torch.int64}
     assert {each.device.type for each in ours} == {device.type}
-    first = ours[0].data_ptr()
-    assert all((each.data_ptr() - first) % 16 == 0 for each in ours if len(each))
+    assert all(each.is_contiguous() for each in ours)
     (halves,) = on_device(device, np.float32, [0.1, 1e-30])
     assert halves.tolist() == [float(np.float32(0.1)), float(np.float32(1e-30))]
+    (nothing,) = on_device(device, np.int64, [])
+    assert nothing.shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float64])
+def test_parts_are_packed_at_aligned_places(dtype):
+    numbers, places = packed(dtype, PARTS)
+    assert numbers.dtype == dtype
+    assert [numbers[place].tolist() for place in places] == [list(each) for each in PARTS]
+    assert all(place.start * numbers.itemsize % 16 == 0 for place in places)
+    assert len(numbers) == 16 + 0 + 32 + 16
+    assert packed(dtype, [])[1] == []

@@ -81,6 +81,9 @@ def test_waits_are_counted_where_they_are(watch):
     float(tensor[0])
     tensor.nonzero()
     _ = tensor[tensor > 0]
+    twice = torch.full((3,), 2, device=DEVICE)
+    tensor.repeat_interleave(twice)
+    tensor.repeat_interleave(twice, output_size=6)
     here(3).tolist()
-    assert len(watch.waits) == 4
+    assert len(watch.waits) == 5
     assert {name.rpartition(".")[2] for name in watch.waits} == {"test_waits_are_counted_where_they_are"}

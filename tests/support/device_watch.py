@@ -32,8 +32,12 @@ _WAITS = {
     Tensor.cpu,
     Tensor.nonzero,
     torch.nonzero,
+    Tensor.masked_select,
+    torch.masked_select,
+    Tensor.unique,
     torch.equal,
 }
+_REPEATS = {Tensor.repeat_interleave, torch.repeat_interleave}
 _INDEXING = {Tensor.__getitem__, Tensor.__setitem__}
 
 
@@ -76,6 +80,9 @@ class DeviceWatch(TorchFunctionMode):
         elif func in _WAITS and place == DEVICE and not is_kernel:
             self.waits.append(_caller())
             place = HOST if func is Tensor.cpu else place
+        elif func in _REPEATS and place == DEVICE and len(given) > 1 and "output_size" not in kwargs:
+            # How many there will be is on the device.
+            self.waits.append(_caller())
         elif func is Tensor.copy_:
             place = _place(args[0])
         result = func(*args, **kwargs)
