@@ -1,6 +1,6 @@
 """The ops that work on each token's row by itself: rms_norm, rope, silu_mul.
 
-T rows. On a CPU the engine runs torch's own functions in their place (models/llama.py).
+T rows. On a CPU the engine runs torch's own functions in their place (models/layer_ops.py).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from specdec.evals.bench_kernel_cell import (
@@ -25,30 +24,10 @@ from specdec.kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_n
 from specdec.kernels.rope import rope, rope_reference
 from specdec.kernels.silu_mul import silu_mul, silu_mul_reference
 from specdec.models import llama
+from specdec.models.layer_ops import TorchOps
 
 _NUM_CHECKED_ROWS = (1, 3, 17)
 _NUM_POSITIONS = 4096
-
-
-class TorchOps:
-    """The library's functions, as models/llama.py calls them."""
-
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, eps)
-
-    def add_rms_norm(self, x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        x = x + added
-        return x, F.rms_norm(x, weight.shape, weight, eps)
-
-    def rotation(self, positions: Tensor, cos: Tensor, signed_sin: Tensor) -> tuple[Tensor, Tensor]:
-        return cos[positions], signed_sin[positions]
-
-    def rotate(self, heads: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        return llama.rotate(heads, *rotation)
-
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up
 
 
 _TORCH_OPS = TorchOps()

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
 
-from specdec.attention import AttentionBackend, RowInvariantAttention, TorchAttention
+from specdec.backend import Backend, backend_of
 from specdec.config import EngineConfig
 from specdec.description import EngineDescription
+from specdec.device_memory import CudaMemory, DeviceMemory, check_weights_fit, gibibytes, taking
 from specdec.errors import ConfigError
 from specdec.invariance import check_row_invariance
-from specdec.kv_cache import KVShape, allocate_arena, bytes_per_block
-from specdec.linear import linear_method
+from specdec.kernels.dispatch import HAS_TRITON
+from specdec.kv_cache import allocate_arena, bytes_per_block
+from specdec.linear import PlainLinear, linear_method
 from specdec.model_runner import ModelRunner
 from specdec.models.catalog import resolve_model
 from specdec.models.config import ModelConfig
 from specdec.models.llama import IGNORED_KEYS, LlamaModel
 from specdec.models.loader import WeightLoader, load_weights
 from specdec.models.progress import ModelProgress, ProgressCallback
+from specdec.pool_size import max_batched_tokens, num_kv_blocks
 from specdec.speculative import NONE, PLAIN
 from specdec.tokenizer import Tokenizer
 
-_DEFAULT_CPU_KV_BYTES = 2**30
-_DEFAULT_MAX_BATCHED_TOKENS = 512
-_RESERVED_TOKENS = 512
-"""Of each sequence's context, for the memory that attention gathers blocks in, from the start."""
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -38,6 +36,7 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 class Runtime:
     """The parts that an engine drives."""
 
+    backend: Backend
     runner: ModelRunner
     draft_runner: ModelRunner | None
     tokenizer: Tokenizer
@@ -56,13 +55,15 @@ def build_runtime(
     had or read.
     """
     device = _device(config)
+    backend = backend_of(device)
+    memory = CudaMemory(device) if device.type == "cuda" else None
     torch.set_num_threads(_num_threads())
     folder = resolve_model(config.model, progress=progress)
     model_config = ModelConfig.from_folder(folder)
     tokenizer = Tokenizer.from_folder(folder)
     max_model_len = _max_model_len(config, model_config)
-    dtype = _DTYPES[model_config.dtype if config.dtype == "auto" else config.dtype]
-    model = _load(folder, model_config, config, max_model_len, dtype, device, load, progress)
+    loader = _Loader(config, backend, memory, max_model_len, load, progress)
+    model = loader.load(folder, model_config)
     draft: LlamaModel | None = None
     speculative = config.speculative
     if speculative is not None and speculative.model is not None:
@@ -70,39 +71,37 @@ def build_runtime(
         draft_config = ModelConfig.from_folder(draft_folder)
         _check_same_vocabulary(speculative.model, tokenizer, Tokenizer.from_folder(draft_folder))
         _max_model_len(msgspec.structs.replace(config, max_model_len=max_model_len), draft_config)
-        draft_dtype = _DTYPES[draft_config.dtype if config.dtype == "auto" else config.dtype]
-        draft = _load(draft_folder, draft_config, config, max_model_len, draft_dtype, device, load, progress)
+        draft = loader.load(draft_folder, draft_config)
     models = [model] if draft is None else [model, draft]
     shapes = [each.kv_shape for each in models]
-    num_blocks = _num_blocks(config, shapes, max_model_len)
-    caches = allocate_arena(shapes, num_blocks=num_blocks, block_size=config.block_size, device=device)
-    # Any: each backend has a plan of its own.
-    attention: AttentionBackend[Any]
-    if config.exact:
-        attention = RowInvariantAttention()
-    else:
-        attention = TorchAttention()
-        num_gathered = config.max_num_seqs * -(-min(_RESERVED_TOKENS, max_model_len) // config.block_size)
-        for cache in caches:
-            attention.reserve(min(num_blocks, num_gathered), cache.layers[0])
+    attention = backend.attention(exact=config.exact)
+    plan = PLAIN if speculative is None else speculative.plan
+
+    num_blocks = num_kv_blocks(config, models, attention, memory, max_model_len)
+    kv_cache_bytes = num_blocks * bytes_per_block(shapes, config.block_size)
+    with taking(
+        f"a KV cache of {gibibytes(kv_cache_bytes)}", flag="--kv-cache-memory", otherwise="ask for fewer blocks"
+    ):
+        caches = allocate_arena(shapes, num_blocks=num_blocks, block_size=config.block_size, device=device)
+    backend.reserve(attention, caches, max_num_seqs=config.max_num_seqs, max_len=max_model_len)
     runners = [ModelRunner(each, cache, attention) for each, cache in zip(models, caches, strict=True)]
     if config.exact:
         for runner in runners:
             check_row_invariance(runner, num_blocks=num_blocks, block_size=config.block_size)
-    plan = PLAIN if speculative is None else speculative.plan
     return Runtime(
+        backend=backend,
         runner=runners[0],
         draft_runner=runners[1] if draft is not None else None,
         tokenizer=tokenizer,
         model_config=model_config,
         description=EngineDescription(
             model=config.model,
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=str(model.dtype).removeprefix("torch."),
             device=str(device),
             num_threads=torch.get_num_threads(),
             num_kv_blocks=num_blocks,
             block_size=config.block_size,
-            kv_cache_bytes=num_blocks * bytes_per_block(shapes, config.block_size),
+            kv_cache_bytes=kv_cache_bytes,
             max_model_len=max_model_len,
             max_concurrency=num_blocks * config.block_size / max_model_len,
             max_num_seqs=config.max_num_seqs,
@@ -115,19 +114,22 @@ def build_runtime(
     )
 
 
-def max_batched_tokens(config: EngineConfig) -> int:
-    """The token budget of a step: what was asked for, else enough to keep a CPU's matrix units busy."""
-    if config.max_num_batched_tokens is None:
-        return max(_DEFAULT_MAX_BATCHED_TOKENS, config.max_num_seqs)
-    return config.max_num_batched_tokens
-
-
 def _device(config: EngineConfig) -> torch.device:
-    if config.device == "cuda":
+    if config.device == "cpu" or (config.device == "auto" and not (torch.cuda.is_available() and HAS_TRITON)):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise ConfigError(
-            "device is cuda, but this release runs on CPUs only; use --device cpu or auto", flag="--device"
+            "device is cuda, but torch finds no CUDA device here (its build, the driver or the machine has none); "
+            "use --device cpu or auto",
+            flag="--device",
         )
-    return torch.device("cpu")
+    if not HAS_TRITON:
+        raise ConfigError(
+            "device is cuda, but the kernels need the triton package, which is not installed; install it, or use "
+            "--device cpu or auto",
+            flag="--device",
+        )
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _num_threads() -> int:
@@ -146,27 +148,52 @@ def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
     return config.max_model_len or limit
 
 
-def _load(
-    folder: Path,
-    model_config: ModelConfig,
-    config: EngineConfig,
-    max_model_len: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    load: WeightLoader,
-    progress: ProgressCallback | None,
-) -> LlamaModel:
-    method = linear_method(exact=config.exact, dtype=dtype, device=device)
-    model = LlamaModel(model_config, method=method, max_model_len=max_model_len, dtype=dtype, device=device)
+@dataclass(frozen=True, slots=True)
+class _Loader:
+    """Loads target and draft alike."""
 
-    def loading(completed: int, total: int) -> None:
-        if progress is not None:
-            description = f"Loading {folder.name}"
-            progress(ModelProgress(stage="loading", description=description, completed=completed, total=total))
+    config: EngineConfig
+    backend: Backend
+    memory: DeviceMemory | None
+    """Of a GPU; None on a CPU."""
+    max_model_len: int
+    fill: WeightLoader
+    progress: ProgressCallback | None
 
-    load(folder, model.weight_slots(), ignored=[IGNORED_KEYS], progress=loading)
-    model.finish_loading()
-    return model
+    def load(self, folder: Path, model_config: ModelConfig) -> LlamaModel:
+        """Raises ConfigError for weights that do not fit the device."""
+        config, device = self.config, self.backend.device
+        dtype = _DTYPES[model_config.dtype if config.dtype == "auto" else config.dtype]
+        if self.memory is not None:
+            # Tensors without memory, for their sizes.
+            sizes = LlamaModel(
+                model_config,
+                method=PlainLinear(),
+                max_model_len=self.max_model_len,
+                dtype=dtype,
+                device=torch.device("meta"),
+            )
+            check_weights_fit(self.memory, sizes.num_bytes, utilization=config.gpu_memory_utilization, dtype=dtype)
+        with taking(f"the weights of {folder.name}", flag="--device", otherwise="take a smaller model or --device cpu"):
+            model = LlamaModel(
+                model_config,
+                method=linear_method(exact=config.exact, dtype=dtype, device=device),
+                max_model_len=self.max_model_len,
+                dtype=dtype,
+                device=device,
+                ops=self.backend.layer_ops(),
+            )
+            self.fill(folder, model.weight_slots(), ignored=[IGNORED_KEYS], progress=self._reported(folder))
+            model.finish_loading()
+        return model
+
+    def _reported(self, folder: Path) -> Callable[[int, int], None]:
+        def loading(completed: int, total: int) -> None:
+            if self.progress is not None:
+                description = f"Loading {folder.name}"
+                self.progress(ModelProgress(stage="loading", description=description, completed=completed, total=total))
+
+        return loading
 
 
 def _check_same_vocabulary(name: str, target: Tokenizer, draft: Tokenizer) -> None:
@@ -177,18 +204,3 @@ def _check_same_vocabulary(name: str, target: Tokenizer, draft: Tokenizer) -> No
         f"{target.vocab_size} tokens, or other bytes for the same ids); a draft must share its target's tokenizer",
         flag="--draft",
     )
-
-
-def _num_blocks(config: EngineConfig, shapes: list[KVShape], max_model_len: int) -> int:
-    if config.num_kv_blocks is not None:
-        return config.num_kv_blocks
-    block_bytes = bytes_per_block(shapes, config.block_size)
-    budget = config.kv_cache_memory if config.kv_cache_memory is not None else _DEFAULT_CPU_KV_BYTES
-    num_blocks = budget // block_bytes
-    if num_blocks < 2:
-        raise ConfigError(
-            f"a KV cache of {budget} bytes holds fewer than two blocks of {block_bytes}; give it more",
-            flag="--kv-cache-memory",
-        )
-    # No more than the running sequences could ever fill.
-    return min(num_blocks, config.max_num_seqs * math.ceil(max_model_len / config.block_size))

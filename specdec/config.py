@@ -23,6 +23,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """auto is the checkpoint's own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is a CUDA device where there is one."""
     max_model_len: int | None = None
     """Prompt and output tokens of one sequence; None is the model's own limit."""
     max_num_seqs: int = 64
@@ -33,6 +34,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kv_cache_memory: int | None = None
     """Bytes of the KV arena; None sizes it from gpu_memory_utilization, or takes 1 GiB on a CPU."""
     gpu_memory_utilization: float = 0.9
+    """Part of a GPU's memory that weights, KV arena and the largest step may take together."""
     num_kv_blocks: int | None = None
     """Overrides the number of blocks that the memory budget buys."""
     seed: int = 0

@@ -15,7 +15,7 @@ from torch import Tensor
 from specdec.admission import PreparedRequest, admit
 from specdec.batch import Batch
 from specdec.block_pool import BlockPool
-from specdec.build import build_runtime, max_batched_tokens
+from specdec.build import build_runtime
 from specdec.config import EngineConfig
 from specdec.description import EngineDescription
 from specdec.errors import EngineError, GenerationError, RequestError, RequestFaultError, SpecdecError
@@ -34,11 +34,11 @@ from specdec.models.loader import WeightLoader, load_weights
 from specdec.models.progress import ModelProgress, ProgressCallback
 from specdec.output_check import OutputChecker
 from specdec.output_types import constraint_of
+from specdec.pool_size import max_batched_tokens, max_logits_rows
 from specdec.proposers.base import Proposal
 from specdec.proposers.build import build_proposer
 from specdec.request import FinishReason, Request, RequestOutput, SamplingParams, TokenDelta
 from specdec.request_output import OutputCollector
-from specdec.sampler import Sampler
 from specdec.scheduler import Scheduler
 from specdec.sequence import Sequence
 from specdec.speculative import SpeculativeParams
@@ -46,7 +46,7 @@ from specdec.stats import EngineStats
 from specdec.stop import StopChecker
 from specdec.target_pass import RowMasks, find_fault_of_verifying, masks_of_rows, target_spans
 from specdec.tokenizer import Detokenizer, Tokenizer
-from specdec.verifier import Outcome, Verifier
+from specdec.verifier import Outcome
 
 Prompt: TypeAlias = str | AbstractSequence[int] | AbstractSequence[Mapping[str, object]]
 """Text, token ids, or chat messages."""
@@ -59,7 +59,8 @@ _CHECK_WAIT_SECONDS = 0.005
 """How long a step with nothing to compute waits for a verdict; aborts and new requests wait as long."""
 
 _RESERVED_ROWS = 3
-"""Of logits for each sequence, from the start: those of a token and two drafts."""
+"""Of logits for each sequence on a CPU, from the start: those of a token and two drafts. A GPU's pool leaves room for
+all there can be, and they are taken at once."""
 
 _SEED_BITS = 53
 """A drawn seed is returned, so that its answer can be repeated: it must survive a client whose numbers are doubles."""
@@ -106,20 +107,19 @@ class Engine:
         self._mask_seconds = 0.0
         self._checker = OutputChecker() if config.check_outputs else None
 
-        sampler = Sampler(self._compiler.mask_table, tokenizer.vocab_size)
-        self.runner = self._runtime.runner
-        self._logits = LogitsBuffer()
-        self._logits.reserve(
-            min(max_batched_tokens(config), _RESERVED_ROWS * config.max_num_seqs), self._runtime.model_config.vocab_size
-        )
-        self.proposer = build_proposer(config, self._runtime, sampler)
-        self.verifier = Verifier(
-            sampler,
+        sampler, self.verifier = self._runtime.backend.sampling(
+            self._compiler.mask_table,
+            tokenizer.vocab_size,
             tokenizer.pieces(skip_special_tokens=False),
-            synthetic_acceptance_rates=()
-            if config.speculative is None
-            else config.speculative.synthetic_acceptance_rates,
+            () if config.speculative is None else config.speculative.synthetic_acceptance_rates,
         )
+        self.runner = self._runtime.runner
+        self._logits = LogitsBuffer(self.runner.device)
+        num_rows = max_logits_rows(config)
+        if self.runner.device.type == "cpu":
+            num_rows = min(max_batched_tokens(config), _RESERVED_ROWS * config.max_num_seqs)
+        self._logits.reserve(num_rows, self._runtime.model_config.vocab_size)
+        self.proposer = build_proposer(config, self._runtime, sampler)
         self._pool_tokens = self._runtime.description.num_kv_blocks * config.block_size
         self.scheduler = Scheduler(
             BlockPool(self._runtime.description.num_kv_blocks, enable_prefix_caching=config.enable_prefix_caching),

@@ -40,9 +40,11 @@ def check_row_invariance(runner: ModelRunner, *, num_blocks: int, block_size: in
         pieces.append(runner.forward([beside, span] if other and chunk % 2 else [span]))
         start = end
     if not torch.equal(torch.cat(pieces), whole[:start]):
+        is_cpu = runner.device.type == "cpu"
+        place, otherwise = ("host", "dtype or thread count") if is_cpu else ("device", "dtype or device")
+        threads = f", {torch.get_num_threads()} threads" if is_cpu else ""
         raise ConfigError(
-            "exact arithmetic was asked for, but this host's math library gives a row other bits in another batch "
-            f"({runner.model.dtype}, {torch.get_num_threads()} threads); use another --dtype or thread count, or "
-            "leave --exact off",
+            f"exact arithmetic was asked for, but this {place}'s math library gives a row other bits in another batch "
+            f"({runner.model.dtype}{threads}); use another --{otherwise}, or leave --exact off",
             flag="--exact",
         )

@@ -19,9 +19,10 @@ class LogitsBuffer:
     else there is, and the memory that a process has touched would grow for many minutes.
     """
 
-    __slots__ = ("_memory",)
+    __slots__ = ("_device", "_memory")
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._memory: Tensor | None = None
 
     def reserve(self, num_rows: int, vocab_size: int) -> None:
@@ -34,5 +35,5 @@ class LogitsBuffer:
         if memory is None or memory.shape[0] < num_rows or memory.shape[1] != vocab_size:
             self._memory = None
             num_kept = -(-num_rows // _ROWS_AT_ONCE) * _ROWS_AT_ONCE
-            self._memory = memory = torch.empty(num_kept, vocab_size, dtype=torch.float32)
+            self._memory = memory = torch.empty(num_kept, vocab_size, dtype=torch.float32, device=self._device)
         return memory[:num_rows]

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from specdec.attention import AttentionBackend, Span
+from specdec.device_tensors import on_device
 from specdec.kv_cache import KVCache
 from specdec.logits_buffer import LogitsBuffer
 from specdec.models.llama import LlamaModel
@@ -31,6 +33,7 @@ class ModelRunner:
         attention: AttentionBackend[Any],
     ) -> None:
         self.model = model
+        self.device: torch.device = model.device
         self._cache = cache
         self._attention = attention
 
@@ -54,15 +57,14 @@ class ModelRunner:
             num_groups=config.num_attention_heads // config.num_key_value_heads,
             dtype=self.model.dtype,
         )
-        hidden = self.model.forward(
-            torch.tensor(token_ids),
-            torch.tensor(positions),
-            torch.tensor(rows, dtype=torch.int64),
-            self._cache,
-            self._attention,
-            plan,
-        )
-        logits = (buffer or LogitsBuffer()).rows(len(rows), config.vocab_size)
+        ids, places, logits_rows = on_device(self.device, np.int64, token_ids, positions, rows)
+        hidden = self.model.forward(ids, places, logits_rows, self._cache, self._attention, plan)
+        logits = (buffer or LogitsBuffer(self.device)).rows(len(rows), config.vocab_size)
         for start in range(0, len(rows), _HEAD_ROWS):
             logits[start : start + _HEAD_ROWS] = self.model.logits(hidden[start : start + _HEAD_ROWS])
         return logits
+
+    def wait(self) -> None:
+        """Until the device has done all that was asked of it; before that, a clock tells nothing of a pass."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

@@ -15,11 +15,13 @@ from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from specdec.device_tensors import on_device
 from specdec.grammars import MaskTable
 from specdec.kernels.gumbel import GUMBEL_RANGE, gumbel
 from specdec.kernels.token_mask import apply_token_mask
@@ -67,8 +69,21 @@ class SamplingRow:
         return noise_key(sequence.seed, sequence.choice_index, self.position, stream, draft_start)
 
 
+class DraftSampler(Protocol):
+    """Draws a draft model's tokens as the target draws its own."""
+
+    def sample_drafts(
+        self, logits: Tensor, rows: AbstractSequence[SamplingRow]
+    ) -> list[tuple[int, DraftDistribution | None]]:
+        """logits fp32 [R, V], overwritten -> R draft tokens, each with what it was drawn from.
+
+        None where verification is coupled or decoding greedy: the token is then the only one that could be drafted.
+        """
+        ...
+
+
 class Sampler:
-    """Draws one token a row; holds no state but the mask table's mirror on the device."""
+    """Draws one token a row: the CPU path, and the definition of the other (device_sampler.py)."""
 
     def __init__(self, mask_table: MaskTable, num_token_ids: int) -> None:
         self._mask_table = mask_table
@@ -84,10 +99,6 @@ class Sampler:
     def sample_drafts(
         self, logits: Tensor, rows: AbstractSequence[SamplingRow]
     ) -> list[tuple[int, DraftDistribution | None]]:
-        """logits fp32 [R, V], overwritten -> R draft tokens, each with what it was drawn from.
-
-        None where verification is coupled or decoding greedy: the token is then the only one that could be drafted.
-        """
         self.shape(logits, rows)
         drafts: dict[int, tuple[int, DraftDistribution | None]] = {}
         by_distribution = [i for i, row in enumerate(rows) if row.draws_by_distribution]
@@ -112,14 +123,14 @@ class Sampler:
         _add_bias(logits, rows)
         for i, row in enumerate(rows):
             sequence, params = row.sequence, row.sequence.params
-            if _penalises(params):
+            if penalises(params):
                 _penalise(logits[i], row)
             if params.min_tokens > sequence.num_output_tokens + len(row.preceding_draft_ids):
                 logits[i, list(sequence.eos_token_ids.union(params.stop_token_ids))] = -math.inf
         temperatures = [row.sequence.params.temperature for row in rows]
-        divisors = [1.0 if each == 0.0 else max(each, _MIN_TEMPERATURE) for each in temperatures]
+        divisors = [divisor_of(each) for each in temperatures]
         if any(divisor != 1.0 for divisor in divisors):
-            logits /= torch.tensor(divisors)[:, None]
+            logits /= torch.tensor(divisors, device=logits.device)[:, None]
 
     def _mask(self, logits: Tensor, rows: AbstractSequence[SamplingRow]) -> None:
         logits[:, self._num_token_ids :] = -math.inf
@@ -130,6 +141,11 @@ class Sampler:
             apply_token_mask(logits, table, row_ids, rows=torch.tensor(constrained))
 
 
+def divisor_of(temperature: float) -> float:
+    """What logits are divided by."""
+    return 1.0 if temperature == 0.0 else max(temperature, _MIN_TEMPERATURE)
+
+
 def _add_bias(logits: Tensor, rows: AbstractSequence[SamplingRow]) -> None:
     biases = [(i, *each) for i, row in enumerate(rows) for each in row.sequence.params.logit_bias.items()]
     if biases:
@@ -137,7 +153,7 @@ def _add_bias(logits: Tensor, rows: AbstractSequence[SamplingRow]) -> None:
         logits[torch.tensor(row_ids), torch.tensor(token_ids)] += torch.tensor(values, dtype=torch.float32)
 
 
-def _penalises(params: SamplingParams) -> bool:
+def penalises(params: SamplingParams) -> bool:
     return params.repetition_penalty != 1.0 or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
 
 
@@ -180,9 +196,15 @@ def distributions(shaped: Tensor, rows: AbstractSequence[SamplingRow]) -> Tensor
 
 def draw_from(weights: Tensor, uniforms: AbstractSequence[float]) -> list[int]:
     """One token a row by inversion: weights fp64 [R, V], of any sum above 0; the first at which their sum passes."""
+    token_ids: list[int] = invert(weights, torch.tensor(uniforms, dtype=torch.float64, device=weights.device)).tolist()
+    return token_ids
+
+
+def invert(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """As draw_from: weights fp64 [R, V], uniforms fp64 [R] -> token ids int64 [R]."""
     cumulative = weights.cumsum(dim=1)
-    thresholds = cumulative[:, -1] * torch.tensor(uniforms, dtype=torch.float64)
-    return [int(token_id) for token_id in (cumulative <= thresholds[:, None]).sum(dim=1).tolist()]
+    thresholds = cumulative[:, -1] * uniforms
+    return (cumulative <= thresholds[:, None]).sum(dim=1)
 
 
 def chunks(items: AbstractSequence[T], vocab_size: int) -> Iterator[list[T]]:
@@ -222,13 +244,14 @@ def _survivors(shaped: Tensor, rows: AbstractSequence[SamplingRow]) -> Tensor:
     The noise spans less than GUMBEL_RANGE, so a token further than that below the most likely one cannot win.
     """
     survivors = shaped >= shaped.amax(dim=1, keepdim=True) - (GUMBEL_RANGE + _PRUNING_SLACK)
-    truncating = [i for i, row in enumerate(rows) if _truncates(row.sequence.params)]
+    truncating = [i for i, row in enumerate(rows) if truncates(row.sequence.params)]
     if truncating:
-        survivors[truncating] = _truncate(shaped[truncating], [rows[i].sequence.params for i in truncating])
+        (own,) = on_device(shaped.device, np.int64, truncating)
+        survivors[own] = _truncate(shaped[own], [rows[i].sequence.params for i in truncating])
     return survivors
 
 
-def _truncates(params: SamplingParams) -> bool:
+def truncates(params: SamplingParams) -> bool:
     return params.top_k != 0 or params.top_p != 1.0 or params.min_p != 0.0
 
 
@@ -237,13 +260,14 @@ def _truncate(shaped: Tensor, params: AbstractSequence[SamplingParams]) -> Tenso
 
     Ties at a border go to the lowest ids.
     """
-    vocab_size = shaped.shape[1]
-    top_k = torch.tensor([each.top_k or vocab_size for each in params])[:, None]
+    vocab_size, device = shaped.shape[1], shaped.device
+    (top_k,) = on_device(device, np.int64, [each.top_k or vocab_size for each in params])
     # No sum exceeds infinity: where top-p is off, it does not cut what rounding adds nothing for.
-    top_p = torch.tensor([each.top_p if each.top_p < 1.0 else math.inf for each in params], dtype=torch.float64)
-    min_p = torch.tensor([each.min_p for each in params], dtype=torch.float64)
+    limits = [each.top_p if each.top_p < 1.0 else math.inf for each in params]
+    top_p, min_p = on_device(device, np.float64, limits, [each.min_p for each in params])
+    top_k = top_k[:, None]
     values, order = shaped.sort(dim=1, descending=True, stable=True)
-    ranks = torch.arange(vocab_size)
+    ranks = torch.arange(vocab_size, device=device)
     weights = (values.double() - values[:, :1]).exp_().masked_fill_(ranks >= top_k, 0.0)
     cumulative = weights.cumsum(dim=1)
     # The first token at which the sum reaches top_p is the last one kept.

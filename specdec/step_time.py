@@ -81,11 +81,13 @@ def measure_step_time(runner: ModelRunner, *, num_blocks: int, block_size: int, 
     # What the timed passes attend to; also warms allocators and caches.
     for _ in range(2):
         runner.forward([Span([0] * max(context, 1), 0, block_table, num_logits=1)])
+    runner.wait()
     times: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(_NUM_REPEATS):
         for size in sizes:
             begin = time.perf_counter()
             runner.forward([Span([0] * size, context, block_table, num_logits=size)])
+            runner.wait()
             times[size].append(time.perf_counter() - begin)
     # Whatever else the machine does can only make a pass longer.
     return StepTime([(size, min(times[size])) for size in sizes])

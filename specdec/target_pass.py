@@ -16,7 +16,7 @@ from specdec.faults import attributed_to, find_fault
 from specdec.grammars import DraftWalk, draft_rows
 from specdec.proposers.base import Proposal
 from specdec.sequence import Sequence
-from specdec.verifier import Outcome, Verifier
+from specdec.verifier import DraftVerifier, Outcome
 
 RowMasks = AbstractSequence[int | None]
 """For each of one sequence's rows of logits its row of the mask table; None where it is free."""
@@ -73,7 +73,7 @@ def masks_of_rows(batch: Batch, proposals: AbstractSequence[Proposal]) -> list[R
 
 
 def find_fault_of_verifying(
-    verifier: Verifier,
+    verifier: DraftVerifier,
     logits: Tensor,
     masks: AbstractSequence[RowMasks],
     batch: Batch,

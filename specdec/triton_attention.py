@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from specdec.attention import Span
+from specdec.device_tensors import on_device
 from specdec.kernels.attention_tiling import AttentionTiling, power_of_2_from
 from specdec.kernels.kv_store import kv_store
 from specdec.kernels.paged_attention import paged_attention
@@ -55,13 +56,11 @@ class TritonAttention:
         lengths = [len(span.token_ids) for span in spans]
         widths = [-(-span.context_len // block_size) for span in spans]
         num_sequences, num_tokens, width = len(spans), sum(lengths), max(widths, default=1)
-        # What the device reads goes there in two copies, however many sequences there are.
         slots = np.empty(num_tokens, dtype=np.int64)
-        numbers = np.zeros(num_sequences * (width + 2) + 1, dtype=np.int32)
-        tables = numbers[: num_sequences * width].reshape(num_sequences, width)
-        starts = numbers[num_sequences * width : num_sequences * (width + 1) + 1]
+        tables = np.zeros((num_sequences, width), dtype=np.int32)
+        starts = np.zeros(num_sequences + 1, dtype=np.int32)
+        contexts = np.zeros(num_sequences, dtype=np.int32)
         starts[1:] = np.cumsum(lengths)
-        contexts = numbers[num_sequences * (width + 1) + 1 :]
         for i, span in enumerate(spans):
             tables[i, : widths[i]] = span.block_table[: widths[i]]
             contexts[i] = span.context_len
@@ -69,14 +68,15 @@ class TritonAttention:
             slots[starts[i] : starts[i + 1]] = tables[i, positions // block_size] * np.int64(block_size) + (
                 positions % block_size
             )
-        on_device = torch.from_numpy(numbers).to(self._device)
-        own_tables, own_starts, own_contexts = torch.split(on_device, [tables.size, starts.size, contexts.size])
+        # Two copies, however many sequences there are.
+        (slot_mapping,) = on_device(self._device, np.int64, slots)
+        own_tables, own_starts, own_contexts = on_device(self._device, np.int32, tables.ravel(), starts, contexts)
         tiling = None
         if self._row_invariant:
             tile_rows = max(_INVARIANT_TILE, power_of_2_from(num_groups))
             tiling = AttentionTiling(tile_rows, _INVARIANT_TILE, _INVARIANT_SPLIT_KEYS)
         return TritonPlan(
-            slot_mapping=torch.from_numpy(slots).to(self._device),
+            slot_mapping=slot_mapping,
             block_tables=own_tables.view(num_sequences, width),
             query_starts=own_starts,
             context_lens=own_contexts,

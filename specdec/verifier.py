@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ class Outcome:
 
 
 @dataclass(slots=True)
-class _Walk:
+class Walk:
     """One sequence's draft under way through its rows (acceptance_rules.py)."""
 
     proposal: Proposal
@@ -73,22 +74,40 @@ class _Walk:
     @property
     def goes_by_rule(self) -> bool:
         """Whether it is walked by probabilities, and not by the tokens that the target draws."""
-        return bool(self.rows) and self.rows[0].draws_by_distribution and not self._is_synthetic
+        return bool(self.rows) and self.rows[0].draws_by_distribution and not self.is_synthetic
 
     def is_given(self, index: int, rates: AbstractSequence[float]) -> bool:
         """Whether a draft token is one of the synthetic proposer's that these rates accept."""
-        if not self._is_synthetic or self.proposal.sources[index].proposer != SYNTHETIC:
+        if not self.is_synthetic or self.proposal.sources[index].proposer != SYNTHETIC:
             return False
         accept = uniform(self.rows[0].noise_key(Stream.ACCEPT))
         return index < len(rates) and accept < rates[index]
 
     @property
-    def _is_synthetic(self) -> bool:
+    def is_synthetic(self) -> bool:
         return SYNTHETIC in self.rows[0].sequence.plan.methods
 
 
-class Verifier:
+class DraftVerifier(Protocol):
     """Holds every sequence's draft against the target, by the rule of its plan."""
+
+    def verify(
+        self,
+        logits: Tensor,
+        mask_rows: AbstractSequence[AbstractSequence[int | None]],
+        batch: Batch,
+        proposals: AbstractSequence[Proposal],
+    ) -> list[Outcome]:
+        """logits fp32 [R, V], overwritten; R counts, per sequence, one row a draft token and one more.
+
+        `mask_rows` holds, for each sequence, the mask row of each of its rows; rows after a token that the grammar
+        forbids may have any. Returns one outcome a sequence.
+        """
+        ...
+
+
+class Verifier:
+    """The CPU path, and the definition of the other (device_verifier.py)."""
 
     def __init__(
         self,
@@ -109,17 +128,7 @@ class Verifier:
         batch: Batch,
         proposals: AbstractSequence[Proposal],
     ) -> list[Outcome]:
-        """logits fp32 [R, V], overwritten; R counts, per sequence, one row a draft token and one more.
-
-        `mask_rows` holds, for each sequence, the mask row of each of its rows; rows after a token that the grammar
-        forbids may have any. Returns one outcome a sequence.
-        """
-        rows: list[SamplingRow] = []
-        walks: list[_Walk] = []
-        for scheduled, proposal, masks in zip(batch.scheduled, proposals, mask_rows, strict=True):
-            own = [SamplingRow(scheduled.sequence, proposal.token_ids[:i], mask) for i, mask in enumerate(masks)]
-            walks.append(_Walk(proposal, own, len(rows)))
-            rows += own
+        rows, walks = walks_of(mask_rows, batch, proposals)
         raw = logits.clone() if any(row.sequence.params.logprobs is not None for row in rows) else None
         self._sampler.shape(logits, rows)
         by_rule = [walk for walk in walks if walk.num_drafted > 0 and walk.goes_by_rule]
@@ -127,7 +136,7 @@ class Verifier:
         drawn = draw(logits, rows, _rows_to_draw(walks))
         return [self._outcome(walk, drawn, raw) for walk in walks]
 
-    def _outcome(self, walk: _Walk, drawn: Mapping[int, int], raw: Tensor | None) -> Outcome:
+    def _outcome(self, walk: Walk, drawn: Mapping[int, int], raw: Tensor | None) -> Outcome:
         """raw fp32 [R, V], the logits as they came."""
         if not walk.rows:
             return Outcome([], 0, 0, [])
@@ -152,27 +161,45 @@ class Verifier:
         logprobs = torch.log_softmax(logits, dim=-1)
         # Rows beyond the tokenizer's ids, which pad the vocabulary, are no tokens.
         top = logprobs[: len(self._pieces)].topk(num_top)
-        return self._token_logprob(
+        return token_logprob(
+            self._pieces,
             token_id,
             float(logprobs[token_id]),
             tuple(
-                self._token_logprob(top_id, value)
+                token_logprob(self._pieces, top_id, value)
                 for top_id, value in zip(top.indices.tolist(), top.values.tolist(), strict=True)
             ),
         )
 
-    def _token_logprob(self, token_id: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-        token_bytes = self._pieces[token_id]
-        return TokenLogprob(
-            token_id=token_id,
-            token=token_bytes.decode(errors="replace"),
-            token_bytes=token_bytes,
-            logprob=logprob,
-            top=top,
-        )
+
+def walks_of(
+    mask_rows: AbstractSequence[AbstractSequence[int | None]], batch: Batch, proposals: AbstractSequence[Proposal]
+) -> tuple[list[SamplingRow], list[Walk]]:
+    """The rows of a pass, and each sequence's draft at its beginning; arguments as in `verify`."""
+    rows: list[SamplingRow] = []
+    walks: list[Walk] = []
+    for scheduled, proposal, masks in zip(batch.scheduled, proposals, mask_rows, strict=True):
+        own = [SamplingRow(scheduled.sequence, proposal.token_ids[:i], mask) for i, mask in enumerate(masks)]
+        walks.append(Walk(proposal, own, len(rows)))
+        rows += own
+    return rows, walks
 
 
-def _rows_to_draw(walks: AbstractSequence[_Walk]) -> list[int]:
+def token_logprob(
+    pieces: AbstractSequence[bytes], token_id: int, logprob: float, top: tuple[TokenLogprob, ...] = ()
+) -> TokenLogprob:
+    """`pieces` is what each token id adds to a text."""
+    token_bytes = pieces[token_id]
+    return TokenLogprob(
+        token_id=token_id,
+        token=token_bytes.decode(errors="replace"),
+        token_bytes=token_bytes,
+        logprob=logprob,
+        top=top,
+    )
+
+
+def _rows_to_draw(walks: AbstractSequence[Walk]) -> list[int]:
     """The rows at which the target draws a token of its own."""
     row_ids: list[int] = []
     for walk in walks:
@@ -185,7 +212,7 @@ def _rows_to_draw(walks: AbstractSequence[_Walk]) -> list[int]:
     return row_ids
 
 
-def _walk_by_rule(shaped: Tensor, walks: AbstractSequence[_Walk]) -> None:
+def _walk_by_rule(shaped: Tensor, walks: AbstractSequence[Walk]) -> None:
     """Take all walks to their ends, row by row, all sequences at once: shaped logits fp32 [R, V].
 
     Probabilities are worked out for no row that a walk does not come to.
@@ -204,7 +231,7 @@ def _walk_by_rule(shaped: Tensor, walks: AbstractSequence[_Walk]) -> None:
         num_preceding += 1
 
 
-def _step_by_rule(shaped: Tensor, walks: AbstractSequence[_Walk], num_preceding: int) -> None:
+def _step_by_rule(shaped: Tensor, walks: AbstractSequence[Walk], num_preceding: int) -> None:
     """One row of each walk, the one after `num_preceding` draft tokens: shaped logits fp32 [R, V]."""
     rows = [walk.rows[num_preceding] for walk in walks]
     target_probs = distributions(shaped[[walk.first_row + num_preceding for walk in walks]], rows)
@@ -232,7 +259,7 @@ def _step_by_rule(shaped: Tensor, walks: AbstractSequence[_Walk], num_preceding:
             walks[i].num_accepted, walks[i].recovered_id = num_preceding, token_id
 
 
-def _draft_probs(walks: AbstractSequence[_Walk], num_preceding: int, vocab_size: int) -> Tensor:
+def _draft_probs(walks: AbstractSequence[Walk], num_preceding: int, vocab_size: int) -> Tensor:
     """What each walk's next draft token was drawn from: fp64 [B, V]."""
     draft_probs = torch.zeros(len(walks), vocab_size, dtype=torch.float64)
     certain: list[int] = []

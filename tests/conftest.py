@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,13 @@ settings.load_profile("patient")
 # --import-mode=importlib puts no test folder on the path. The fixtures, not this file, import torch:
 # a run of the grammars' tests does not wait for it.
 sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A GPU is for the tests that are marked so: an engine whose device is `auto` would take it in all others."""
+    chosen = config.getoption("markexpr", "")
+    if "gpu" not in chosen or "not gpu" in chosen:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,8 @@ class EngineFlags:
         typer.Option(help="Arithmetic of the weights; auto is the checkpoint's own.", rich_help_panel="Model"),
     ] = _DEFAULTS.dtype
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.", rich_help_panel="Model")
+        Literal["auto", "cpu", "cuda"],
+        typer.Option(help="Where the model runs; auto is a CUDA device where there is one.", rich_help_panel="Model"),
     ] = _DEFAULTS.device
     max_model_len: Annotated[
         int | None,
@@ -132,7 +133,7 @@ class EngineFlags:
     gpu_memory_utilization: Annotated[
         float | None,
         typer.Option(
-            help="Part of the GPU's memory to use.",
+            help="Part of the GPU's memory for weights, KV cache and steps.",
             show_default=str(_DEFAULTS.gpu_memory_utilization),
             rich_help_panel="Scheduling & memory",
         ),

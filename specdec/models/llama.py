@@ -17,6 +17,7 @@ from specdec.attention import AttentionBackend
 from specdec.kv_cache import KVCache, KVShape
 from specdec.linear import Linear, LinearMethod
 from specdec.models.config import ModelConfig
+from specdec.models.layer_ops import LayerOps, TorchOps
 
 # Buffers that old checkpoints carry and that follow from the config.
 IGNORED_KEYS = re.compile(r".*\.rotary_emb\.inv_freq$")
@@ -56,10 +57,15 @@ class LlamaModel:
         max_model_len: int,
         dtype: torch.dtype,
         device: torch.device,
+        # What it makes of positions is its own business.
+        ops: LayerOps[Any] | None = None,
     ) -> None:
+        """`ops` are the library's where they are None."""
         self.config = config
         self.dtype = dtype
+        self.device = device
         self._method = method
+        self._ops: LayerOps[Any] = TorchOps() if ops is None else ops
         self.embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
         self.layers = [LlamaLayer(config, method, dtype, device) for _ in range(config.num_hidden_layers)]
         self.norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
@@ -74,6 +80,11 @@ class LlamaModel:
     @property
     def kv_shape(self) -> KVShape:
         return KVShape(self.config.num_hidden_layers, self.config.num_key_value_heads, self.config.head_dim, self.dtype)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights, as they are loaded, and of the tables."""
+        return sum(each.nbytes for each in (*self.weight_slots().values(), self._cos, self._signed_sin))
 
     def weight_slots(self) -> dict[str, Tensor]:
         """Each key of a checkpoint with the tensor it fills; fused projections are views of one weight."""
@@ -117,19 +128,23 @@ class LlamaModel:
         plan: object,
     ) -> Tensor:
         """token_ids, positions int64 [T], logits_rows int64 [R] -> what `logits` takes of these rows, [R, hidden]."""
-        config = self.config
+        config, ops = self.config, self._ops
         num_heads, num_kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        eps, norm_shape = config.rms_norm_eps, (config.hidden_size,)
+        eps = config.rms_norm_eps
         # Rows that only fill products up run beside the others, but for attention, where they have no context.
         num_tokens = token_ids.shape[0]
         num_rows = self._method.padded_rows(num_tokens)
         token_ids, positions = _filled(token_ids, num_rows), _filled(positions, num_rows)
-        cos, signed_sin = self._cos[positions], self._signed_sin[positions]
+        rotation = ops.rotation(positions, self._cos, self._signed_sin)
         x = F.embedding(token_ids, self.embedding)
+        added: Tensor | None = None
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            normed = F.rms_norm(x, norm_shape, layer.input_norm, eps)
+            if added is None:
+                normed = ops.rms_norm(x, layer.input_norm, eps)
+            else:
+                x, normed = ops.add_rms_norm(x, added, layer.input_norm, eps)
             heads = layer.qkv(normed).view(-1, num_heads + 2 * num_kv_heads, head_dim)
-            rotated = rotate(heads[:, : num_heads + num_kv_heads], cos, signed_sin)
+            rotated = ops.rotate(heads[:, : num_heads + num_kv_heads], rotation)
             attended = attention.forward(
                 rotated[:num_tokens, :num_heads],
                 rotated[:num_tokens, num_heads:],
@@ -137,16 +152,17 @@ class LlamaModel:
                 layer_cache,
                 plan,
             )
-            x = x + layer.output(_filled(attended.view(-1, num_heads * head_dim), num_rows))
-            gate, up = layer.gate_up(F.rms_norm(x, norm_shape, layer.post_attention_norm, eps)).chunk(2, dim=-1)
-            x = x + layer.down(F.silu(gate) * up)
-        return x[logits_rows]
+            added = layer.output(_filled(attended.view(-1, num_heads * head_dim), num_rows))
+            x, normed = ops.add_rms_norm(x, added, layer.post_attention_norm, eps)
+            added = layer.down(ops.silu_mul(layer.gate_up(normed)))
+        x = x[logits_rows]
+        return x if added is None else x + added[logits_rows]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, hidden], as `forward` returns it -> logits [R, V] in the model's dtype."""
         num_rows = hidden.shape[0]
         last = _filled(hidden, self._method.padded_rows(num_rows))
-        return self.head(F.rms_norm(last, (self.config.hidden_size,), self.norm, self.config.rms_norm_eps))[:num_rows]
+        return self.head(self._ops.rms_norm(last, self.norm, self.config.rms_norm_eps))[:num_rows]
 
 
 def _filled(rows: Tensor, num_rows: int) -> Tensor:
@@ -158,7 +174,7 @@ def _filled(rows: Tensor, num_rows: int) -> Tensor:
 def rotary_tables(
     config: ModelConfig, max_positions: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin [max_positions, 1, D]; sin's first half is negated, so that `rotate` needs no split.
+    """cos and sin [max_positions, 1, D]; sin's first half is negated, so that rotating needs no split.
 
     RoFormer (Su et al. 2021), in the half-split layout, with Llama 3's scaling of low frequencies.
     """
@@ -179,11 +195,6 @@ def rotary_tables(
     cos = torch.cat([angles.cos(), angles.cos()], dim=-1)
     signed_sin = torch.cat([-angles.sin(), angles.sin()], dim=-1)
     return cos[:, None].to(device, dtype), signed_sin[:, None].to(device, dtype)
-
-
-def rotate(heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """heads [T, H, D], tables gathered at the tokens' positions [T, 1, D] -> [T, H, D]."""
-    return heads * cos + heads.roll(heads.shape[-1] // 2, dims=-1) * signed_sin
 
 
 def _slots_of(linear: Linear, prefix: str, parts: dict[str, int]) -> dict[str, Tensor]:

@@ -15,12 +15,12 @@ from specdec.proposers.ngram import NgramDrafter
 from specdec.proposers.prediction import PredictionDrafter
 from specdec.proposers.suffix import SuffixDrafter
 from specdec.proposers.synthetic import SyntheticDrafter
-from specdec.sampler import Sampler
+from specdec.sampler import DraftSampler
 from specdec.speculative import SpeculativeConfig
 from specdec.step_time import measure_step_time
 
 
-def build_proposer(config: EngineConfig, runtime: Runtime, sampler: Sampler) -> ChainProposer:
+def build_proposer(config: EngineConfig, runtime: Runtime, sampler: DraftSampler) -> ChainProposer:
     """Every drafter, since a request may ask for any, and the draft model where there is one.
 
     Measures how long passes take, which is what the lengths of drafts are chosen by.

@@ -18,7 +18,7 @@ from specdec.faults import attributed_to, find_fault
 from specdec.logits_buffer import LogitsBuffer
 from specdec.model_runner import ModelRunner
 from specdec.proposers.base import Draft, DraftDistribution, Source
-from specdec.sampler import Sampler, SamplingRow
+from specdec.sampler import DraftSampler, SamplingRow
 from specdec.speculative import SYNTHETIC
 
 SOURCE: Final = Source("draft_model")
@@ -29,10 +29,10 @@ _SYNTHETIC: Final = Source(SYNTHETIC)
 class DraftModel:
     """One pass and one token a draft with every call."""
 
-    def __init__(self, runner: ModelRunner, sampler: Sampler) -> None:
+    def __init__(self, runner: ModelRunner, sampler: DraftSampler) -> None:
         self._runner = runner
         self._sampler = sampler
-        self._logits = LogitsBuffer()
+        self._logits = LogitsBuffer(runner.device)
 
     @staticmethod
     def can_draft(scheduled: ScheduledSequence) -> bool:
@@ -59,6 +59,9 @@ class DraftModel:
                 with attributed_to(draft.sequence, "draft"):
                     is_synthetic = SYNTHETIC in draft.sequence.plan.methods
                     draft.push_unmasked(token_id, _SYNTHETIC if is_synthetic else SOURCE, distribution)
+        else:
+            # Whoever asks is going to time the pass.
+            self._runner.wait()
         return sum(len(span.token_ids) for span in (*spans, *silent))
 
     def _draw(

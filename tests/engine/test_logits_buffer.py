@@ -9,7 +9,7 @@ from specdec.logits_buffer import LogitsBuffer
 
 
 def test_rows_lie_where_they_lay_until_there_are_more_than_ever():
-    buffer = LogitsBuffer()
+    buffer = LogitsBuffer(torch.device("cpu"))
     first = buffer.rows(5, 100)
     assert first.shape == (5, 100)
     assert first.dtype is torch.float32
@@ -27,7 +27,7 @@ def test_logits_are_the_same_in_a_buffer_and_many_at_once(tiny_untied_folder, ex
     runner = Engine(config).runner
     tokens = [7 * i % 400 for i in range(150)]
     plain = runner.forward([Span(tokens, 0, list(range(10)), 150)])
-    buffer = LogitsBuffer()
+    buffer = LogitsBuffer(torch.device("cpu"))
     held = runner.forward([Span(tokens, 0, list(range(10)), 150)], buffer)
     assert torch.equal(plain, held)
     others = runner.forward([Span(tokens, 0, list(range(10)), 3)], buffer)
@@ -53,7 +53,7 @@ def test_an_engines_passes_take_no_new_memory_for_logits(tiny_model_folder, monk
 
 
 def test_what_is_reserved_is_where_all_rows_lie():
-    buffer = LogitsBuffer()
+    buffer = LogitsBuffer(torch.device("cpu"))
     buffer.reserve(100, 50)
     place = buffer.rows(1, 50).data_ptr()
     assert buffer.rows(100, 50).data_ptr() == place

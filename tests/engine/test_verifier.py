@@ -79,7 +79,7 @@ def verify_written_out(logits, sequence, proposal, allowed):
             share = weights[i]
             if i < num_drafts:
                 mass = np.maximum(weights[i] * target[i] - drafts[i], 0.0).sum()
-                share = mass / (mass + 1.0 - weights[i]) if weights[i] > 0.0 else 0.0
+                share = mass / (mass + 1.0 - weights[i]) if mass > 0.0 else 0.0
             if accepts[i] <= share:
                 num_accepted = i
     if num_accepted == num_drafts:

@@ -26,6 +26,7 @@ class Masks:
         for i, ids in enumerate(allowed):
             bits[i, sorted(ids)] = 1
         self.rows = np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
+        self.stamps = list(range(len(allowed)))
 
 
 def sequence_of(params, token_ids=(1, 5, 9), num_prompt_tokens=1, choice_index=0, plan=PLAIN):

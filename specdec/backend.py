@@ -1,0 +1,115 @@
+"""Backend: the parts that differ by where a model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as AbstractSequence
+from typing import Any, Final, Protocol
+
+import torch
+
+from specdec.attention import AttentionBackend, RowInvariantAttention, TorchAttention
+from specdec.device_sampler import DeviceSampler
+from specdec.device_verifier import DeviceVerifier
+from specdec.grammars import MaskTable
+from specdec.kv_cache import KVCache
+from specdec.models.layer_ops import KernelOps, LayerOps, TorchOps
+from specdec.sampler import DraftSampler, Sampler
+from specdec.triton_attention import TritonAttention
+from specdec.verifier import DraftVerifier, Verifier
+
+_RESERVED_TOKENS: Final = 512
+"""Of each sequence's context, for the memory that attention gathers blocks in, from the start."""
+
+
+class Backend(Protocol):
+    """Chosen once, when the engine is built."""
+
+    device: torch.device
+
+    # What these hand on between their own calls is their own business.
+    def layer_ops(self) -> LayerOps[Any]: ...
+
+    def attention(self, *, exact: bool) -> AttentionBackend[Any]: ...
+
+    def reserve(
+        self, attention: AttentionBackend[Any], caches: AbstractSequence[KVCache], *, max_num_seqs: int, max_len: int
+    ) -> None:
+        """Take memory now that the first long passes would take."""
+        ...
+
+    def sampling(
+        self,
+        mask_table: MaskTable,
+        num_token_ids: int,
+        pieces: AbstractSequence[bytes],
+        synthetic_acceptance_rates: AbstractSequence[float],
+    ) -> tuple[DraftSampler, DraftVerifier]:
+        """`pieces` is what each token id adds to a text; ids from num_token_ids on are padding."""
+        ...
+
+
+class CpuBackend:
+    """The library's operators, and forms of our own where it has none that are fast on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def layer_ops(self) -> TorchOps:
+        return TorchOps()
+
+    def attention(self, *, exact: bool) -> AttentionBackend[Any]:
+        return RowInvariantAttention() if exact else TorchAttention()
+
+    def reserve(
+        self, attention: AttentionBackend[Any], caches: AbstractSequence[KVCache], *, max_num_seqs: int, max_len: int
+    ) -> None:
+        if not isinstance(attention, TorchAttention):
+            return
+        for cache in caches:
+            num_blocks = max_num_seqs * -(-min(_RESERVED_TOKENS, max_len) // cache.block_size)
+            layer = cache.layers[0]
+            attention.reserve(min(layer[0].shape[0], num_blocks), layer)
+
+    def sampling(
+        self,
+        mask_table: MaskTable,
+        num_token_ids: int,
+        pieces: AbstractSequence[bytes],
+        synthetic_acceptance_rates: AbstractSequence[float],
+    ) -> tuple[Sampler, Verifier]:
+        sampler = Sampler(mask_table, num_token_ids)
+        return sampler, Verifier(sampler, pieces, synthetic_acceptance_rates=synthetic_acceptance_rates)
+
+
+class KernelBackend:
+    """Our kernels, and the library's matrix products: for GPUs, and for tests in Triton's interpreter."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def layer_ops(self) -> KernelOps:
+        return KernelOps()
+
+    def attention(self, *, exact: bool) -> TritonAttention:
+        return TritonAttention(self.device, row_invariant=exact)
+
+    def reserve(
+        self, attention: AttentionBackend[Any], caches: AbstractSequence[KVCache], *, max_num_seqs: int, max_len: int
+    ) -> None:
+        """Nothing: blocks are read where they are."""
+
+    def sampling(
+        self,
+        mask_table: MaskTable,
+        num_token_ids: int,
+        pieces: AbstractSequence[bytes],
+        synthetic_acceptance_rates: AbstractSequence[float],
+    ) -> tuple[DeviceSampler, DeviceVerifier]:
+        sampler = DeviceSampler(mask_table, num_token_ids, self.device)
+        verifier = DeviceVerifier(sampler, pieces, self.device, synthetic_acceptance_rates=synthetic_acceptance_rates)
+        return sampler, verifier
+
+
+def backend_of(device: torch.device) -> Backend:
+    """The one that is fast there."""
+    return CpuBackend(device) if device.type == "cpu" else KernelBackend(device)

@@ -1,0 +1,118 @@
+"""The GPU path: the same answers as on a CPU, by the kernels' references, in Triton's interpreter, or on a GPU.
+
+test_device_path_interpreted.py runs this file a second time, with TRITON_INTERPRET set.
+"""
+
+import functools
+
+import kernel_engines
+import pytest
+import torch
+from kernel_engines import CASES, NUM_TOKENS, PROMPTS, SAMPLINGS, SPECULATIONS, answers, kernel_engine, params_of
+
+from specdec import Engine, SpeculativeConfig
+from specdec.backend import CpuBackend, KernelBackend, backend_of
+from specdec.kernels.dispatch import INTERPRETED
+from specdec.triton_attention import TritonAttention
+
+CPU = torch.device("cpu")
+PLACES = [pytest.param("cpu", id="interpreter" if INTERPRETED else "cpu")]
+if not INTERPRETED:
+    PLACES.append(pytest.param("cuda", id="gpu", marks=pytest.mark.gpu))
+
+
+@pytest.fixture(scope="module", params=PLACES)
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="module")
+def config_of(tiny_model_folder, tiny_draft_folder):
+    return functools.partial(kernel_engines.config_of, tiny_model_folder, tiny_draft_folder)
+
+
+@pytest.fixture(scope="module")
+def cpu_engine(config_of):
+    return Engine(config_of(device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def engine(device, config_of):
+    engine = kernel_engine(device, config_of(device=device.type))
+    assert engine.runner.device.type == device.type
+    return engine
+
+
+@pytest.mark.parametrize(("sampling", "speculation"), CASES)
+def test_answers_are_those_of_the_cpu_path(engine, cpu_engine, sampling, speculation):
+    num_drafted = engine.stats().speculation.num_draft_tokens
+    ours = answers(engine, sampling, speculation)
+    theirs = answers(cpu_engine, sampling, speculation)
+    assert (engine.stats().speculation.num_draft_tokens > num_drafted) == (speculation != "none")
+    for own, other in zip(ours, theirs, strict=True):
+        assert (own.token_ids, own.finish_reason) == (other.token_ids, other.finish_reason)
+        for logprob, expected in zip(own.logprobs or (), other.logprobs or (), strict=True):
+            assert logprob.token_id == expected.token_id
+            assert logprob.logprob == pytest.approx(expected.logprob, abs=1e-4)
+            assert [each.token_id for each in logprob.top] == [each.token_id for each in expected.top]
+
+
+@pytest.mark.parametrize("sampling", [sampling for sampling, speculation in CASES if speculation == "coupled"])
+def test_coupled_speculation_changes_nothing(engine, sampling):
+    plain, coupled = (answers(engine, sampling, each) for each in ("none", "coupled"))
+    assert [each.token_ids for each in coupled] == [each.token_ids for each in plain]
+
+
+def test_synthetic_drafts_are_accepted_as_on_the_cpu(device, config_of):
+    speculative = SpeculativeConfig(
+        method="synthetic", synthetic_acceptance_rates=(0.9, 0.6, 0.3), num_speculative_tokens=3
+    )
+    config = config_of(speculative=speculative)
+    engines = [Engine(config_of(speculative=speculative, device="cpu")), kernel_engine(device, config)]
+    theirs, ours = (each.generate(PROMPTS, params_of(max_tokens=2 * NUM_TOKENS)) for each in engines)
+    assert [each.choices[0].token_ids for each in ours] == [each.choices[0].token_ids for each in theirs]
+    theirs, ours = (each.stats().speculation.num_accepted_tokens for each in engines)
+    assert ours == theirs > 0
+
+
+def test_a_gpu_gets_the_kernels_and_a_cpu_the_library():
+    assert isinstance(backend_of(CPU), CpuBackend)
+    assert isinstance(backend_of(torch.device("cuda", 0)), KernelBackend)
+
+
+def test_exact_is_one_tiling_for_all_steps():
+    tilings = []
+    for exact in (True, False):
+        attention = KernelBackend(CPU).attention(exact=exact)
+        assert isinstance(attention, TritonAttention)
+        tilings.append(attention.plan([], block_size=16, num_groups=3, dtype=torch.float32).tiling)
+    assert tilings[0] is not None
+    assert tilings[1] is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_exact_on_a_gpu_holds_with_speculation_whatever_the_batch(config_of, dtype):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    engine = Engine(config_of(device="cuda", exact=True, dtype=dtype))
+    together = answers(engine, "sampled", "coupled")
+    alone = [
+        engine.generate(prompt, params, speculative=SPECULATIONS["none"])[0].choices[0]
+        for prompt, params in zip(PROMPTS, SAMPLINGS["sampled"], strict=True)
+    ]
+    assert [each.token_ids for each in together] == [each.token_ids for each in alone]
+
+
+@pytest.mark.gpu
+def test_a_gpus_pool_is_sized_by_its_memory(config_of):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    engine = Engine(config_of(device="auto", num_kv_blocks=None, gpu_memory_utilization=0.5))
+    description = engine.describe()
+    assert description.device.startswith("cuda")
+    # All that the sequences could ever fill: the model is tiny.
+    assert description.num_kv_blocks == 8 * 5
+    assert answers(engine, "sampled", "none")

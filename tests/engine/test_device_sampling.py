@@ -1,0 +1,243 @@
+"""The device's sampler and verifier against the CPU's, which are held against sampling written out.
+
+test_device_path_interpreted.py runs this file a second time, with TRITON_INTERPRET set.
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from written_out_sampling import (
+    NUM_TOKEN_IDS,
+    VOCAB_SIZE,
+    Masks,
+    params_strategy,
+    row_of,
+    sequence_of,
+    token_lists,
+)
+
+from specdec import device_sampler, device_verifier
+from specdec.batch import Batch, ScheduledSequence
+from specdec.device_sampler import DeviceSampler
+from specdec.device_tensors import on_device, packed
+from specdec.device_verifier import DeviceVerifier
+from specdec.kernels.dispatch import INTERPRETED
+from specdec.mask_mirror import MaskMirror
+from specdec.proposers.base import Proposal, Source
+from specdec.request import SamplingParams
+from specdec.sampler import Sampler, SamplingRow
+from specdec.speculative import PLAIN, SpeculationPlan, Verification
+from specdec.verifier import Verifier
+
+PLACES = [pytest.param("cpu", id="interpreter" if INTERPRETED else "cpu")]
+if not INTERPRETED:
+    PLACES.append(pytest.param("cuda", id="gpu", marks=pytest.mark.gpu))
+NUM_EXAMPLES = 20 if INTERPRETED else 100
+PLANS = [SpeculationPlan(verification=each) for each in Verification]
+SYNTHETIC = SpeculationPlan(methods=frozenset({"synthetic"}))
+RATES = (0.8, 0.5, 0.2)
+MASKS = Masks([set(range(1, NUM_TOKEN_IDS, 2)), set(range(10, 40))])
+PIECES = [bytes([i]) for i in range(NUM_TOKEN_IDS)]
+CPU_SAMPLER = Sampler(MASKS, NUM_TOKEN_IDS)
+CPU_VERIFIER = Verifier(CPU_SAMPLER, PIECES, synthetic_acceptance_rates=RATES)
+
+examples = settings(
+    max_examples=NUM_EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@pytest.fixture(params=PLACES)
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=["together", "few at a time"])
+def chunks(request, monkeypatch):
+    """As many rows, and drafts, at a time as there is room for."""
+    if request.param == "few at a time":
+        for module in (device_sampler, device_verifier):
+            monkeypatch.setattr(module, "CHUNK_PROBS", 2 * VOCAB_SIZE)
+
+
+def logits_of(data, num_rows):
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    logits = torch.randn(num_rows, VOCAB_SIZE, generator=generator) * data.draw(st.sampled_from([0.1, 3.0, 15.0]))
+    return logits.round() if data.draw(st.booleans()) else logits
+
+
+def rows_of(data, num_rows, plans=(PLAIN,)):
+    return [
+        row_of(
+            data.draw(params_strategy),
+            [1, *data.draw(token_lists)],
+            drafts=tuple(data.draw(token_lists)),
+            mask_row=data.draw(st.sampled_from([None, 0, 1])),
+            choice_index=data.draw(st.integers(0, 3)),
+            plan=data.draw(st.sampled_from(plans)),
+        )
+        for _ in range(num_rows)
+    ]
+
+
+@examples
+@given(data=st.data())
+def test_every_row_draws_what_it_draws_on_the_cpu(device, data):
+    num_rows = data.draw(st.integers(1, 5))
+    logits, rows = logits_of(data, num_rows), rows_of(data, num_rows)
+    if data.draw(st.booleans()):
+        # Nothing is edited, and nothing truncated.
+        plain = [SamplingParams(seed=row.sequence.params.seed, temperature=0.7) for row in rows]
+        rows = [row_of(each, mask_row=row.mask_row) for each, row in zip(plain, rows, strict=True)]
+    sampler = DeviceSampler(MASKS, NUM_TOKEN_IDS, device)
+    expected = CPU_SAMPLER.sample(logits.clone(), rows)
+    own = logits.clone().to(device)
+    sampler.shape(own, rows)
+    assert sampler.draw(own, rows).tolist() == expected
+
+
+@examples
+@given(data=st.data())
+def test_shaped_logits_have_the_bits_that_they_have_on_the_cpu(device, data):
+    """But for the temperature, by which the device divides as it draws."""
+    num_rows = data.draw(st.integers(1, 4))
+    logits, rows = logits_of(data, num_rows), rows_of(data, num_rows)
+    own = logits.clone().to(device)
+    DeviceSampler(MASKS, NUM_TOKEN_IDS, device).shape(own, rows)
+    temperatures = torch.tensor([row.sequence.params.temperature or 1.0 for row in rows])
+    CPU_SAMPLER.shape(logits, rows)
+    assert torch.equal(own.cpu() / temperatures[:, None], logits)
+
+
+@examples
+@given(data=st.data())
+@pytest.mark.usefixtures("chunks")
+def test_drafts_are_those_of_the_cpu_with_their_probabilities(device, data):
+    num_rows = data.draw(st.integers(1, 5))
+    logits, rows = logits_of(data, num_rows), rows_of(data, num_rows, PLANS)
+    expected = CPU_SAMPLER.sample_drafts(logits.clone(), rows)
+    drawn = DeviceSampler(MASKS, NUM_TOKEN_IDS, device).sample_drafts(logits.clone().to(device), rows)
+    for (token_id, distribution), (other_id, other) in zip(drawn, expected, strict=True):
+        assert token_id == other_id
+        assert (distribution is None) == (other is None)
+        if distribution is not None:
+            assert distribution.token_ids.device.type == device.type
+            assert distribution.token_ids.tolist() == other.token_ids.tolist()
+            np.testing.assert_allclose(distribution.probs.tolist(), other.probs.tolist(), rtol=1e-9, atol=1e-300)
+
+
+def draw_proposal(data, device, sequence, num_drafts, masks):
+    """A draft of tokens drawn, with or without the mask, or merely found, on the device and on the CPU."""
+    token_ids, ours, theirs = [], [], []
+    is_masked = data.draw(st.booleans())
+    for i in range(num_drafts):
+        token_id, own, other = data.draw(st.sampled_from([8, 9, 31, 60])), None, None
+        if data.draw(st.booleans()):
+            row = SamplingRow(sequence, tuple(token_ids), masks[i] if is_masked else None)
+            ((token_id, other),) = CPU_SAMPLER.sample_drafts(logits_of(data, 1), [row])
+            own = other and type(other)(*(each.to(device) for each in other))
+        token_ids.append(token_id)
+        ours.append(own)
+        theirs.append(other)
+    sources = [Source("synthetic")] * num_drafts
+    if all(each is None for each in theirs):
+        ours, theirs = (), ()
+    return Proposal(token_ids, sources, ours), Proposal(token_ids, sources, theirs)
+
+
+@examples
+@given(data=st.data())
+@pytest.mark.usefixtures("chunks")
+def test_every_sequence_gets_what_it_gets_on_the_cpu(device, data):
+    """In batches that mix all kinds of verification, prompts under way included."""
+    sequences, proposals, masks = [], [], []
+    for _ in range(data.draw(st.integers(1, 5))):
+        params = data.draw(params_strategy)
+        if data.draw(st.booleans()):
+            params = SamplingParams(
+                seed=params.seed,
+                temperature=data.draw(st.sampled_from([0.5, 1.0, 3.0])),
+                logprobs=data.draw(st.sampled_from([None, 0, 3])),
+            )
+        plan = data.draw(st.sampled_from([*PLANS, SYNTHETIC]))
+        sequence = sequence_of(params, [1, *data.draw(token_lists)], plan=plan)
+        num_drafts = data.draw(st.integers(0, 4))
+        own_masks = data.draw(st.lists(st.sampled_from([None, 0, 1]), min_size=num_drafts + 1, max_size=num_drafts + 1))
+        proposal = draw_proposal(data, device, sequence, num_drafts, own_masks)
+        if data.draw(st.integers(0, 4)) == 0:
+            own_masks, proposal = [], (Proposal(), Proposal())
+        sequences.append(sequence)
+        masks.append(own_masks)
+        proposals.append(proposal)
+    logits = logits_of(data, sum(len(each) for each in masks))
+    batch = Batch([ScheduledSequence(sequence, 1, 0, 0) for sequence in sequences])
+    theirs = CPU_VERIFIER.verify(logits.clone(), masks, batch, [each[1] for each in proposals])
+    sampler = DeviceSampler(MASKS, NUM_TOKEN_IDS, device)
+    verifier = DeviceVerifier(sampler, PIECES, device, synthetic_acceptance_rates=RATES)
+    ours = verifier.verify(logits.clone().to(device), masks, batch, [each[0] for each in proposals])
+    for own, other in zip(ours, theirs, strict=True):
+        assert (own.token_ids, own.num_accepted, own.num_drafted) == (
+            other.token_ids,
+            other.num_accepted,
+            other.num_drafted,
+        )
+        for logprob, expected in zip(own.logprobs, other.logprobs, strict=True):
+            assert logprob.token_id == expected.token_id
+            assert logprob.logprob == pytest.approx(expected.logprob, abs=1e-5)
+            assert [each.logprob for each in logprob.top] == pytest.approx(
+                [each.logprob for each in expected.top], abs=1e-5
+            )
+
+
+def test_a_row_that_was_overwritten_is_copied_again(device):
+    masks = Masks([{1, 40}, {2}, {3, 90}])
+    mirror = MaskMirror(masks, device)
+    expected = torch.from_numpy(masks.rows.view("int32").copy())
+    assert torch.equal(mirror.rows([2, 0, 2])[[0, 2]].cpu(), expected[[0, 2]])
+    masks.rows[2] = 7
+    assert torch.equal(mirror.rows([2])[2].cpu(), expected[2]), "the table has not said so"
+    masks.stamps[2] = 99
+    assert mirror.rows([1, 2])[2].cpu().tolist() == [7] * masks.rows.shape[1]
+    assert torch.equal(mirror.rows([0])[:2].cpu(), expected[:2])
+
+
+def test_a_mirror_grows_with_the_rows_that_are_asked_for(device):
+    masks = Masks([{i % NUM_TOKEN_IDS} for i in range(3000)])
+    mirror = MaskMirror(masks, device)
+    expected = torch.from_numpy(masks.rows.view("int32"))
+    few = mirror.rows(range(10))
+    assert few.shape[0] < 3000
+    every = mirror.rows(range(0, 3000, 7))
+    assert 2997 <= every.shape[0] <= 3000
+    assert torch.equal(every[0:2997:7].cpu(), expected[0:2997:7])
+    assert torch.equal(every[:10].cpu(), expected[:10]), "what was there before"
+
+
+PARTS = ([1, 2, 3], [], range(20), np.array([7], dtype=np.int32))
+
+
+def test_numbers_go_to_the_device_part_by_part(device):
+    ours = on_device(device, np.int64, *PARTS)
+    assert [each.tolist() for each in ours] == [list(each) for each in PARTS]
+    assert {each.dtype for each in ours} == {torch.int64}
+    assert {each.device.type for each in ours} == {device.type}
+    assert all(each.is_contiguous() for each in ours)
+    (halves,) = on_device(device, np.float32, [0.1, 1e-30])
+    assert halves.tolist() == [float(np.float32(0.1)), float(np.float32(1e-30))]
+    (nothing,) = on_device(device, np.int64, [])
+    assert nothing.shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float64])
+def test_parts_are_packed_at_aligned_places(dtype):
+    numbers, places = packed(dtype, PARTS)
+    assert numbers.dtype == dtype
+    assert [numbers[place].tolist() for place in places] == [list(each) for each in PARTS]
+    assert all(place.start * numbers.itemsize % 16 == 0 for place in places)
+    assert len(numbers) == 16 + 0 + 32 + 16
+    assert packed(dtype, [])[1] == []
