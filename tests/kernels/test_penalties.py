@@ -159,7 +159,7 @@ def test_every_logit_is_the_engine_s(vocab_size, device):
 tokens_of_nine = st.lists(st.integers(0, 8), max_size=6)
 
 
-@settings(max_examples=40 if INTERPRETED else 150, deadline=None)
+@settings(max_examples=15 if INTERPRETED else 150, deadline=None)
 @given(
     sequences=st.lists(
         st.builds(

@@ -98,8 +98,8 @@ def test_the_tokens_are_the_engine_s_own(vocab_size, mode, device):
     ("vocab_size", "mode"),
     [
         *((5000, mode) for mode in MODES),
-        *((vocab_size, mode) for vocab_size in (32001, 49152) for mode in ("plain", "top_k", "top_p", "all")),
-        *((151936, mode) for mode in ("plain", "top_k", "all")),
+        *((vocab_size, mode) for vocab_size in (32001, 49152, 151936) for mode in ("plain", "all")),
+        (32001, "top_p"),
         # Here half of the tokens are kept, so that the interpreter takes ten seconds.
         pytest.param(151936, "top_p", marks=pytest.mark.slow),
     ],
@@ -110,7 +110,7 @@ def test_large_vocabularies_are_drawn_from_alike(vocab_size, mode, device):
     assert drawn(sample, logits, keys, [1.5], device, **options) == by_the_engine(logits, keys, [1.5], **options)
 
 
-@pytest.mark.parametrize("spread", [0.05, 1.0])
+@pytest.mark.parametrize("spread", [pytest.param(0.05, marks=pytest.mark.slow), 1.0])
 @pytest.mark.parametrize("options", [{"top_p": 0.95}, {"top_k": 3000, "top_p": 0.9}, {"top_k": 3000}, {"min_p": 0.3}])
 @pytest.mark.parametrize("vocab_size", [9000, pytest.param(151936, marks=pytest.mark.slow)])
 def test_what_is_kept_may_be_spread_over_every_group(vocab_size, options, spread, device):
@@ -146,7 +146,7 @@ def test_the_unread_tokens_count_exactly_where_they_decide(distance, device):
     assert drawn(sample, logits, keys, [1.0], device, **options) == expected
 
 
-@settings(max_examples=12 if INTERPRETED else 100, deadline=None)
+@settings(max_examples=8 if INTERPRETED else 100, deadline=None)
 @given(
     vocab_size=st.sampled_from([33, 64, 700, 1025, 2500]),
     spread=st.sampled_from([0.01, 1.0, 6.0, 300.0]),
