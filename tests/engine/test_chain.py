@@ -111,8 +111,8 @@ def word():
 
 
 def test_the_grammar_takes_what_it_allows_and_others_go_on_from_there(word):
-    wrong = Scripted("suffix", {b"x": b'"abz', b"ab": b"e"})
-    right = Scripted("ngram", {b"e": b'd"]'})
+    wrong = Scripted("suffix", {b"x": b'"abz', b"ab": b"e"}, confidence=5)
+    right = Scripted("ngram", {b"e": b'd"]'}, confidence=8)
     chain, [proposal] = proposals([wrong, right], sequence(grammar=word), num_slots=20)
     assert bytes(proposal.token_ids) == b'"abed"'
     assert [source.proposer for source in proposal.sources] == ["suffix"] * 4 + ["ngram"] * 2

@@ -16,6 +16,7 @@ from specdec.errors import ConfigError
 from specdec.kv_cache import bytes_per_block
 from specdec.model_runner import ModelRunner
 from specdec.models.llama import LlamaModel
+from specdec.models.loader import load_weights
 from specdec.pool_size import max_logits_rows, num_kv_blocks
 from specdec.speculative import MAX_DRAFT_TOKENS
 
@@ -156,13 +157,15 @@ def test_sizes_are_known_before_there_is_memory(tmp_path, dtype):
     config = EngineConfig(model=str(folder), dtype=dtype, max_model_len=64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LlamaModel, "finish_loading", lambda self: seen.append(self.num_bytes))
-        build = build_module._Loader(config, build_module.backend_of(torch.device("cpu")), None, 64, None)
+        build = build_module._Loader(config, build_module.backend_of(torch.device("cpu")), None, 64, load_weights, None)
         build.load(folder, build_module.ModelConfig.from_folder(folder))
         (loaded,) = seen
-        tight = build_module._Loader(config, build.backend, NoRoom(loaded * 10 // 9), 64, None)
+        tight = build_module._Loader(config, build.backend, NoRoom(loaded * 10 // 9), 64, load_weights, None)
         with pytest.raises(ConfigError):
             tight.load(folder, build_module.ModelConfig.from_folder(folder))
-        roomy = build_module._Loader(config, build.backend, NoRoom(math.ceil(loaded * 10 / 9) + 9), 64, None)
+        roomy = build_module._Loader(
+            config, build.backend, NoRoom(math.ceil(loaded * 10 / 9) + 9), 64, load_weights, None
+        )
         roomy.load(folder, build_module.ModelConfig.from_folder(folder))
     assert seen.count(1) == 2
     assert seen[-1] == loaded
