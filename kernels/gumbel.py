@@ -112,7 +112,7 @@ if TRITON_RUNS_HERE:
 
     @triton.jit
     def gumbel_bound_of(h):  # type: ignore[no-untyped-def]  # noqa: ANN201
-        """A number that the noise of these bits does not exceed, at a third of the price.
+        """A number that the noise of these bits does not exceed, with one logarithm for two.
 
         As -log(u) >= 1 - u, the noise is at most -log(1 - u): close where it is high, 0.46 above its most frequent
         value, more where it is low. The last summand is more than a device's logarithm can be wrong by.
