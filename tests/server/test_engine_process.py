@@ -132,7 +132,12 @@ def test_a_signal_while_loading_ends_both_processes(tiny_model_folder: Path, how
         (engine,) = children_of(process.pid)
         # As a terminal does: to the whole foreground group.
         os.killpg(process.pid, how)
-        _, log = process.communicate(timeout=TIMEOUT_S)
+        try:
+            _, log = process.communicate(timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            # A server that the signal did not end would otherwise be waited for without end.
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         wait_until(lambda: not is_running(engine), "the engine's process to end")
         assert process.returncode != 0
         assert "Traceback" not in log
