@@ -13,38 +13,63 @@ from torch import Tensor
 
 # Any array of numbers: its dtype says which.
 _Array: TypeAlias = NDArray[np.generic]
+Numbers: TypeAlias = AbstractSequence[float] | _Array
+"""As a host lists them."""
 
-_ALIGNMENT: Final = 16
-"""Numbers, at a multiple of which each part begins: Triton compiles a kernel once more for a less aligned pointer."""
+_DTYPES: Final[dict[type[np.generic], torch.dtype]] = {
+    np.uint8: torch.uint8,
+    np.int32: torch.int32,
+    np.int64: torch.int64,
+    np.float32: torch.float32,
+    np.float64: torch.float64,
+}
+_ALIGNMENT: Final = 64
+"""Bytes, at a multiple of which each part begins: Triton compiles a kernel once more for a less aligned pointer."""
 
 
-def on_device(
-    device: torch.device, dtype: type[np.generic], *parts: AbstractSequence[float] | _Array
-) -> tuple[Tensor, ...]:
+def on_device(device: torch.device, dtype: type[np.generic], *parts: Numbers) -> tuple[Tensor, ...]:
     """Each part as a contiguous tensor on the device, [len(part)] of the dtype."""
-    if device.type == "cpu":
-        return tuple(torch.as_tensor(np.array(part, dtype=dtype), device=device) for part in parts)
-    numbers, places = packed(dtype, parts)
-    moved = array_on_device(device, numbers)
-    return tuple(moved[place] for place in places)
+    return together_on_device(device, *((dtype, part) for part in parts))
 
 
-def packed(
-    dtype: type[np.generic], parts: AbstractSequence[AbstractSequence[float] | _Array]
-) -> tuple[_Array, list[slice]]:
-    """All parts in one array, and where each is."""
-    sizes = [len(part) for part in parts]
+def together_on_device(
+    device: torch.device, *parts: tuple[type[np.generic], Numbers], into: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """As on_device, each part of a dtype of its own.
+
+    With `into`, uint8 [bytes] on the device, they lie in it from its start, one after the other: parts of the same
+    sizes are then in the same places every time, where a captured graph finds them. `into` has room for them.
+    """
+    if into is None and device.type == "cpu":
+        return tuple(torch.as_tensor(np.array(part, dtype=dtype), device=device) for dtype, part in parts)
+    packed_bytes, places = packed(parts)
+    if into is None:
+        moved = array_on_device(device, packed_bytes)
+    else:
+        moved = into[: len(packed_bytes)]
+        moved.copy_(_pinned(packed_bytes, device), non_blocking=True)
+    return tuple(moved[place].view(_DTYPES[dtype]) for place, (dtype, _) in zip(places, parts, strict=True))
+
+
+def packed(parts: AbstractSequence[tuple[type[np.generic], Numbers]]) -> tuple[NDArray[np.uint8], list[slice]]:
+    """All parts in one array of bytes, and where each is."""
+    sizes = [len(part) * np.dtype(dtype).itemsize for dtype, part in parts]
     starts = list(accumulate((-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes), initial=0))
-    numbers = np.zeros(starts[-1], dtype=dtype)
+    all_bytes = np.zeros(starts[-1], dtype=np.uint8)
     places = [slice(start, start + size) for start, size in zip(starts, sizes, strict=False)]
-    for place, part in zip(places, parts, strict=True):
-        numbers[place] = part
-    return numbers, places
+    for place, (dtype, part) in zip(places, parts, strict=True):
+        all_bytes[place].view(dtype)[:] = part
+    return all_bytes, places
 
 
 def array_on_device(device: torch.device, array: _Array) -> Tensor:
     """The array on the device, without waiting for it; where that is the host, in the array's own memory."""
     if device.type == "cpu" or not array.size:
         return torch.as_tensor(array, device=device)
-    # A copy out of pageable memory waits for the device.
-    return torch.as_tensor(array, device="cpu").pin_memory().to(device, non_blocking=True)
+    return _pinned(array, device).to(device, non_blocking=True)
+
+
+def _pinned(array: _Array, device: torch.device) -> Tensor:
+    """On the host, for a copy to the device: one out of pageable memory would wait for it."""
+    host = torch.as_tensor(array, device="cpu")
+    return host if device.type == "cpu" else host.pin_memory()

@@ -21,7 +21,7 @@ from written_out_sampling import (
 from specdec import device_sampler, device_verifier
 from specdec.batch import Batch, ScheduledSequence
 from specdec.device_sampler import DeviceSampler
-from specdec.device_tensors import on_device, packed
+from specdec.device_tensors import on_device, packed, together_on_device
 from specdec.device_verifier import DeviceVerifier
 from specdec.kernels.dispatch import INTERPRETED
 from specdec.mask_mirror import MaskMirror
@@ -233,11 +233,25 @@ def test_numbers_go_to_the_device_part_by_part(device):
     assert nothing.shape == (0,)
 
 
-@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float64])
-def test_parts_are_packed_at_aligned_places(dtype):
-    numbers, places = packed(dtype, PARTS)
-    assert numbers.dtype == dtype
-    assert [numbers[place].tolist() for place in places] == [list(each) for each in PARTS]
-    assert all(place.start * numbers.itemsize % 16 == 0 for place in places)
-    assert len(numbers) == 16 + 0 + 32 + 16
-    assert packed(dtype, [])[1] == []
+def test_parts_of_several_dtypes_are_packed_at_aligned_places():
+    parts = [(dtype, part) for dtype in (np.int32, np.float64, np.int64, np.uint8) for part in PARTS]
+    all_bytes, places = packed(parts)
+    assert [all_bytes[place].view(dtype).tolist() for place, (dtype, _) in zip(places, parts, strict=True)] == [
+        list(part) for _, part in parts
+    ]
+    assert all(place.start % 64 == 0 for place in places)
+    assert len(all_bytes) == 4 * 64 * 3 + 64 * (1 + 2 + 2)
+    assert packed([])[1] == []
+
+
+def test_parts_lie_in_the_given_memory_at_the_same_places_every_time(device):
+    memory = torch.full((1024,), 255, dtype=torch.uint8, device=device)
+    first = together_on_device(device, (np.int32, [1, 2]), (np.float64, [0.5, 0.25]), into=memory)
+    assert [each.tolist() for each in first] == [[1, 2], [0.5, 0.25]]
+    assert [each.dtype for each in first] == [torch.int32, torch.float64]
+    second = together_on_device(device, (np.int32, [3, 4]), (np.float64, [8.0, 16.0]), into=memory)
+    assert [each.tolist() for each in first] == [[3, 4], [8.0, 16.0]]
+    assert [each.data_ptr() for each in first] == [each.data_ptr() for each in second]
+    assert memory[128:].eq(255).all(), "what is behind them is left alone"
+    loose = together_on_device(device, (np.int32, [1, 2]), (np.float64, [0.5]))
+    assert [each.tolist() for each in loose] == [[1, 2], [0.5]]
