@@ -141,8 +141,8 @@ class DeviceSampler:
             batch.draft_parts()
             | self._lists.parts([group.sequence for group in batch.groups])
             | {
-                "row_groups": (np.int32, np.repeat(np.arange(len(batch.groups)), batch.sizes)),
-                "draft_starts": (np.int32, np.repeat(batch.draft_starts, batch.sizes)),
+                "row_groups": (np.int32, batch.group_ids()),
+                "draft_starts": (np.int32, batch.draft_starts()),
                 "num_preceding": (np.int32, batch.num_preceding()),
             }
         )

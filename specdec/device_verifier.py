@@ -96,17 +96,13 @@ class DeviceVerifier:
             for row in range(starts[i], starts[i + 1])
         ]
         sampler = self._sampler
-        given = sampler.moved(
-            sampler.draw_parts(rows)
-            | sampler.edit_parts(rows)
-            | sampler.mask_parts(rows)
-            | rows.draft_parts()
-            | {
-                "row_starts": (np.int32, rows.starts),
-                "given_rows": (np.int64, given_rows),
-                "explained_rows": (np.int64, explained),
-            }
-        )
+        parts = sampler.draw_parts(rows) | sampler.edit_parts(rows) | sampler.mask_parts(rows) | rows.draft_parts()
+        parts["row_starts"] = (np.int32, rows.starts)
+        if given_rows:
+            parts["given_rows"] = (np.int64, given_rows)
+        if explained:
+            parts["explained_rows"] = (np.int64, explained)
+        given = sampler.moved(parts)
         raw = logits.index_select(0, given["explained_rows"]) if explained else None
         sampler.edit(logits, rows, given)
         target_ids = sampler.draw_given(logits, given)

@@ -61,7 +61,7 @@ def noise_keys(states: NDArray[np.uint64], positions: NDArray[np.int64], stream:
     """[N, 2]: noise_key of each of N states and positions, [N] each."""
     states = _mixed_64(states ^ positions.view(np.uint64))
     states = _mixed_64(states ^ np.uint64(stream))
-    return np.stack((states & np.uint64(_MASK_32), states >> np.uint64(32)), axis=1).view(np.int64)
+    return states.astype("<u8").view("<u4").reshape(-1, 2).astype(np.int64)
 
 
 def uniform(key: tuple[int, int]) -> float:

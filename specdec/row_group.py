@@ -55,13 +55,10 @@ class RowBatch:
     """[G]"""
     starts: NDArray[np.int64] = field(init=False)
     """[G + 1]: each group's first row."""
-    draft_starts: NDArray[np.int64] = field(init=False)
-    """[G]: where each group's draft tokens begin among all; its first row, where all groups begin with none."""
 
     def __post_init__(self) -> None:
         self.sizes = np.array([len(group.mask_rows) for group in self.groups], np.int64)
         self.starts = _starts(self.sizes)
-        self.draft_starts = _starts(self.sizes + self._of_groups("num_preceding"))[:-1]
 
     @property
     def num_rows(self) -> int:
@@ -86,6 +83,14 @@ class RowBatch:
         numbers = [group.sequence.num_tokens + group.num_preceding for group in self.groups]
         return self._ascending(np.array(numbers, np.int64))
 
+    def draft_starts(self) -> NDArray[np.int64]:
+        """[R]: where the draft tokens of each row's group begin among those of all, `draft_parts`."""
+        return np.repeat(_starts(self.sizes + self._of_groups("num_preceding"))[:-1], self.sizes)
+
+    def group_ids(self) -> NDArray[np.int64]:
+        """[R]: each row's group."""
+        return np.repeat(np.arange(len(self.groups)), self.sizes)
+
     def mask_rows(self) -> list[int | None]:
         """One a row."""
         return list(chain.from_iterable(group.mask_rows for group in self.groups))
@@ -104,4 +109,6 @@ class RowBatch:
 
 
 def _starts(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate((np.zeros(1, np.int64), sizes.cumsum()))
+    starts = np.zeros(len(sizes) + 1, np.int64)
+    sizes.cumsum(out=starts[1:])
+    return starts
