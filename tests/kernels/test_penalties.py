@@ -239,6 +239,28 @@ def test_rows_may_be_of_any_sequence_after_any_of_its_drafts(device):
     assert torch.equal(edited.cpu(), expected[order])
 
 
+@pytest.mark.gpu
+def test_edits_of_the_same_logits_wait_for_each_other():
+    """Each token is biased by one thread, penalised by another and perhaps forbidden by a third, over and over."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    vocab_size = 4096
+    generator = torch.Generator().manual_seed(1)
+    orders = [torch.randperm(vocab_size, generator=generator).tolist() for _ in range(3)]
+    bias = {token_id: 1.0 + 0.25 * (token_id % 9) for token_id in orders[0]}
+    drafts = [*orders[1][-3:], *orders[0][:5]]
+    own = sequence(orders[1][:2000], orders[1][2000:-3], drafts, repetition=1.7, frequency=0.3, bias=bias)
+    own.params.min_tokens, own.params.stop_token_ids = 2**20, frozenset(orders[2][:700])
+    logits = random_logits(len(drafts) + 1, vocab_size, seed=9)
+    expected = by_the_engine(logits, [own])
+    lists = lists_of([own], "cuda")
+    rows = rows_of([own], "cuda")
+    for _ in range(100):
+        edited = logits.to("cuda", copy=True)
+        apply_penalties(edited, rows, max_num_preceding=len(drafts), **lists)
+        assert torch.equal(edited.cpu(), expected)
+
+
 def test_only_the_rows_of_a_strided_view_are_edited(device):
     """Sequence 1 has no rows, and what stands beside the logits is NaN before and after."""
     wide = torch.full((2, 20), math.nan, device=device)
