@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specdec.evals.bench_kernel_cell import KernelCell, KernelSetting
 from specdec.evals.bench_work import Work
-from specdec.kernels.sample import sample_reference
+from specdec.kernels.sample_reference import sample_reference
 
 ALLOWED_SHARE: Final = 1 / 32
 """Of a vocabulary, by a mask: most tokens are forbidden."""

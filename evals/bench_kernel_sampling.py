@@ -23,7 +23,8 @@ from specdec.evals.bench_kernel_cell import (
 from specdec.evals.bench_kernel_logits import ALLOWED_SHARE, NUM_CHECKED_SEQUENCES, LogitsStep, batches_of, cell_of
 from specdec.evals.bench_kernel_verification import coupled_work
 from specdec.evals.bench_work import Work
-from specdec.kernels.sample import sample, sample_reference
+from specdec.kernels.sample import sample
+from specdec.kernels.sample_reference import sample_reference
 from specdec.kernels.token_mask import apply_token_mask, apply_token_mask_reference
 from specdec.kernels.verify_coupled import verify_coupled, verify_coupled_reference
 

@@ -22,7 +22,7 @@ from specdec.evals.bench_kernel_cell import (
 )
 from specdec.evals.bench_kernel_logits import NUM_CHECKED_SEQUENCES, LogitsStep, batches_of, cell_of
 from specdec.evals.bench_work import Work
-from specdec.kernels.sample import sample_reference
+from specdec.kernels.sample_reference import sample_reference
 from specdec.kernels.verify_by_rule import verify_by_rule, verify_by_rule_reference
 from specdec.kernels.verify_coupled import verify_coupled, verify_coupled_reference
 

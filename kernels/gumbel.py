@@ -35,6 +35,11 @@ _LOG_2_HIGH = 0.693359375
 _LOG_2_LOW = -2.12194440e-4
 _SQRT_2 = 1.41421356237
 
+_LOG_2 = 0.6931471805599453
+# log(2 ** 23) - log(x) for x by its bits, with the exponent's bias of 127, and more than fp32 rounds off.
+_BOUND_CEILING = 150.0 * _LOG_2 + 2.0**-10
+_BOUND_PER_BIT = _LOG_2 * 2.0**-23
+
 GUMBEL_RANGE = 19.5
 """Above the difference of the largest and the smallest value that `gumbel` takes: 16.64 - (-2.82)."""
 
@@ -48,6 +53,17 @@ def gumbel_of_hash(hashes: Tensor) -> Tensor:
     """Standard Gumbel noise of 32 random bits each: int64 [N] -> fp32 [N]."""
     uniforms = ((hashes >> 9).float() + 0.5) * 2.0**-23
     return -fixed_log(-fixed_log(uniforms))
+
+
+def gumbel_bound_of_hash(hashes: Tensor) -> Tensor:
+    """A number that the noise of 32 random bits each does not exceed, without a logarithm: int64 [N] -> fp32 [N].
+
+    As -log(u) >= 1 - u, the noise is at most -log(1 - u). And log2(1 + m) >= m for a mantissa m, by 0.087 at most: a
+    number's bits, read as an integer and scaled, are no more than its logarithm. The bound is close where the noise is
+    high, 0.46 above its most frequent value, more where it is low.
+    """
+    complements = ((hashes >> 9) ^ 0x7FFFFF).float() + 0.5
+    return _BOUND_CEILING - complements.view(torch.int32).float() * _BOUND_PER_BIT
 
 
 def fixed_log(x: Tensor) -> Tensor:
@@ -95,6 +111,8 @@ if TRITON_RUNS_HERE:
     _HIGH: Final = tl.constexpr(_LOG_2_HIGH)
     _LOW: Final = tl.constexpr(_LOG_2_LOW)
     _ROOT: Final = tl.constexpr(_SQRT_2)
+    _CEILING: Final = tl.constexpr(_BOUND_CEILING)
+    _PER_BIT: Final = tl.constexpr(_BOUND_PER_BIT)
 
     @triton.jit
     def gumbel_of(first_word, second_word, token_id):  # type: ignore[no-untyped-def]  # noqa: ANN201
@@ -112,13 +130,10 @@ if TRITON_RUNS_HERE:
 
     @triton.jit
     def gumbel_bound_of(h):  # type: ignore[no-untyped-def]  # noqa: ANN201
-        """A number that the noise of these bits does not exceed, with one logarithm for two.
-
-        As -log(u) >= 1 - u, the noise is at most -log(1 - u): close where it is high, 0.46 above its most frequent
-        value, more where it is low. The last summand is more than a device's logarithm can be wrong by.
-        """
+        """`gumbel_bound_of_hash`, in Triton: a tile of uint32 -> a tile of fp32."""
         complement = ((h >> 9) ^ 0x7FFFFF).to(tl.float32) + 0.5
-        return (23.0 - tl.log2(complement)) * 0.6931471805599453 + 0.015625
+        bits = complement.to(tl.int32, bitcast=True).to(tl.float32)
+        return _CEILING - bits * _PER_BIT
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _finalized(h, FIRST: tl.constexpr, SECOND: tl.constexpr):  # type: ignore[no-untyped-def]

@@ -20,74 +20,23 @@ falls on a border within 1e-15.
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 import torch
 
 from specdec.kernels.dispatch import TRITON_RUNS_HERE, runs_in_triton
-from specdec.kernels.gumbel import gumbel
-from specdec.kernels.token_groups import GROUP, MIN_TEMPERATURE
-from specdec.kernels.token_mask import apply_token_mask_reference
+from specdec.kernels.sample_reference import sample_reference
+from specdec.kernels.token_groups import GROUP
 
 _TILE_GROUPS: Final = 128
 """Groups that one program of the pass over all logits looks at."""
-
-
-def sample_reference(
-    logits: torch.Tensor,
-    keys: torch.Tensor,
-    temperatures: torch.Tensor,
-    output: torch.Tensor,
-    *,
-    num_token_ids: int,
-    top_k: torch.Tensor | None = None,
-    top_p: torch.Tensor | None = None,
-    min_p: torch.Tensor | None = None,
-    mask_rows: torch.Tensor | None = None,
-    mask_row_ids: torch.Tensor | None = None,
-    is_constrained: torch.Tensor | None = None,
-) -> None:
-    """The specification, and the CPU path; arguments as in sample."""
-    if mask_rows is not None and mask_row_ids is not None and is_constrained is not None:
-        logits = logits.clone()
-        constrained = is_constrained.nonzero().flatten()
-        apply_token_mask_reference(logits, mask_rows, mask_row_ids[constrained], constrained)
-    token_ids = torch.arange(num_token_ids, device=logits.device)
-    for row in range(logits.shape[0]):
-        shaped = logits[row, :num_token_ids].nan_to_num(-math.inf, math.inf, -math.inf)
-        temperature = float(temperatures[row])
-        if temperature > 0.0:
-            shaped = shaped / torch.tensor(max(temperature, MIN_TEMPERATURE), device=logits.device)
-            kept = _kept(
-                shaped,
-                num_token_ids if top_k is None or int(top_k[row]) == 0 else int(top_k[row]),
-                1.0 if top_p is None else float(top_p[row]),
-                0.0 if min_p is None else float(min_p[row]),
-            )
-            noise = gumbel((int(keys[row, 0]), int(keys[row, 1])), token_ids)
-            shaped = (shaped + noise).masked_fill(~kept, -math.inf)
-        output[row] = shaped.argmax()
-
-
-def _kept(shaped: torch.Tensor, top_k: int, top_p: float, min_p: float) -> torch.Tensor:
-    """bool [V], of shaped fp32 [V]."""
-    values, order = shaped.sort(descending=True, stable=True)
-    weights = (values.double() - values[0]).exp()
-    is_kept = torch.arange(len(values), device=values.device) < top_k
-    cumulative = (weights * is_kept).cumsum(dim=0)
-    if top_p < 1.0:
-        # The first token at which the sum reaches top_p is the last one kept.
-        num_below = (cumulative < top_p * cumulative[-1]).sum()
-        is_kept[num_below + 1 :] = False
-    is_kept &= weights >= min_p
-    return torch.zeros_like(is_kept).scatter_(0, order, is_kept)
 
 
 if TRITON_RUNS_HERE:
     import triton
     import triton.language as tl
 
+    from specdec.kernels.cuts import cuts_of, least_of_top_k, least_of_top_p
     from specdec.kernels.gumbel import gumbel_bound_of, gumbel_of, hash_of
     from specdec.kernels.token_groups import (
         CHUNK,
@@ -110,30 +59,6 @@ if TRITON_RUNS_HERE:
     Two exponentials are each wrong by 2 ** -22, and by 2 ** -23 for each unit of the argument: 40 units together, below
     which a weight is lost in the sum's last bits. Adding up 32 of them is wrong by less than 2 ** -21.
     """
-
-    @triton.jit  # type: ignore[untyped-decorator]  # triton ships no types
-    def _cuts_of(  # type: ignore[no-untyped-def]  # pointers and constexprs have no Python types
-        top_k_ptr,
-        top_p_ptr,
-        min_p_ptr,
-        row,
-        num_token_ids,
-        HAS_TOP_K: tl.constexpr,
-        HAS_TOP_P: tl.constexpr,
-        HAS_MIN_P: tl.constexpr,
-    ):
-        """A row's top_k, at most num_token_ids, top_p and min_p, and whether any of them cuts."""
-        top_k = tl.full((), 0, tl.int32) + num_token_ids
-        if HAS_TOP_K:
-            given = tl.load(top_k_ptr + row)
-            top_k = tl.where((given == 0) | (given > num_token_ids), num_token_ids, given)
-        top_p = tl.full((), 1.0, tl.float64)
-        if HAS_TOP_P:
-            top_p = tl.load(top_p_ptr + row)
-        min_p = tl.full((), 0.0, tl.float64)
-        if HAS_MIN_P:
-            min_p = tl.load(min_p_ptr + row)
-        return top_k, top_p, min_p, (top_k < num_token_ids) | (top_p < 1.0) | (min_p > 0.0)
 
     @triton.jit
     def _key_of(keys_ptr, row):  # type: ignore[no-untyped-def]
@@ -183,7 +108,7 @@ if TRITON_RUNS_HERE:
             row,
             HAS_MASK,
         )
-        top_k, top_p, _min_p, cuts = _cuts_of(
+        top_k, top_p, _min_p, cuts = cuts_of(
             top_k_ptr, top_p_ptr, min_p_ptr, row, num_token_ids, HAS_TOP_K, HAS_TOP_P, HAS_MIN_P
         )
         shaped = shaped_logits(source, group[:, None], lane[None, :], HAS_MASK)
@@ -200,43 +125,6 @@ if TRITON_RUNS_HERE:
                 token_id = (group[:, None] * _GROUP + lane[None, :]).to(tl.uint32)
                 top = tl.max(shaped + gumbel_bound_of(hash_of(first_word, second_word, token_id)), axis=1)
         tl.store(top_ptr + place, top, mask=group < num_groups)
-
-    @triton.jit
-    def _least_of_top_k(order, top_k, ceiling):  # type: ignore[no-untyped-def]
-        """An order that top_k tops or more have or exceed, if there are as many; int64. So do as many tokens."""
-        low = tl.full((), ORDER_OF_NOTHING + 1, tl.int64)
-        high = ceiling
-        while low < high:
-            middle = (low + high + 1) >> 1
-            count = tl.sum((order >= middle.to(tl.int32)).to(tl.int32), axis=0)
-            low = tl.where(count >= top_k, middle, low)
-            # Twice as many groups as needed are read faster than told apart.
-            high = tl.where(count >= top_k, tl.where(count <= 2 * top_k, middle, high), middle - 1)
-        return low
-
-    @triton.jit
-    def _least_of_top_p(top, mass, maximum, top_p):  # type: ignore[no-untyped-def]
-        """An order such that the weights of the tokens at or above it certainly sum to top_p of all; int64.
-
-        In steps of a quarter below the maximum. Of a group that reaches so far, at least its top does, and at most all
-        others do not: they leave its mass less 31 times the weight at that place.
-        """
-        NUM_STEPS: tl.constexpr = 256
-        weight = tl.exp(top - maximum)
-        mass *= weight
-        # What fp32 may be wrong by is far less.
-        wanted = top_p * tl.sum(mass.to(tl.float64), axis=0) * 1.000244140625
-        low = tl.full((), 0, tl.int32)
-        high = low + NUM_STEPS
-        while low < high:
-            middle = (low + high) >> 1
-            value = maximum - 0.25 * middle.to(tl.float32)
-            others = (_GROUP - 1) * tl.exp(value - maximum)
-            certain = tl.sum(tl.where(top >= value, tl.maximum(weight, mass - others), 0.0), axis=0)
-            high = tl.where(certain >= wanted, middle, high)
-            low = tl.where(certain >= wanted, low, middle + 1)
-        least = order_of(maximum - 0.25 * low.to(tl.float32)).to(tl.int64)
-        return tl.where(low < NUM_STEPS, least, ORDER_OF_NOTHING + 1)
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _choose_kernel(  # type: ignore[no-untyped-def]
@@ -286,7 +174,7 @@ if TRITON_RUNS_HERE:
             row,
             HAS_MASK,
         )
-        top_k, top_p, min_p, cuts = _cuts_of(
+        top_k, top_p, min_p, cuts = cuts_of(
             top_k_ptr, top_p_ptr, min_p_ptr, row, num_token_ids, HAS_TOP_K, HAS_TOP_P, HAS_MIN_P
         )
         group = tl.arange(0, TILE)
@@ -304,13 +192,13 @@ if TRITON_RUNS_HERE:
                 if HAS_MIN_P and min_p > 0.0:
                     least = order_of((finite.to(tl.float64) + tl.log(min_p) - 1e-6).to(tl.float32)).to(tl.int64)
                 if HAS_TOP_K and top_k < num_token_ids:
-                    least_of_top_k = _least_of_top_k(order, top_k, ceiling)
+                    of_top_k = least_of_top_k(order, top_k, ceiling)
                     # Top-p counts the weights of all that top-k leaves, also of what min-p cuts.
-                    least = tl.where(top_p < 1.0, least_of_top_k, tl.maximum(least, least_of_top_k))
+                    least = tl.where(top_p < 1.0, of_top_k, tl.maximum(least, of_top_k))
                 is_chosen = order >= least.to(tl.int32)
                 if HAS_TOP_P and (top_p < 1.0) & (top_k == num_token_ids):
                     mass = tl.load(mass_ptr + row * num_groups + group, mask=group < num_groups, other=0.0)
-                    least = tl.maximum(least, _least_of_top_p(top, mass, finite, top_p))
+                    least = tl.maximum(least, least_of_top_p(top, mass, finite, top_p))
                     is_chosen = order >= least.to(tl.int32)
                     unread = tl.where(is_chosen, 0.0, mass * tl.exp(top - finite))
                     tl.store(rest_ptr + row, tl.sum(unread.to(tl.float64), axis=0))
@@ -374,7 +262,7 @@ if TRITON_RUNS_HERE:
             row,
             HAS_MASK,
         )
-        top_k, top_p, min_p, cuts = _cuts_of(
+        top_k, top_p, min_p, cuts = cuts_of(
             top_k_ptr, top_p_ptr, min_p_ptr, row, num_token_ids, HAS_TOP_K, HAS_TOP_P, HAS_MIN_P
         )
         temperature = source[2]

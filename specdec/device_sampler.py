@@ -1,8 +1,9 @@
 """Logits to tokens on the device: as the Sampler does, by kernels.
 
-What the Sampler says row by row, this says for all rows at once: the host lists the numbers of a pass, they go to the
-device in a few copies, and bias, penalties and forbidden ends are edits of single logits there. Nothing waits for the
-device before the tokens come back, but for drafts that are verified by what they were drawn from.
+What the Sampler says row by row, this says for all rows at once. What the host knows of them goes to the device in one
+copy; bias, penalties and forbidden ends are edits of single logits there, and a grammar's mask is read where a token is
+drawn. Nothing waits for the device before the tokens come back, but for drafts that are verified by what they were
+drawn from.
 
 R rows, V vocabulary (the logits' width, padded ids included).
 """
@@ -10,25 +11,51 @@ R rows, V vocabulary (the logits' width, padded ids included).
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections.abc import Mapping
 from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from specdec.device_tensors import on_device
+from specdec.device_tensors import Parts, named_on_device, on_device
 from specdec.grammars import MaskTable
+from specdec.kernels.penalties import PenalisedRows, apply_penalties
 from specdec.kernels.sample import sample
 from specdec.kernels.token_mask import apply_token_mask
 from specdec.mask_mirror import MaskMirror
-from specdec.noise import Stream, uniform
+from specdec.noise import Stream, noise_keys, noise_state, uniform
+from specdec.per_sequence import PerSequence
 from specdec.proposers.base import DraftDistribution
+from specdec.row_group import RowBatch, RowGroup
 from specdec.sampler import SamplingRow, distributions, divisor_of, invert, penalises, truncates
+from specdec.sequence import Sequence
+from specdec.token_lists import TokenLists
 
 CHUNK_PROBS: Final = 2**21
 """Probabilities are worked out for as many rows at a time as have so many, or one by one."""
+_RECORD: Final = np.dtype(
+    [
+        ("noise", np.uint64),
+        ("top_p", np.float64),
+        ("min_p", np.float64),
+        ("temperature", np.float32),
+        ("top_k", np.int32),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Constants:
+    """What never changes of how a sequence's tokens are drawn."""
+
+    record: bytes
+    """Of _RECORD."""
+    truncates: bool
+    is_edited: bool
+    """Whether a token's logit may have to be changed."""
 
 
 class DeviceSampler:
@@ -36,6 +63,8 @@ class DeviceSampler:
 
     def __init__(self, mask_table: MaskTable, num_token_ids: int, device: torch.device) -> None:
         self._masks = MaskMirror(mask_table, device)
+        self._lists = TokenLists(device)
+        self._constants = PerSequence(self._constants_of)
         self._num_token_ids = num_token_ids
         """Ids at or above this are padding of the embedding and can never be drawn."""
         self._device = device
@@ -43,9 +72,12 @@ class DeviceSampler:
     def sample_drafts(
         self, logits: Tensor, rows: AbstractSequence[SamplingRow]
     ) -> list[tuple[int, DraftDistribution | None]]:
-        self.shape(logits, rows)
+        batch = RowBatch([RowGroup.of(row) for row in rows])
+        given = self.moved(self.draw_parts(batch) | self.edit_parts(batch) | self.mask_parts(batch))
         by_distribution = [i for i, row in enumerate(rows) if row.draws_by_distribution]
-        drawn = self.draw(logits, rows)
+        self.edit(logits, batch, given)
+        self.mask(logits, batch, by_distribution)
+        drawn = self.draw_given(logits, given)
         known: dict[int, DraftDistribution] = {}
         size = max(1, CHUNK_PROBS // logits.shape[1])
         for start in range(0, len(by_distribution), size):
@@ -67,68 +99,110 @@ class DeviceSampler:
         """Everything before temperature, in place: logits fp32 [R, V], contiguous."""
         if not rows:
             return
-        vocab_size = logits.shape[1]
-        constrained = [i for i, row in enumerate(rows) if row.mask_row is not None]
-        mask_rows = [row.mask_row for row in rows if row.mask_row is not None]
-        edits = _Edits(rows, vocab_size)
-        logits[:, self._num_token_ids :] = -math.inf
-        if not constrained and not edits:
-            return
-        mask_ids, masked, *places = on_device(self._device, np.int64, mask_rows, constrained, *edits.places)
-        if constrained:
-            apply_token_mask(logits, self._masks.rows(mask_rows), mask_ids, rows=masked)
-        if not edits:
-            return
-        biased, repeated, counted, forbidden = places
-        biases, repetitions, amounts = on_device(self._device, np.float32, *edits.numbers)
-        every = logits.view(-1)
-        if edits.biased:
-            every[biased] += biases
-        if edits.repeated:
-            values = every[repeated]
-            every[repeated] = torch.where(values > 0, values / repetitions, values * repetitions)
-        if edits.counted:
-            every[counted] -= amounts
-        if edits.forbidden:
-            every[forbidden] = -math.inf
+        batch = RowBatch([RowGroup.of(row) for row in rows])
+        self.edit(logits, batch, self.moved(self.edit_parts(batch)))
+        self.mask(logits, batch, range(len(rows)))
 
     def draw(self, logits: Tensor, rows: AbstractSequence[SamplingRow]) -> Tensor:
         """The target's own token at every row, of what `shape` left: logits fp32 [R, V] -> int64 [R]."""
-        every = [row.sequence.params for row in rows]
-        words = [
-            word
-            for row, params in zip(rows, every, strict=True)
-            # At temperature 0 there is no noise.
-            for word in ((0, 0) if params.temperature == 0.0 else row.noise_key(Stream.TOKEN))
-        ]
-        keys, top_k = on_device(
-            self._device, np.int64, words, [min(params.top_k, self._num_token_ids) for params in every]
+        batch = RowBatch([RowGroup.of(row) for row in rows])
+        return self.draw_given(logits, self.moved(self.draw_parts(batch)))
+
+    def draw_parts(self, batch: RowBatch) -> Parts:
+        """What `draw_given` needs to be given of the rows, but for their masks."""
+        constants = [self._constants[group.sequence] for group in batch.groups]
+        of_groups = np.frombuffer(b"".join([each.record for each in constants]), _RECORD)
+        records = np.repeat(of_groups, batch.sizes)
+        parts: Parts = {
+            "keys": (np.int64, noise_keys(records["noise"], batch.positions(), Stream.TOKEN).ravel()),
+            "temperatures": (np.float32, records["temperature"]),
+        }
+        if any(each.truncates for each in constants):
+            parts["top_k"] = (np.int32, records["top_k"])
+            parts["top_p"] = (np.float64, records["top_p"])
+            parts["min_p"] = (np.float64, records["min_p"])
+        return parts
+
+    def mask_parts(self, batch: RowBatch) -> Parts:
+        """What `draw_given` needs to be given of the rows' masks: nothing, where no row is constrained."""
+        mask_rows = batch.mask_rows()
+        if mask_rows.count(None) == len(mask_rows):
+            return {}
+        row_ids = [row or 0 for row in mask_rows]
+        constrained = [row is not None for row in mask_rows]
+        parts = self._masks.parts(row for row in mask_rows if row is not None)
+        return parts | {"mask_row_ids": (np.int64, row_ids), "is_constrained": (np.bool_, constrained)}
+
+    def edit_parts(self, batch: RowBatch) -> Parts:
+        """What `edit` needs to be given of the rows: nothing, where none is edited."""
+        if not any(self._constants[group.sequence].is_edited for group in batch.groups):
+            return {}
+        return (
+            batch.draft_parts()
+            | self._lists.parts([group.sequence for group in batch.groups])
+            | {
+                "row_groups": (np.int32, batch.group_ids()),
+                "draft_starts": (np.int32, batch.draft_starts()),
+                "num_preceding": (np.int32, batch.num_preceding()),
+            }
         )
-        temperatures, top_p, min_p = on_device(
-            self._device,
-            np.float64,
-            [0.0 if params.temperature == 0.0 else divisor_of(params.temperature) for params in every],
-            [params.top_p for params in every],
-            [params.min_p for params in every],
+
+    def moved(self, parts: Parts) -> dict[str, Tensor]:
+        """All parts on the device, in one copy, and what is kept there of lists and masks brought up to date."""
+        given = named_on_device(self._device, parts)
+        self._lists.write(given)
+        self._masks.write(given)
+        return given
+
+    def edit(self, logits: Tensor, batch: RowBatch, given: Mapping[str, Tensor]) -> None:
+        """Bias, penalties, and ends that cannot come yet, in place: logits fp32 [R, V]."""
+        if "row_groups" not in given:
+            return
+        seen, bias, forbidden = self._lists.tables(given, [group.sequence for group in batch.groups])
+        rows = PenalisedRows(given["row_groups"], given["draft_starts"], given["num_preceding"], given["draft_ids"])
+        apply_penalties(
+            logits, rows, max_num_preceding=batch.max_num_preceding, seen=seen, bias=bias, forbidden=forbidden
         )
-        has_border = any(truncates(params) for params in every)
-        output = torch.empty(len(rows), dtype=torch.int64, device=self._device)
+
+    def mask(self, logits: Tensor, batch: RowBatch, rows: AbstractSequence[int]) -> None:
+        """What `draw_given` leaves out on its way, for whoever looks at some rows' logits in other ways; in place.
+
+        logits fp32 [R, V].
+        """
+        if not rows:
+            return
+        logits[:, self._num_token_ids :] = -math.inf
+        mask_rows = batch.mask_rows()
+        constrained = [(i, row_id) for i in rows if (row_id := mask_rows[i]) is not None]
+        if not constrained:
+            return
+        row_ids = [row_id for _, row_id in constrained]
+        masked: Parts = {"masked": (np.int64, [i for i, _ in constrained]), "mask_row_ids": (np.int64, row_ids)}
+        given = self.moved(masked | self._masks.parts(row_ids))
+        apply_token_mask(logits, self._masks.memory, given["mask_row_ids"], rows=given["masked"])
+
+    def draw_given(self, logits: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """The target's own token at every row, of edited logits fp32 [R, V] -> int64 [R]."""
+        output = torch.empty(logits.shape[0], dtype=torch.int64, device=self._device)
         sample(
             logits,
-            keys.view(-1, 2),
-            temperatures.float(),
+            given["keys"].view(-1, 2),
+            given["temperatures"],
             output,
             num_token_ids=self._num_token_ids,
-            top_k=top_k.int() if has_border else None,
-            top_p=top_p if has_border else None,
-            min_p=min_p if has_border else None,
+            top_k=given.get("top_k"),
+            top_p=given.get("top_p"),
+            min_p=given.get("min_p"),
+            mask_rows=self._masks.memory if "mask_row_ids" in given else None,
+            mask_row_ids=given.get("mask_row_ids"),
+            is_constrained=given.get("is_constrained"),
         )
         return output
 
     def distributions(self, logits: Tensor, rows: AbstractSequence[SamplingRow], chosen: Tensor) -> Tensor:
         """What `draw` draws from, at temperatures above 0: probabilities fp64 [len(rows), V] of the chosen rows.
 
-        logits fp32 [R, V] as `shape` left them; `rows` are the chosen ones, int64 [len(rows)].
+        logits fp32 [R, V], edited, and masked where they are chosen; `rows` are the chosen ones, int64 [len(rows)].
         """
         (divisors,) = on_device(self._device, np.float32, [divisor_of(row.sequence.params.temperature) for row in rows])
         size = max(1, CHUNK_PROBS // logits.shape[1])
@@ -138,52 +212,13 @@ class DeviceSampler:
             probs[part] = distributions(logits.index_select(0, chosen[part]) / divisors[part, None], rows[part])
         return probs
 
-
-class _Edits:
-    """Changes of single logits by place among all R * V; each list names a place once."""
-
-    def __init__(self, rows: AbstractSequence[SamplingRow], vocab_size: int) -> None:
-        self.biased: list[int] = []
-        self._biases: list[float] = []
-        self.repeated: list[int] = []
-        self._repetitions: list[float] = []
-        self.counted: list[int] = []
-        self._amounts: list[float] = []
-        self.forbidden: list[int] = []
-        for i, row in enumerate(rows):
-            sequence, params, start = row.sequence, row.sequence.params, i * vocab_size
-            if params.logit_bias:
-                self.biased += [start + token_id for token_id in params.logit_bias]
-                self._biases += params.logit_bias.values()
-            if penalises(params):
-                self._penalise(row, start)
-            if params.min_tokens > sequence.num_output_tokens + len(row.preceding_draft_ids):
-                self.forbidden += [start + each for each in sequence.eos_token_ids.union(params.stop_token_ids)]
-
-    def __bool__(self) -> bool:
-        return any(self.places)
-
-    @property
-    def places(self) -> tuple[list[int], ...]:
-        """In the order in which they are edited."""
-        return self.biased, self.repeated, self.counted, self.forbidden
-
-    @property
-    def numbers(self) -> tuple[list[float], ...]:
-        """What is added, what is divided or multiplied by, and what is subtracted."""
-        return self._biases, self._repetitions, self._amounts
-
-    def _penalise(self, row: SamplingRow, start: int) -> None:
-        sequence, params = row.sequence, row.sequence.params
-        if params.repetition_penalty != 1.0:
-            seen = {*sequence.token_ids, *row.preceding_draft_ids}
-            self.repeated += [start + token_id for token_id in seen]
-            self._repetitions += [params.repetition_penalty] * len(seen)
-        if params.frequency_penalty != 0.0 or params.presence_penalty != 0.0:
-            counts = Counter(sequence.output_token_ids)
-            counts.update(row.preceding_draft_ids)
-            self.counted += [start + token_id for token_id in counts]
-            # In fp32 at every step, as the Sampler does.
-            times = np.fromiter(counts.values(), np.float32, len(counts))
-            amounts = times * np.float32(params.frequency_penalty) + np.float32(params.presence_penalty)
-            self._amounts += amounts.tolist()
+    def _constants_of(self, sequence: Sequence) -> _Constants:
+        params = sequence.params
+        record = np.zeros((), _RECORD)
+        record["noise"] = noise_state(sequence.seed, sequence.choice_index)
+        record["temperature"] = 0.0 if params.temperature == 0.0 else divisor_of(params.temperature)
+        record["top_k"] = min(params.top_k, self._num_token_ids)
+        record["top_p"] = params.top_p
+        record["min_p"] = params.min_p
+        is_edited = penalises(params) or bool(params.logit_bias) or params.min_tokens > 0
+        return _Constants(record.tobytes(), truncates(params), is_edited)

@@ -15,14 +15,18 @@ from torch import Tensor
 _Array: TypeAlias = NDArray[np.generic]
 Numbers: TypeAlias = AbstractSequence[float] | _Array
 """As a host lists them."""
+Parts: TypeAlias = dict[str, tuple[type[np.generic], Numbers]]
+"""Numbers by what they are called, each with the dtype that they are to have on the device."""
 
 _DTYPES: Final[dict[type[np.generic], torch.dtype]] = {
+    np.bool_: torch.bool,
     np.uint8: torch.uint8,
     np.int32: torch.int32,
     np.int64: torch.int64,
     np.float32: torch.float32,
     np.float64: torch.float64,
 }
+_NUMPY_DTYPES: Final = {ours: theirs for theirs, ours in _DTYPES.items()}
 _ALIGNMENT: Final = 64
 """Bytes, at a multiple of which each part begins: Triton compiles a kernel once more for a less aligned pointer."""
 
@@ -51,6 +55,11 @@ def together_on_device(
     return tuple(moved[place].view(_DTYPES[dtype]) for place, (dtype, _) in zip(places, parts, strict=True))
 
 
+def named_on_device(device: torch.device, parts: Parts) -> dict[str, Tensor]:
+    """As together_on_device, by name."""
+    return dict(zip(parts, together_on_device(device, *parts.values()), strict=True))
+
+
 def packed(parts: AbstractSequence[tuple[type[np.generic], Numbers]]) -> tuple[NDArray[np.uint8], list[slice]]:
     """All parts in one array of bytes, and where each is."""
     sizes = [len(part) * np.dtype(dtype).itemsize for dtype, part in parts]
@@ -73,3 +82,19 @@ def _pinned(array: _Array, device: torch.device) -> Tensor:
     """On the host, for a copy to the device: one out of pageable memory would wait for it."""
     host = torch.as_tensor(array, device="cpu")
     return host if device.type == "cpu" else host.pin_memory()
+
+
+def as_bytes(tensors: AbstractSequence[Tensor]) -> Tensor:
+    """uint8: the bytes of all of them, one after the other, so that one copy brings them to the host."""
+    return torch.cat([each.flatten().view(torch.uint8) for each in tensors])
+
+
+def taken_apart(host_bytes: NDArray[np.uint8], tensors: AbstractSequence[Tensor]) -> list[_Array]:
+    """Each tensor's numbers, of what `as_bytes` made of them."""
+    arrays: list[_Array] = []
+    start = 0
+    for each in tensors:
+        end = start + each.numel() * each.element_size()
+        arrays.append(host_bytes[start:end].view(_NUMPY_DTYPES[each.dtype]).reshape(each.shape))
+        start = end
+    return arrays

@@ -8,23 +8,26 @@ R rows, B sequences, V vocabulary (the logits' width).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as AbstractSequence
+from itertools import accumulate
 from typing import Final, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from specdec.batch import Batch
 from specdec.device_sampler import CHUNK_PROBS, DeviceSampler
-from specdec.device_tensors import on_device
+from specdec.device_tensors import as_bytes, named_on_device, taken_apart
 from specdec.kernels.verify_by_rule import verify_by_rule
 from specdec.kernels.verify_coupled import verify_coupled
 from specdec.noise import Stream, uniform
-from specdec.proposers.base import DraftDistribution, Proposal
-from specdec.speculative import Verification
-from specdec.verifier import Outcome, Walk, token_logprob, walks_of
+from specdec.proposers.base import Proposal
+from specdec.row_group import RowBatch, RowGroup
+from specdec.speculative import SYNTHETIC, SpeculationPlan, Verification
+from specdec.verifier import Outcome, Walk, token_logprob
 
 _BYTES_PER_DRAFT_PROB: Final = 16
 """fp64 of target and draft each."""
@@ -67,95 +70,140 @@ class DeviceVerifier:
         batch: Batch,
         proposals: AbstractSequence[Proposal],
     ) -> list[Outcome]:
-        rows, walks = walks_of(mask_rows, batch, proposals)
-        if not rows:
+        drafted = [
+            (RowGroup(scheduled.sequence, proposal.token_ids, masks), proposal)
+            for scheduled, proposal, masks in zip(batch.scheduled, proposals, mask_rows, strict=True)
+            if masks
+        ]
+        if not drafted:
             # A pass over prompts alone gives nothing to wait for, and its step would seem to take no time.
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
-            return [Outcome([], 0, 0, []) for _ in walks]
-        explained = [row for walk in walks if _num_top(walk) is not None for row in _row_ids([walk])]
-        raw = logits.index_select(0, on_device(self._device, np.int64, explained)[0]) if explained else None
-        self._sampler.shape(logits, rows)
-        target_ids = self._sampler.draw(logits, rows)
-        by_rule = [walk for walk in walks if walk.num_drafted > 0 and walk.goes_by_rule]
-        passes = [(walks, self._coupled(target_ids, walks))]
-        for rule in _RULES:
-            own = [walk for walk in by_rule if walk.rows[0].sequence.plan.verification is rule]
-            chunks = _chunks(own, logits.shape[1])
-            passes += [(chunk, self._by_rule(logits, target_ids, chunk, rule)) for chunk in chunks]
-        # The one wait. A walk by rule is in two passes, of which the later counts.
-        numbers = iter(torch.cat([each for _, result in passes for each in result]).tolist())
-        outcomes: dict[int, Outcome] = {}
-        for own, (counts, _) in passes:
-            accepted = [next(numbers) for _ in range(counts.shape[0])]
-            for walk, num_accepted in zip(own, accepted, strict=True):
-                emitted = [next(numbers) for _ in walk.rows]
-                outcomes[id(walk)] = Outcome(
-                    emitted[: num_accepted + 1], num_accepted, walk.num_drafted if walk.rows else 0, []
-                )
-        results = [outcomes[id(walk)] for walk in walks]
-        if raw is not None:
-            self._explain(raw, walks, results)
-        return results
-
-    def _coupled(self, target_ids: Tensor, walks: AbstractSequence[Walk]) -> tuple[Tensor, Tensor]:
-        """int64 [R] -> accepted tokens int64 [B] and emitted ones int64 [R], after each sequence's last of any id."""
-        given: list[int] = []
-        for walk in walks:
-            if walk.rows and walk.is_synthetic:
-                accepted = (i for i in range(walk.num_drafted) if walk.is_given(i, self._synthetic_rates))
-                given += [walk.first_row + i for i in accepted]
-        draft_ids, starts, given_rows = on_device(self._device, np.int64, _draft_ids(walks), _row_starts(walks), given)
-        if given:
+            return [Outcome([], 0, 0, []) for _ in proposals]
+        rows = RowBatch([group for group, _ in drafted])
+        starts = rows.starts.tolist()
+        # The others need not be looked at token by token.
+        walks = {
+            i: Walk(proposal, group.rows(), starts[i])
+            for i, (group, proposal) in enumerate(drafted)
+            if proposal.token_ids and _is_walked(group.sequence.plan)
+        }
+        given_rows = [row for walk in walks.values() for row in self._given_rows(walk)]
+        explained = [
+            row
+            for i, (group, _) in enumerate(drafted)
+            if group.sequence.params.logprobs is not None
+            for row in range(starts[i], starts[i + 1])
+        ]
+        sampler = self._sampler
+        parts = sampler.draw_parts(rows) | sampler.edit_parts(rows) | sampler.mask_parts(rows) | rows.draft_parts()
+        parts["row_starts"] = (np.int32, rows.starts)
+        if given_rows:
+            parts["given_rows"] = (np.int64, given_rows)
+        if explained:
+            parts["explained_rows"] = (np.int64, explained)
+        given = sampler.moved(parts)
+        raw = logits.index_select(0, given["explained_rows"]) if explained else None
+        sampler.edit(logits, rows, given)
+        target_ids = sampler.draw_given(logits, given)
+        by_rule = {i: walk for i, walk in walks.items() if walk.goes_by_rule}
+        sampler.mask(logits, rows, _row_ids(by_rule.values()))
+        drawn_ids = target_ids
+        if given_rows:
             # As if the target had drawn them.
-            target_ids = target_ids.index_copy(0, given_rows, draft_ids[given_rows])
-        num_accepted, output_ids = self._outputs(len(walks), target_ids.shape[0])
-        verify_coupled(target_ids, draft_ids, starts.int(), num_accepted, output_ids, max_num_rows=_max_num_rows(walks))
-        return num_accepted.long(), output_ids
+            own = given["given_rows"]
+            drawn_ids = target_ids.index_copy(0, own, given["draft_ids"][own])
+        num_accepted, output_ids = self._outputs(len(drafted), rows.num_rows)
+        verify_coupled(
+            drawn_ids,
+            given["draft_ids"],
+            given["row_starts"],
+            num_accepted,
+            output_ids,
+            max_num_rows=rows.max_num_rows,
+        )
+        for rule in _RULES:
+            own_rule = {i: walk for i, walk in by_rule.items() if walk.rows[0].sequence.plan.verification is rule}
+            for chunk in _chunks(own_rule, logits.shape[1]):
+                self._walk_by_rule(logits, target_ids, chunk, rule, num_accepted, output_ids)
+        results = [output_ids, num_accepted]
+        if raw is not None:
+            num_top = max(group.sequence.params.logprobs or 0 for group, _ in drafted)
+            results += self._explained(raw, output_ids.index_select(0, given["explained_rows"]), num_top)
+        # The one wait.
+        emitted, accepted, *explanation = taken_apart(as_bytes(results).cpu().numpy(), results)
+        outcomes = iter(_outcomes(drafted, starts, emitted.tolist(), accepted.tolist()))
+        answers = [next(outcomes) if masks else Outcome([], 0, 0, []) for masks in mask_rows]
+        if raw is not None:
+            self._explain([group for group, _ in drafted], [each for each in answers if each.token_ids], *explanation)
+        return answers
 
-    def _by_rule(
-        self, logits: Tensor, target_ids: Tensor, walks: AbstractSequence[Walk], verification: Verification
-    ) -> tuple[Tensor, Tensor]:
-        """As `_coupled`, of walks that are some of the pass's: shaped logits fp32 [R, V], target_ids int64 [R]."""
-        rows = [row for walk in walks for row in walk.rows]
-        drawn_from = [_distributions(walk) for walk in walks]
+    def _given_rows(self, walk: Walk) -> list[int]:
+        """Of a synthetic draft the rows of the tokens that are accepted whatever the target draws."""
+        accepted = (i for i in range(walk.num_drafted) if walk.is_given(i, self._synthetic_rates))
+        return [walk.first_row + i for i in accepted]
+
+    def _walk_by_rule(
+        self,
+        logits: Tensor,
+        target_ids: Tensor,
+        walks: Mapping[int, Walk],
+        verification: Verification,
+        num_accepted: Tensor,
+        output_ids: Tensor,
+    ) -> None:
+        """Walk some of the pass's drafts, each under its place among all, into their parts of the two last.
+
+        Edited and masked logits fp32 [R, V], target_ids int64 [R], num_accepted int32 [B], output_ids int64 [R].
+        """
+        every = list(walks.values())
+        rows = [row for walk in every for row in walk.rows]
+        drawn_from = [walk.proposal.distributions or [None] * walk.num_drafted for walk in every]
         known = [each for own in drawn_from for each in own if each is not None]
         sizes = [len(each.token_ids) for each in known]
         places = iter(range(len(known)))
-        # After its last draft token a sequence has one more row, of none.
-        draft_rows = [-1 if each is None else next(places) for own in drawn_from for each in (*own, None)]
-        chosen, draft_ids, starts, of_draft, counts = on_device(
-            self._device, np.int64, _row_ids(walks), _draft_ids(walks), _row_starts(walks), draft_rows, sizes
-        )
-        accepting, recovering = on_device(
+        given = named_on_device(
             self._device,
-            np.float64,
-            [uniform(row.noise_key(Stream.ACCEPT)) for row in rows],
-            [uniform(row.noise_key(Stream.RECOVERED)) for row in rows],
+            {
+                "owners": (np.int64, list(walks)),
+                "chosen": (np.int64, _row_ids(every)),
+                # After its last draft token a sequence has one more row, of none.
+                "draft_ids": (np.int64, [token_id for walk in every for token_id in (*walk.proposal.token_ids, 0)]),
+                "draft_rows": (
+                    np.int32,
+                    [-1 if each is None else next(places) for own in drawn_from for each in (*own, None)],
+                ),
+                "row_starts": (np.int32, list(accumulate((len(walk.rows) for walk in every), initial=0))),
+                "sizes": (np.int64, sizes),
+                "accepting": (np.float64, [uniform(row.noise_key(Stream.ACCEPT)) for row in rows]),
+                "recovering": (np.float64, [uniform(row.noise_key(Stream.RECOVERED)) for row in rows]),
+            },
         )
+        chosen = given["chosen"]
         target_probs = self._sampler.distributions(logits, rows, chosen)
         draft_probs = torch.zeros(max(1, len(known)), logits.shape[1], dtype=torch.float64, device=self._device)
         if known:
             owners = torch.arange(len(known), device=self._device)
-            owners = owners.repeat_interleave(counts, output_size=sum(sizes))
+            owners = owners.repeat_interleave(given["sizes"], output_size=sum(sizes))
             token_ids = torch.cat([each.token_ids for each in known])
             draft_probs[owners, token_ids] = torch.cat([each.probs for each in known])
-        num_accepted, output_ids = self._outputs(len(walks), len(rows))
+        own_accepted, own_output_ids = self._outputs(len(every), len(rows))
         verify_by_rule(
             target_probs,
             draft_probs,
-            of_draft.int(),
-            draft_ids,
+            given["draft_rows"],
+            given["draft_ids"],
             target_ids.index_select(0, chosen),
-            accepting,
-            recovering,
-            starts.int(),
-            num_accepted,
-            output_ids,
+            given["accepting"],
+            given["recovering"],
+            given["row_starts"],
+            own_accepted,
+            own_output_ids,
             rule=_RULES[verification],
-            max_num_rows=_max_num_rows(walks),
+            max_num_rows=max(len(walk.rows) for walk in every),
         )
-        return num_accepted.long(), output_ids
+        num_accepted.index_copy_(0, given["owners"], own_accepted)
+        output_ids.index_copy_(0, chosen, own_output_ids)
 
     def _outputs(self, num_sequences: int, num_rows: int) -> tuple[Tensor, Tensor]:
         """int32 [B], int64 [R]"""
@@ -164,72 +212,75 @@ class DeviceVerifier:
             torch.zeros(num_rows, dtype=torch.int64, device=self._device),
         )
 
-    def _explain(self, raw: Tensor, walks: AbstractSequence[Walk], outcomes: AbstractSequence[Outcome]) -> None:
-        """Add the log-probabilities that are asked for: raw fp32 [R', V], the rows of those walks as they came."""
-        emitted: list[tuple[Outcome, int, int]] = []
-        row_ids: list[int] = []
+    def _explained(self, raw: Tensor, token_ids: Tensor, num_top: int) -> list[Tensor]:
+        """Log-probabilities fp32 [E] of a token a row, and of the likeliest ones fp32 [E, N], then those' int64 [E, N].
+
+        raw fp32 [E, V], logits as they came, token_ids int64 [E]; a row after a sequence's last token has any.
+        """
+        own, values, ids = [], [], []
+        size = max(1, CHUNK_PROBS // raw.shape[1])
+        for start in range(0, len(raw), size):
+            logprobs = torch.log_softmax(raw[start : start + size], dim=-1)
+            own.append(logprobs.gather(1, token_ids[start : start + size, None]).squeeze(1))
+            # Rows beyond the tokenizer's ids, which pad the vocabulary, are no tokens.
+            top = logprobs[:, : len(self._pieces)].topk(num_top)
+            values.append(top.values)
+            ids.append(top.indices)
+        return [torch.cat(own), torch.cat(values), torch.cat(ids)]
+
+    def _explain(
+        self,
+        groups: AbstractSequence[RowGroup],
+        outcomes: AbstractSequence[Outcome],
+        own: NDArray[np.generic],
+        values: NDArray[np.generic],
+        ids: NDArray[np.generic],
+    ) -> None:
+        """Add the log-probabilities that are asked for, of `_explained`: one outcome a group."""
         first_row = 0
-        for walk, outcome in zip(walks, outcomes, strict=True):
-            num_top = _num_top(walk)
-            if num_top is not None:
-                emitted += [(outcome, token_id, num_top) for token_id in outcome.token_ids]
-                row_ids += range(first_row, first_row + len(outcome.token_ids))
-                first_row += len(walk.rows)
-        chosen, token_ids = on_device(self._device, np.int64, row_ids, [token_id for _, token_id, _ in emitted])
-        logprobs = torch.log_softmax(raw.index_select(0, chosen), dim=-1)
-        own = logprobs.gather(1, token_ids[:, None]).squeeze(1).tolist()
-        # Rows beyond the tokenizer's ids, which pad the vocabulary, are no tokens.
-        top = logprobs[:, : len(self._pieces)].topk(max(num_top for _, _, num_top in emitted))
-        likeliest = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        for (outcome, token_id, num_top), logprob, (ids, values) in zip(emitted, own, likeliest, strict=True):
-            others = zip(ids[:num_top], values[:num_top], strict=True)
-            outcome.logprobs.append(
-                token_logprob(
-                    self._pieces, token_id, logprob, tuple(token_logprob(self._pieces, *each) for each in others)
-                )
-            )
+        for group, outcome in zip(groups, outcomes, strict=True):
+            num_top = group.sequence.params.logprobs
+            if num_top is None:
+                continue
+            rows = slice(first_row, first_row + len(outcome.token_ids))
+            first_row += len(group.mask_rows)
+            likeliest = zip(ids[rows, :num_top].tolist(), values[rows, :num_top].tolist(), strict=True)
+            for token_id, logprob, others in zip(outcome.token_ids, own[rows].tolist(), likeliest, strict=True):
+                top = tuple(token_logprob(self._pieces, *each) for each in zip(*others, strict=True))
+                outcome.logprobs.append(token_logprob(self._pieces, token_id, logprob, top))
 
 
-def _num_top(walk: Walk) -> int | None:
-    """How many of the likeliest tokens are reported beside each of a sequence's own; None where nothing is."""
-    return walk.rows[0].sequence.params.logprobs if walk.rows else None
+def _is_walked(plan: SpeculationPlan) -> bool:
+    """Whether a draft's tokens may be accepted for another reason than that the target draws them."""
+    return plan.verification is not Verification.COUPLED or SYNTHETIC in plan.methods
 
 
-def _distributions(walk: Walk) -> AbstractSequence[DraftDistribution | None]:
-    """One a draft token."""
-    return walk.proposal.distributions or [None] * walk.num_drafted
-
-
-def _row_ids(walks: AbstractSequence[Walk]) -> list[int]:
+def _row_ids(walks: Iterable[Walk]) -> list[int]:
     """Of all their rows among the pass's."""
     return [walk.first_row + i for walk in walks for i in range(len(walk.rows))]
 
 
-def _draft_ids(walks: AbstractSequence[Walk]) -> list[int]:
-    """What is drafted at each of their rows; 0 at a sequence's last, where nothing is."""
-    return [token_id for walk in walks if walk.rows for token_id in (*walk.proposal.token_ids, 0)]
+def _outcomes(
+    drafted: AbstractSequence[tuple[RowGroup, Proposal]],
+    starts: AbstractSequence[int],
+    emitted: AbstractSequence[int],
+    accepted: AbstractSequence[int],
+) -> Iterator[Outcome]:
+    """One a group: of all rows' emitted ids those of its accepted tokens and one more."""
+    for (_, proposal), start, num_accepted in zip(drafted, starts, accepted, strict=False):
+        token_ids = list(emitted[start : start + num_accepted + 1])
+        yield Outcome(token_ids, num_accepted, len(proposal.token_ids), [])
 
 
-def _row_starts(walks: AbstractSequence[Walk]) -> list[int]:
-    starts = [0]
-    for walk in walks:
-        starts.append(starts[-1] + len(walk.rows))
-    return starts
-
-
-def _max_num_rows(walks: AbstractSequence[Walk]) -> int:
-    return max(len(walk.rows) for walk in walks)
-
-
-def _chunks(walks: AbstractSequence[Walk], vocab_size: int) -> Iterator[list[Walk]]:
+def _chunks(walks: Mapping[int, Walk], vocab_size: int) -> Iterator[dict[int, Walk]]:
     """As many at a time as there is room for."""
-    chunk: list[Walk] = []
+    chunk: dict[int, Walk] = {}
     num_rows = 0
-    for walk in walks:
+    for place, walk in walks.items():
         if chunk and (num_rows + len(walk.rows)) * vocab_size > CHUNK_PROBS:
             yield chunk
-            chunk, num_rows = [], 0
-        chunk.append(walk)
+            chunk, num_rows = {}, 0
+        chunk[place] = walk
         num_rows += len(walk.rows)
     if chunk:
         yield chunk

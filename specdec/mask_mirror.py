@@ -5,14 +5,14 @@ N rows, W words a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from specdec.device_tensors import array_on_device, on_device
+from specdec.device_tensors import Parts, named_on_device
 from specdec.grammars import MaskTable
 
 _MIN_ROWS: Final = 1024
@@ -27,24 +27,38 @@ class MaskMirror:
         self._device = device
         self._stamps: dict[int, int] = {}
         """Of each row as it was copied."""
+        self._unwritten: dict[int, int] = {}
+        """The stamps of rows that were found stale, until they are written."""
         num_rows = min(_MIN_ROWS, table.rows.shape[0])
-        self._rows = torch.empty(num_rows, table.rows.shape[1], dtype=torch.int32, device=device)
+        self.memory = torch.empty(num_rows, table.rows.shape[1], dtype=torch.int32, device=device)
+        """int32 [N, W]: of any content where no row was asked for."""
 
     def rows(self, row_ids: Iterable[int]) -> Tensor:
         """int32 [N, W], in which these rows are as the table has them now."""
-        stamps = self._table.stamps
-        stale = [row_id for row_id in dict.fromkeys(row_ids) if self._stamps.get(row_id) != stamps[row_id]]
-        if stale:
-            self._reserve(max(stale) + 1)
-            words = array_on_device(self._device, self._table.rows[stale].view(np.int32))
-            self._rows.index_copy_(0, on_device(self._device, np.int64, stale)[0], words)
-            self._stamps.update((row_id, stamps[row_id]) for row_id in stale)
-        return self._rows
+        self.write(named_on_device(self._device, self.parts(row_ids)))
+        return self.memory
+
+    def parts(self, row_ids: Iterable[int]) -> Parts:
+        """What `write` needs for these rows: nothing, where all of them are here."""
+        stamps, own = self._table.stamps, self._stamps
+        stale = [row_id for row_id in set(row_ids) if own.get(row_id) != stamps[row_id]]
+        self._unwritten = {row_id: stamps[row_id] for row_id in stale}
+        if not stale:
+            return {}
+        words = self._table.rows[stale].view(np.int32)
+        return {"stale_rows": (np.int64, stale), "stale_words": (np.int32, words.ravel())}
+
+    def write(self, given: Mapping[str, Tensor]) -> None:
+        """Copy the rows that `parts` found stale."""
+        if "stale_rows" in given:
+            self._reserve(max(self._unwritten) + 1)
+            self.memory.index_copy_(0, given["stale_rows"], given["stale_words"].view(-1, self.memory.shape[1]))
+            self._stamps |= self._unwritten
 
     def _reserve(self, num_rows: int) -> None:
-        num_before = self._rows.shape[0]
+        num_before = self.memory.shape[0]
         if num_rows > num_before:
             num_after = min(max(num_rows, 2 * num_before), self._table.rows.shape[0])
-            larger = torch.empty(num_after, self._rows.shape[1], dtype=torch.int32, device=self._device)
-            larger[:num_before] = self._rows
-            self._rows = larger
+            larger = torch.empty(num_after, self.memory.shape[1], dtype=torch.int32, device=self._device)
+            larger[:num_before] = self.memory
+            self.memory = larger

@@ -7,9 +7,16 @@ uniform number, or Gumbel noise for every token id (kernels/gumbel.py).
 from __future__ import annotations
 
 import enum
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 _MASK_32 = 0xFFFFFFFF
 _MASK_64 = 0xFFFFFFFFFFFFFFFF
+_INCREMENT: Final = 0x9E3779B97F4A7C15
+_FIRST_FACTOR: Final = 0xBF58476D1CE4E5B9
+_SECOND_FACTOR: Final = 0x94D049BB133111EB
 
 
 class Stream(enum.IntEnum):
@@ -37,12 +44,24 @@ def noise_key(
     `draft_start`, the position of the draft's first token, sets apart the draws of drafts that overlap: block
     verification looks at all of a draft before it keeps some of it, so that what is not kept has had its noise seen.
     """
-    state = _mix_64(seed & _MASK_64)
-    for word in (choice_index, position, int(stream)):
+    state = noise_state(seed, choice_index)
+    for word in (position, int(stream)):
         state = _mix_64(state ^ (word & _MASK_64))
     if draft_start is not None:
         state = _mix_64(state ^ draft_start)
     return state & _MASK_32, state >> 32
+
+
+def noise_state(seed: int, choice_index: int) -> int:
+    """What the keys of all of a sequence's draws begin with: 64 bits."""
+    return _mix_64(_mix_64(seed & _MASK_64) ^ (choice_index & _MASK_64))
+
+
+def noise_keys(states: NDArray[np.uint64], positions: NDArray[np.int64], stream: Stream) -> NDArray[np.int64]:
+    """[N, 2]: noise_key of each of N states and positions, [N] each."""
+    states = _mixed_64(states ^ positions.view(np.uint64))
+    states = _mixed_64(states ^ np.uint64(stream))
+    return states.astype("<u8").view("<u4").reshape(-1, 2).astype(np.int64)
 
 
 def uniform(key: tuple[int, int]) -> float:
@@ -52,7 +71,15 @@ def uniform(key: tuple[int, int]) -> float:
 
 def _mix_64(x: int) -> int:
     """SplitMix64's finalizer (Steele, Lea, Flood 2014), with its increment."""
-    x = (x + 0x9E3779B97F4A7C15) & _MASK_64
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK_64
+    x = (x + _INCREMENT) & _MASK_64
+    x = ((x ^ (x >> 30)) * _FIRST_FACTOR) & _MASK_64
+    x = ((x ^ (x >> 27)) * _SECOND_FACTOR) & _MASK_64
     return x ^ (x >> 31)
+
+
+def _mixed_64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """_mix_64 of each; sums and products of arrays wrap around."""
+    x = x + np.uint64(_INCREMENT)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST_FACTOR)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND_FACTOR)
+    return x ^ (x >> np.uint64(31))

@@ -65,6 +65,26 @@ def test_coupled_speculation_changes_nothing(engine, sampling):
     assert [each.token_ids for each in coupled] == [each.token_ids for each in plain]
 
 
+@pytest.mark.parametrize("speculation", ["none", "coupled"])
+def test_a_preempted_answer_goes_on_as_on_the_cpu(device, config_of, cpu_engine, speculation):
+    """With penalties, whose counts outlive the preemption; without one, the answer would be the same."""
+    max_tokens = 2 * NUM_TOKENS
+    penalties = {"frequency_penalty": 0.7, "presence_penalty": 0.4, "repetition_penalty": 1.2}
+    params = params_of(max_tokens=max_tokens, min_tokens=NUM_TOKENS, logit_bias={5: 2.0}, **penalties)
+    longest = max(len(cpu_engine.tokenizer.encode(prompt)) for prompt in PROMPTS)
+    # The oldest alone takes the small pool in the end.
+    few, many = -(-(longest + max_tokens) // 8), 60
+    outputs = []
+    for num_kv_blocks in (few, many):
+        for place in (device, CPU):
+            config = config_of(device=place.type, block_size=8, num_kv_blocks=num_kv_blocks)
+            engine = Engine(config) if place is CPU else kernel_engine(place, config)
+            own = engine.generate(PROMPTS, params, speculative=SPECULATIONS[speculation])
+            outputs.append([each.choices[0].token_ids for each in own])
+            assert (engine.stats().num_preemptions > 0) == (num_kv_blocks == few)
+    assert outputs[1:] == outputs[:-1]
+
+
 def test_synthetic_drafts_are_accepted_as_on_the_cpu(device, config_of):
     speculative = SpeculativeConfig(
         method="synthetic", synthetic_acceptance_rates=(0.9, 0.6, 0.3), num_speculative_tokens=3

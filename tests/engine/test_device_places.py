@@ -46,7 +46,9 @@ def test_no_step_has_a_tensor_in_the_wrong_place(watched, cpu_engine, sampling, 
     assert [each.token_ids for each in ours] == [each.token_ids for each in theirs]
 
 
-@pytest.mark.parametrize("sampling", ["greedy", "sampled", "truncated", "penalised", "biased", "under a schema"])
+@pytest.mark.parametrize(
+    "sampling", ["greedy", "sampled", "truncated", "penalised", "biased", "several explained", "under a schema"]
+)
 def test_a_step_waits_for_the_device_once(watched, sampling, monkeypatch):
     watch, engine = watched
     monkeypatch.setattr(watch, "waits", [])

@@ -18,7 +18,7 @@ from written_out_sampling import (
     token_lists,
 )
 
-from specdec import device_sampler, device_verifier
+from specdec import device_sampler, device_tensors, device_verifier
 from specdec.batch import Batch, ScheduledSequence
 from specdec.device_sampler import DeviceSampler
 from specdec.device_tensors import on_device, packed, together_on_device
@@ -192,6 +192,114 @@ def test_every_sequence_gets_what_it_gets_on_the_cpu(device, data):
             assert [each.logprob for each in logprob.top] == pytest.approx(
                 [each.logprob for each in expected.top], abs=1e-5
             )
+
+
+def check_pass(device, verifier, sequences, masks, drafts, logits):
+    """One pass of both paths; returns each sequence's tokens."""
+    batch = Batch([ScheduledSequence(sequence, 1, 0, 0) for sequence in sequences])
+    proposals = [Proposal(each, [Source("ngram")] * len(each)) for each in drafts]
+    theirs = CPU_VERIFIER.verify(logits.clone(), masks, batch, proposals)
+    ours = verifier.verify(logits.clone().to(device), masks, batch, proposals)
+    assert [each.token_ids for each in ours] == [each.token_ids for each in theirs]
+    return [each.token_ids for each in ours]
+
+
+@settings(examples, max_examples=5 if INTERPRETED else 30)
+@given(data=st.data())
+def test_passes_one_after_the_other_are_those_of_the_cpu(device, data, monkeypatch):
+    """With a verifier that remembers: tokens come, masks are overwritten, sequences sit out, leave and arrive."""
+    masks = Masks([set(range(1, NUM_TOKEN_IDS, 2)), set(range(10, 40)), set(range(60, 70))])
+    monkeypatch.setattr(CPU_SAMPLER, "_mask_table", masks)
+    verifier = DeviceVerifier(DeviceSampler(masks, NUM_TOKEN_IDS, device), PIECES, device)
+    sequences = []
+    for step in range(3 if INTERPRETED else 6):
+        for _ in range(data.draw(st.integers(1, 2))):
+            params = data.draw(params_strategy)
+            sequences.append(sequence_of(params, [1, *data.draw(token_lists)], num_prompt_tokens=1))
+        if len(sequences) > 2 and data.draw(st.booleans()):
+            sequences.pop(data.draw(st.integers(0, len(sequences) - 1)))
+        if data.draw(st.booleans()):
+            row = data.draw(st.integers(0, 2))
+            masks.rows[row] = Masks([data.draw(st.sets(st.integers(0, NUM_TOKEN_IDS - 1), min_size=1))]).rows[0]
+            masks.stamps[row] = 1000 + step
+        batch = data.draw(st.permutations(sequences))[: data.draw(st.integers(1, len(sequences)))]
+        drafts = [data.draw(st.lists(st.sampled_from([8, 9, 31, 60]), max_size=4)) for _ in batch]
+        own_masks = [
+            data.draw(st.lists(st.sampled_from([None, 0, 1, 2]), min_size=len(each) + 1, max_size=len(each) + 1))
+            for each in drafts
+        ]
+        logits = logits_of(data, sum(map(len, own_masks)))
+        emitted = check_pass(device, verifier, batch, own_masks, drafts, logits)
+        for sequence, token_ids in zip(batch, emitted, strict=True):
+            sequence.token_ids += token_ids
+
+
+LIKELY = torch.arange(8 * VOCAB_SIZE, dtype=torch.float32).view(8, VOCAB_SIZE).mul(0.7).sin().mul(4.0)
+
+
+def coupled_pass(device, *, params=None, plans=(PLAIN,), masks=(0, None, 1)):
+    """Logits of three sequences' rows before and after a pass over a draft of one token each, the last of none."""
+    sequences = [
+        sequence_of(params or SamplingParams(seed=i), plan=plan, choice_index=i)
+        for i, plan in enumerate([*plans, *[PLAIN] * (3 - len(plans))])
+    ]
+    logits = LIKELY[:5].clone().to(device)
+    own_masks = [[masks[0]] * 2, [masks[1]] * 2, [masks[2]]]
+    drafts = [[31], [31], []]
+    verifier = DeviceVerifier(DeviceSampler(MASKS, NUM_TOKEN_IDS, device), PIECES, device)
+    batch = Batch([ScheduledSequence(sequence, 1, 0, 0) for sequence in sequences])
+    proposals = [Proposal(each, [Source("ngram")] * len(each)) for each in drafts]
+    verifier.verify(logits, own_masks, batch, proposals)
+    return LIKELY[:5], logits.cpu()
+
+
+def test_a_coupled_pass_writes_no_masks_into_the_logits(device):
+    before, after = coupled_pass(device)
+    assert torch.equal(before, after)
+
+
+def test_rows_that_are_verified_by_rule_are_masked_and_no_others(device):
+    before, after = coupled_pass(device, plans=[SpeculationPlan(verification=Verification.REJECTION)])
+    assert bool(after[:2, [0, 2, 98]].isneginf().all())
+    assert torch.equal(after[:2, 1:NUM_TOKEN_IDS:2], before[:2, 1:NUM_TOKEN_IDS:2])
+    assert torch.equal(after[2:, :NUM_TOKEN_IDS], before[2:, :NUM_TOKEN_IDS])
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0.0),
+        SamplingParams(top_k=5, top_p=0.9, min_p=0.01, seed=1),
+        SamplingParams(frequency_penalty=0.5, logit_bias={3: 1.0}, min_tokens=9, seed=1, logprobs=2),
+    ],
+)
+def test_a_coupled_pass_is_told_everything_in_one_copy(device, params, monkeypatch):
+    copies = []
+
+    def counted(*args, **kwargs):
+        copies.append(args)
+        return together_on_device(*args, **kwargs)
+
+    monkeypatch.setattr(device_tensors, "together_on_device", counted)
+    coupled_pass(device, params=params)
+    assert len(copies) == 1
+
+
+def test_a_pass_that_failed_is_made_up_for_by_the_next(device, monkeypatch):
+    """What lists and masks had not been told when it failed, they are told then."""
+    params = SamplingParams(frequency_penalty=1.5, presence_penalty=0.5, seed=4)
+    sequence = sequence_of(params, [1, 5, 9, 5], num_prompt_tokens=2)
+    verifier = DeviceVerifier(DeviceSampler(MASKS, NUM_TOKEN_IDS, device), PIECES, device)
+    for failing in (True, False, True, False):
+        masks, drafts = [[0, 1, 0]], [[31, 9]]
+        if failing:
+            with monkeypatch.context() as patch:
+                patch.setattr(device_tensors, "together_on_device", None)
+                with pytest.raises(TypeError):
+                    check_pass(device, verifier, [sequence], masks, drafts, LIKELY[:3])
+        else:
+            check_pass(device, verifier, [sequence], masks, drafts, LIKELY[:3])
+        sequence.token_ids += [33, 31, 33]
 
 
 def test_a_row_that_was_overwritten_is_copied_again(device):

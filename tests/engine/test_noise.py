@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from specdec.kernels.gumbel import GUMBEL_RANGE, fixed_log, gumbel
-from specdec.noise import Stream, noise_key, uniform
+from specdec.noise import Stream, noise_key, noise_keys, noise_state, uniform
 
 
 def test_the_logarithm_is_right_over_every_exponent():
@@ -95,3 +95,19 @@ def test_uniforms_lie_between_0_and_1_and_are_independent_between_streams_positi
         counts = np.histogram2d(first, second, bins=8, range=((0, 1), (0, 1)))[0]
         expected = num_draws / 64
         assert ((counts - expected) ** 2 / expected).sum() < 120
+
+
+def test_the_keys_of_many_draws_are_those_of_each():
+    generator = np.random.default_rng(5)
+    seeds = [*generator.integers(-(2**63), 2**63 - 1, 300).tolist(), 0, -1, 2**63 - 1, -(2**63)]
+    choices = [i % 7 for i in range(len(seeds))]
+    positions = np.array([*generator.integers(0, 2**20, len(seeds) - 2).tolist(), 0, 2**31])
+    states = np.array([noise_state(*each) for each in zip(seeds, choices, strict=True)], np.uint64)
+    for stream in (Stream.TOKEN, Stream.RECOVERED):
+        keys = noise_keys(states, positions, stream)
+        assert keys.dtype == np.int64
+        assert [tuple(key) for key in keys.tolist()] == [
+            noise_key(seed, choice, position, stream)
+            for seed, choice, position in zip(seeds, choices, positions.tolist(), strict=True)
+        ]
+    assert noise_keys(states[:0], positions[:0], Stream.TOKEN).shape == (0, 2)

@@ -14,6 +14,7 @@ from specdec.kernels.dispatch import INTERPRETED
 from specdec.kernels.penalties import (
     ForbiddenTokens,
     LogitBias,
+    PenalisedRows,
     SeenTokens,
     apply_penalties,
     apply_penalties_reference,
@@ -65,21 +66,32 @@ def by_the_engine(logits, sequences):
     return shaped
 
 
-def rows_of(sequences, device):
+def rows_of(sequences, device, order=None):
+    """Of each sequence a row after none of its draft tokens, after one, and so on; in this order, if it is given."""
     starts = list(itertools.accumulate((len(each.drafts) + 1 for each in sequences), initial=0))
-    # The last row's draft token is nobody's.
+    # What stands after a sequence's drafts is nobody's.
     draft_ids = [token_id for each in sequences for token_id in (*each.drafts, 2**40)]
-    return (
-        torch.tensor(starts, dtype=torch.int32, device=device),
-        torch.tensor(draft_ids, dtype=torch.int64, device=device),
-    )
+    rows = [(b, starts[b], i) for b, each in enumerate(sequences) for i in range(len(each.drafts) + 1)]
+    columns = zip(*(rows if order is None else [rows[i] for i in order]), strict=True)
+    numbers = [torch.tensor(column, dtype=torch.int32, device=device) for column in columns]
+    return PenalisedRows(*numbers, torch.tensor(draft_ids, dtype=torch.int64, device=device))
 
 
 def packed(lists, device, **dtypes):
-    """Lists of tuples, one list a sequence -> starts, and one tensor a place in the tuples."""
-    starts = list(itertools.accumulate(map(len, lists), initial=0))
-    columns = list(zip(*itertools.chain(*lists), strict=True)) or [()] * len(dtypes)
-    return {"starts": torch.tensor(starts, dtype=torch.int32, device=device)} | {
+    """Lists of tuples, one list a sequence -> starts, sizes, and one tensor a place in the tuples.
+
+    The last sequence's list comes first, and between lists are places of nobody's.
+    """
+    nobodys = [(2**30,) * len(dtypes)] * 3
+    starts, entries = [], [*nobodys]
+    for each in reversed(lists):
+        starts.insert(0, len(entries))
+        entries += [*each, *nobodys]
+    columns = zip(*entries, strict=True)
+    return {
+        "starts": torch.tensor(starts, dtype=torch.int32, device=device),
+        "sizes": torch.tensor([len(each) for each in lists], dtype=torch.int32, device=device),
+    } | {
         name: torch.tensor(column, dtype=dtype, device=device)
         for (name, dtype), column in zip(dtypes.items(), columns, strict=True)
     }
@@ -98,7 +110,7 @@ def lists_of(sequences, device):
             [getattr(each.params, f"{name}_penalty") for each in sequences], dtype=torch.float32, device=device
         )
 
-    num_forbidden_rows = [max(0, each.params.min_tokens - each.num_output_tokens) for each in sequences]
+    num_missing = [max(0, each.params.min_tokens - each.num_output_tokens) for each in sequences]
     return {
         "seen": SeenTokens(
             **packed(seen, device, token_ids=torch.int32, output_counts=torch.int32),
@@ -109,16 +121,17 @@ def lists_of(sequences, device):
         "bias": LogitBias(**packed(bias, device, token_ids=torch.int32, values=torch.float32)),
         "forbidden": ForbiddenTokens(
             **packed(forbidden, device, token_ids=torch.int32),
-            num_rows=torch.tensor(num_forbidden_rows, dtype=torch.int32, device=device),
+            num_missing=torch.tensor(num_missing, dtype=torch.int32, device=device),
         ),
     }
 
 
 def shaped(function, logits, sequences, device, **lists):
-    row_starts, draft_ids = rows_of(sequences, device)
     edited = logits.to(device, copy=True)
-    more = {} if function is apply_penalties_reference else {"max_num_rows": max(len(s.drafts) for s in sequences) + 1}
-    function(edited, row_starts, draft_ids, **more, **lists)
+    more = {}
+    if function is apply_penalties:
+        more = {"max_num_preceding": max((len(each.drafts) for each in sequences), default=0)}
+    function(edited, rows_of(sequences, device), **more, **lists)
     return edited.cpu()
 
 
@@ -212,60 +225,85 @@ def test_lists_that_are_not_given_change_nothing(names, device):
     assert torch.equal(shaped(apply_penalties, logits, own, device, **given_lists), expected)
 
 
+def test_rows_may_be_of_any_sequence_after_any_of_its_drafts(device):
+    sequences = [
+        sequence([1, 2], [2, 3], [3, 8, 4], repetition=1.4, frequency=0.5, bias={1: 9.0}),
+        sequence([4], [4], [4, 5], presence=0.3, min_tokens=2, eos_token_ids={6}),
+    ]
+    logits = random_logits(7, 9, seed=6)
+    expected = by_the_engine(logits, sequences)
+    order = [6, 3, 0, 3]
+    edited = logits[order].to(device)
+    rows = rows_of(sequences, device, order)
+    apply_penalties(edited, rows, max_num_preceding=3, **lists_of(sequences, device))
+    assert torch.equal(edited.cpu(), expected[order])
+
+
+@pytest.mark.gpu
+def test_edits_of_the_same_logits_wait_for_each_other():
+    """Each token is biased by one thread, penalised by another and perhaps forbidden by a third, over and over."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    vocab_size = 4096
+    generator = torch.Generator().manual_seed(1)
+    orders = [torch.randperm(vocab_size, generator=generator).tolist() for _ in range(3)]
+    bias = {token_id: 1.0 + 0.25 * (token_id % 9) for token_id in orders[0]}
+    drafts = [*orders[1][-3:], *orders[0][:5]]
+    own = sequence(orders[1][:2000], orders[1][2000:-3], drafts, repetition=1.7, frequency=0.3, bias=bias)
+    own.params.min_tokens, own.params.stop_token_ids = 2**20, frozenset(orders[2][:700])
+    logits = random_logits(len(drafts) + 1, vocab_size, seed=9)
+    expected = by_the_engine(logits, [own])
+    lists = lists_of([own], "cuda")
+    rows = rows_of([own], "cuda")
+    for _ in range(100):
+        edited = logits.to("cuda", copy=True)
+        apply_penalties(edited, rows, max_num_preceding=len(drafts), **lists)
+        assert torch.equal(edited.cpu(), expected)
+
+
 def test_only_the_rows_of_a_strided_view_are_edited(device):
     """Sequence 1 has no rows, and what stands beside the logits is NaN before and after."""
     wide = torch.full((2, 20), math.nan, device=device)
     wide[:, :9] = 1.0
-    lists = lists_of([sequence([1], []), sequence([5], []), sequence([2], [2], presence=0.5)], device)
-    apply_penalties(
-        wide[:, :9],
-        torch.tensor([0, 1, 1, 2], dtype=torch.int32, device=device),
-        torch.zeros(2, dtype=torch.int64, device=device),
-        max_num_rows=3,
-        **lists,
-    )
+    sequences = [sequence([1], []), sequence([5], []), sequence([2], [2], presence=0.5)]
+    rows = rows_of(sequences, device, order=[0, 2])
+    apply_penalties(wide[:, :9], rows, max_num_preceding=0, **lists_of(sequences, device))
     expected = torch.ones(2, 9)
     expected[1, 2] = 0.5
     assert torch.equal(wide[:, :9].cpu(), expected)
     assert bool(wide[:, 9:].isnan().all())
 
 
-def test_no_sequences_are_no_work(device):
-    apply_penalties(
-        torch.zeros(0, 9, device=device),
-        torch.zeros(1, dtype=torch.int32, device=device),
-        torch.zeros(0, dtype=torch.int64, device=device),
-        max_num_rows=1,
-        **lists_of([], device),
-    )
+def test_no_rows_are_no_work(device):
+    sequences = [sequence([1], [2], presence=0.5)]
+    none = PenalisedRows(*(each[:0] for each in rows_of(sequences, device)))
+    apply_penalties(torch.zeros(0, 9, device=device), none, max_num_preceding=0, **lists_of(sequences, device))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"logits": torch.zeros(3, 9)}, r"logits must be \[2, V\] float32"),
-        ({"logits": torch.zeros(2, 9, dtype=torch.float16)}, r"logits must be \[2, V\] float32"),
+        ({"logits": torch.zeros(3, 9)}, r"rows.sequences must be \[3\] torch.int32"),
+        ({"logits": torch.zeros(2, 9, dtype=torch.float16)}, r"logits must be \[R, V\] float32"),
         ({"logits": torch.zeros(9, 2).T}, "logits must be contiguous along the last axis"),
-        ({"logits": torch.zeros(2, 9, device="meta")}, "draft_ids is on cpu, logits on meta"),
-        ({"draft_ids": torch.zeros(2, dtype=torch.int32)}, r"draft_ids must be \[2\] torch.int64"),
-        ({"row_starts": torch.zeros(2)}, r"row_starts must be \[B \+ 1\] int32"),
-        ({"max_num_rows": 0}, "max_num_rows is 0"),
-        ({"seen": {"token_ids": torch.zeros(1)}}, r"seen.token_ids must be \[1\] torch.int32"),
-        ({"seen": {"output_counts": torch.zeros(2, dtype=torch.int32)}}, r"seen.output_counts must be \[1\]"),
+        ({"logits": torch.zeros(2, 9, device="meta")}, "rows.sequences is on cpu, logits on meta"),
+        ({"rows": {"draft_ids": torch.zeros(2, dtype=torch.int32)}}, r"rows.draft_ids must be \[2\] torch.int64"),
+        ({"rows": {"draft_starts": torch.zeros(2)}}, r"rows.draft_starts must be \[2\] torch.int32"),
+        ({"max_num_preceding": -1}, "max_num_preceding is -1"),
+        ({"seen": {"token_ids": torch.zeros(7)}}, r"seen.token_ids must be \[7\] torch.int32"),
+        ({"seen": {"output_counts": torch.zeros(2, dtype=torch.int32)}}, r"seen.output_counts must be \[7\]"),
         ({"seen": {"repetition": torch.ones(2)}}, r"seen.repetition must be \[1\] torch.float32"),
-        ({"bias": {"starts": torch.zeros(1, dtype=torch.int32)}}, r"bias.starts must be \[2\] torch.int32"),
-        ({"bias": {"values": torch.zeros(1, device="meta")}}, "bias.values is on meta, logits on cpu"),
-        ({"forbidden": {"num_rows": torch.zeros(1)}}, r"forbidden.num_rows must be \[1\] torch.int32"),
+        ({"bias": {"starts": torch.zeros(2, dtype=torch.int32)}}, r"bias.starts must be \[1\] torch.int32"),
+        ({"bias": {"values": torch.zeros(7, device="meta")}}, "bias.values is on meta, logits on cpu"),
+        ({"forbidden": {"num_missing": torch.zeros(1)}}, r"forbidden.num_missing must be \[1\] torch.int32"),
     ],
 )
 def test_a_tensor_of_another_shape_dtype_device_or_stride_is_refused(change, message):
     sequences = [sequence([1], [], [2], bias={3: 1.0}, eos_token_ids={0}, min_tokens=1)]
-    row_starts, draft_ids = rows_of(sequences, "cpu")
     good = {
         "logits": torch.zeros(2, 9),
-        "row_starts": row_starts,
-        "draft_ids": draft_ids,
-        "max_num_rows": 2,
+        "rows": rows_of(sequences, "cpu"),
+        "max_num_preceding": 1,
         **lists_of(sequences, "cpu"),
     }
     for name, value in change.items():

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from specdec.kernels.dispatch import INTERPRETED
 from specdec.kernels.gumbel import gumbel
-from specdec.kernels.sample import sample, sample_reference
+from specdec.kernels.sample import sample
+from specdec.kernels.sample_reference import sample_reference
 from specdec.kernels.token_mask import apply_token_mask_reference
 from specdec.sampler import draw
 
