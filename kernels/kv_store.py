@@ -143,9 +143,9 @@ def kv_store(
 
     key, value: [T, H, D] float32, float16 or bfloat16 where the caches are fp8, heads and elements contiguous, any
     stride from token to token (views of one QKV product qualify). key_cache, value_cache: [num_blocks, block_size, H,
-    D] of the same dtype, or of one fp8 dtype with scales, any stride from block to block. slot_mapping: [T] int64, below 0 for none.
-    key_scale, value_scale: [H] float32, above 0, what a cached number of a head is to be multiplied by. Raises
-    ValueError when shapes, dtypes, devices or strides are others.
+    D] of the same dtype, or of one fp8 dtype with scales, any stride from block to block. slot_mapping: [T] int64,
+    below 0 for none. key_scale, value_scale: [H] float32, above 0, what a cached number of a head is to be multiplied
+    by. Raises ValueError when shapes, dtypes, devices or strides are others.
     """
     _check(key, value, key_cache, value_cache, slot_mapping)
     _check_scales(key, key_cache, key_scale, value_scale)

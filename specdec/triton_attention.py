@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -81,14 +81,12 @@ class HostPlan:
 
     def filled(self, num_tokens: int, num_sequences: int) -> HostPlan:
         """With tokens that are nobody's and written nowhere, and sequences without any; the tables stay as they are."""
-        spare_tokens = num_tokens - len(self.positions)
-        spare_sequences = num_sequences - len(self.context_lens)
         return HostPlan(
-            positions=np.pad(self.positions, (0, spare_tokens)),
-            slot_mapping=np.pad(self.slot_mapping, (0, spare_tokens), constant_values=NO_SLOT),
+            positions=_filled(self.positions, num_tokens, 0),
+            slot_mapping=_filled(self.slot_mapping, num_tokens, NO_SLOT),
             block_tables=self.block_tables,
-            query_starts=np.pad(self.query_starts, (0, spare_sequences), mode="edge"),
-            context_lens=np.pad(self.context_lens, (0, spare_sequences)),
+            query_starts=_filled(self.query_starts, num_sequences + 1, int(self.query_starts[-1])),
+            context_lens=_filled(self.context_lens, num_sequences, 0),
         )
 
 
@@ -157,3 +155,9 @@ class TritonAttention:
             tiling=plan.tiling,
         )
         return output
+
+
+def _filled(array: NDArray[Any], size: int, number: int) -> NDArray[Any]:
+    filled = np.full(size, number, dtype=array.dtype)
+    filled[: len(array)] = array
+    return filled
