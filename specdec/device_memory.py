@@ -123,8 +123,8 @@ def check_pool_fits(budget: Budget, least_bytes: int, *, utilization: float, max
         f"{utilization:g} allows {gibibytes(budget.allowed)}; weights and what else is there take "
         f"{gibibytes(budget.taken)}, a step of {max_num_batched_tokens} tokens {gibibytes(budget.step)}, captured "
         f"graphs {gibibytes(budget.graphs)}, and the cache needs {gibibytes(least_bytes)} or more; "
-        "lower --max-num-batched-tokens or --max-num-seqs, raise --gpu-memory-utilization, or take a smaller --dtype or "
-        "model",
+        "lower --max-num-batched-tokens or --max-num-seqs, raise --gpu-memory-utilization, or take a smaller --dtype "
+        "or model",
         flag="--gpu-memory-utilization",
     )
 
