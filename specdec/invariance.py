@@ -42,9 +42,11 @@ def check_row_invariance(runner: ModelRunner, *, num_blocks: int, block_size: in
     if not torch.equal(torch.cat(pieces), whole[:start]):
         is_cpu = runner.device.type == "cpu"
         place, otherwise = ("host", "dtype or thread count") if is_cpu else ("device", "dtype or device")
+        if runner.num_graphs:
+            place, otherwise = "device, whose passes are captured,", "enforce-eager"
         threads = f", {torch.get_num_threads()} threads" if is_cpu else ""
         raise ConfigError(
-            f"exact arithmetic was asked for, but this {place}'s math library gives a row other bits in another batch "
+            f"exact arithmetic was asked for, but the math library of this {place} gives a row other bits in another batch "
             f"({runner.model.dtype}{threads}); use another --{otherwise}, or leave --exact off",
             flag="--exact",
         )
