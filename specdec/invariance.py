@@ -41,12 +41,14 @@ def check_row_invariance(runner: ModelRunner, *, num_blocks: int, block_size: in
         start = end
     if not torch.equal(torch.cat(pieces), whole[:start]):
         is_cpu = runner.device.type == "cpu"
-        place, otherwise = ("host", "dtype or thread count") if is_cpu else ("device", "dtype or device")
+        place, otherwise = (
+            ("host", "another --dtype or thread count") if is_cpu else ("device", "another --dtype or device")
+        )
         if runner.num_graphs:
-            place, otherwise = "device, whose passes are captured,", "enforce-eager"
+            place, otherwise = "device under capture", "--enforce-eager"
         threads = f", {torch.get_num_threads()} threads" if is_cpu else ""
         raise ConfigError(
-            f"exact arithmetic was asked for, but the math library of this {place} gives a row other bits in another batch "
-            f"({runner.model.dtype}{threads}); use another --{otherwise}, or leave --exact off",
+            f"exact arithmetic was asked for, but the math library of this {place} gives a row other bits in another "
+            f"batch ({runner.model.dtype}{threads}); use {otherwise}, or leave --exact off",
             flag="--exact",
         )

@@ -73,7 +73,11 @@ def test_a_graphed_engine_says_so(graphed, eager):
     assert eager.describe().num_graphs == eager.runner.num_graphs == 0
 
 
-@pytest.mark.parametrize(("sampling", "speculation"), CASES)
+# What a sampling does with the logits is the same, whatever gave them.
+SOME_CASES = [each for each in CASES if each[0] in {"sampled", "several explained", "under a schema"}]
+
+
+@pytest.mark.parametrize(("sampling", "speculation"), SOME_CASES)
 def test_answers_are_those_of_eager_passes(graphed, eager, forwards, sampling, speculation):
     ours, theirs = (answers(engine, sampling, speculation) for engine in (graphed, eager))
     assert all(forwards)
