@@ -393,7 +393,9 @@ def paged_attention(
     num_splits = tiling.max_splits or (triton.cdiv(max_context_len, split_keys) if split_keys else 1)
     scratch = num_tokens * num_heads * num_splits if split_keys else 0
     partial = torch.empty(scratch * head_size, dtype=torch.float32, device=query.device)
-    maximum, total = torch.empty(2, scratch, dtype=torch.float32, device=query.device)
+    # Apart, so that both begin where an allocation does: a kernel is compiled once more for a less aligned pointer.
+    maximum = torch.empty(scratch, dtype=torch.float32, device=query.device)
+    total = torch.empty(scratch, dtype=torch.float32, device=query.device)
     padded_head_size = max(16, triton.next_power_of_2(head_size))
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]  # torch leaves it untyped
         _paged_attention_kernel[(num_tiles, num_kv_heads, num_splits)](

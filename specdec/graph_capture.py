@@ -6,6 +6,7 @@ replay to the next is in those tensors.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
@@ -30,7 +31,7 @@ class CudaGraphCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._stream = _side_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, work: Work) -> Work:
@@ -48,7 +49,16 @@ class CudaGraphCapture:
         finally:
             # A capture that fails leaves its stream as the current one.
             torch.cuda.set_stream(current)
+        # The first replay uploads the graph; what the device has against it comes out here.
+        graph.replay()
+        torch.cuda.synchronize(self._device)
         return graph.replay
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures, since a library keeps a workspace for each stream."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 class RepeatCapture:

@@ -104,12 +104,13 @@ class PassGraphs:
             try:
                 runner.capture(buckets, capture, max_model_len=self.max_model_len, report=report)
             except RuntimeError as error:
+                cause = _first_of(error)
                 logger.warning(
                     "passes of the %s model are launched kernel by kernel, which is slower: a graph of them could not "
                     "be captured (%s: %s)",
                     "draft" if index else "target",
-                    type(error).__name__,
-                    error,
+                    type(cause).__name__,
+                    cause,
                 )
             num_before += len(buckets)
         report(0)
@@ -121,3 +122,8 @@ class PassGraphs:
 
     def _num_rows(self, index: int) -> int:
         return self.max_rows if index == 0 else self.max_sequences
+
+
+def _first_of(error: BaseException) -> BaseException:
+    """What came before all else: a capture that was broken off fails once more where it ends."""
+    return error if error.__context__ is None else _first_of(error.__context__)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from specdec import device_tensors
 from specdec.attention import Span
 from specdec.graph_buckets import GraphBucket, draft_buckets, smallest_bucket, target_buckets
 from specdec.graph_capture import RepeatCapture
@@ -159,6 +160,17 @@ def test_captured_logits_lie_in_the_runners_buffer_and_a_copy_of_them_where_ther
     assert torch.equal(own, kept)
     other = LogitsBuffer(CPU)
     assert captured.forward(span, other).data_ptr() == other.rows(1, models[False].config.vocab_size).data_ptr()
+
+
+def test_a_pass_has_one_copy_to_the_device(models, monkeypatch):
+    captured, _ = runner_of(models[False], False, capture=RepeatCapture())
+    copies = []
+    pinned = device_tensors._pinned
+    monkeypatch.setattr(device_tensors, "_pinned", lambda *given: copies.append(given[0].nbytes) or pinned(*given))
+    captured.forward([Span([1, 2], 20, list(range(6)), 2), Span([3], 9, [7, 8, 9], 1)], captured.logits)
+    assert len(copies) == 1
+    # Tokens, positions, rows, slots, starts and contexts of a bucket of 4, then 2 tables of 6 blocks.
+    assert copies == [6 * 64 + 64]
 
 
 def test_a_context_longer_than_the_graphs_are_laid_out_for_is_eager(models):

@@ -26,7 +26,8 @@ CPU = torch.device("cpu")
 PLACES = [pytest.param("cpu", id="interpreter" if INTERPRETED else "cpu")]
 if not INTERPRETED:
     PLACES.append(pytest.param("cuda", id="gpu", marks=pytest.mark.gpu))
-SMALL = {"enforce_eager": False} | ({"max_num_batched_tokens": 16, "max_num_seqs": 4} if INTERPRETED else {})
+SMALL = {"enforce_eager": False} | ({"max_num_batched_tokens": 8, "max_num_seqs": 4} if INTERPRETED else {})
+not_of_kernels = pytest.mark.skipif(INTERPRETED, reason="the interpreter would say nothing else")
 
 
 @pytest.fixture(scope="module", params=PLACES)
@@ -75,6 +76,8 @@ def test_a_graphed_engine_says_so(graphed, eager):
 
 # What a sampling does with the logits is the same, whatever gave them.
 SOME_CASES = [each for each in CASES if each[0] in {"sampled", "several explained", "under a schema"}]
+if INTERPRETED:
+    SOME_CASES = [("several explained", "none"), ("penalised", "coupled")]
 
 
 @pytest.mark.parametrize(("sampling", "speculation"), SOME_CASES)
@@ -91,7 +94,7 @@ def test_answers_are_those_of_eager_passes(graphed, eager, forwards, sampling, s
 
 def test_replays_stay_right_while_contexts_grow(graphed, eager, forwards):
     """To the end of the longest context there can be."""
-    num_tokens = 12 if INTERPRETED else 70
+    num_tokens = 18 if INTERPRETED else 70
     params = [SamplingParams(max_tokens=num_tokens, seed=i, temperature=0.7, ignore_eos=True) for i in range(2)]
     ours, theirs = (engine.generate([[5], [9, 11]], params) for engine in (graphed, eager))
     assert all(forwards)
@@ -100,7 +103,7 @@ def test_replays_stay_right_while_contexts_grow(graphed, eager, forwards):
         assert own.choices[0].token_ids == other.choices[0].token_ids
 
 
-@pytest.mark.skipif(INTERPRETED, reason="minutes")
+@not_of_kernels
 def test_replayed_and_eager_passes_take_turns(graphed, eager, config_of, device):
     """Prompts that are too long for a graph, beside answers that are not."""
     short = kernel_engine(device, config_of(device=device.type, enforce_eager=False, max_num_batched_tokens=48))
@@ -132,6 +135,7 @@ def test_exact_passes_are_the_same_bits_replayed_and_eager(config_of, device, dt
     assert [each.token_ids for each in together] == [each.token_ids for each in alone]
 
 
+@not_of_kernels
 def test_captures_are_told_of(device, config_of):
     seen = []
     with kernels_on(device):
@@ -147,6 +151,7 @@ def test_captures_are_told_of(device, config_of):
     )
 
 
+@not_of_kernels
 def test_a_capture_that_fails_is_logged_and_the_engine_is_eager(config_of, caplog, monkeypatch, eager, device):
     class Refusing(RepeatCapture):
         num_left = 3
@@ -170,6 +175,7 @@ def test_a_capture_that_fails_is_logged_and_the_engine_is_eager(config_of, caplo
     assert ours[0].choices[0].token_ids == theirs[0].choices[0].token_ids
 
 
+@not_of_kernels
 def test_a_cpu_has_no_graphs(config_of):
     engine = Engine(config_of(device="cpu", enforce_eager=False))
     assert engine.describe().num_graphs == 0
@@ -177,12 +183,13 @@ def test_a_cpu_has_no_graphs(config_of):
     assert engine.runner._captured is None
 
 
+@not_of_kernels
 def test_a_gpus_captures_are_cudas():
     assert KernelBackend(torch.device("cuda", 0)).graphs().func is CudaGraphCapture
     assert KernelBackend(CPU).graphs() is RepeatCapture
 
 
-@pytest.mark.skipif(INTERPRETED, reason="minutes")
+@not_of_kernels
 def test_warming_up_places_every_tensor_and_leaves_answers_and_counts_alone(config_of, monkeypatch, eager):
     with DeviceWatch() as watch, kernels_on(DEVICE):
         engine = Engine(config_of(enforce_eager=False))
@@ -203,6 +210,7 @@ def test_warming_up_places_every_tensor_and_leaves_answers_and_counts_alone(conf
     assert [each.token_ids for each in ours] == [each.token_ids for each in answers(eager, "sampled", "coupled")]
 
 
+@not_of_kernels
 def test_heads_that_the_kernel_cannot_take_are_refused(tmp_path):
     from tiny_model import write_tiny_model
 
@@ -236,9 +244,10 @@ class Draining:
         return made
 
 
+@not_of_kernels
 def test_what_graphs_will_hold_is_measured_by_a_few(graphed):
     model = graphed.runner.model
-    if model.device.type == "cuda" or INTERPRETED:
+    if model.device.type == "cuda":
         pytest.skip("the memory is a double, and one place is enough")
     memory = Draining()
     graphs = PassGraphs(
@@ -254,6 +263,7 @@ def test_what_graphs_will_hold_is_measured_by_a_few(graphed):
     assert memory.num_captured == 3 < len(buckets)
 
 
+@not_of_kernels
 def test_exact_graphs_hold_no_more_partial_results_than_there_is_room_for(graphed):
     model = graphed.runner.model
     sizes = {"max_tokens": 512, "max_sequences": 8, "max_rows": 512, "new_capture": RepeatCapture}
@@ -283,3 +293,64 @@ def test_the_memory_of_graphs_is_left_beside_a_gpus_pool(config_of, monkeypatch)
     assert 0 < told[0] < 2**31
     assert free_before - free_after < 0.5 * total
     assert answers(engine, "sampled", "coupled")
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The names of kernels that Triton compiles from now on."""
+    knobs = pytest.importorskip("triton").knobs
+    names = []
+    monkeypatch.setattr(knobs.runtime, "jit_post_compile_hook", lambda *, fn, **_: names.append(fn.name))
+    return names
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("enforce_eager", [False, True])
+def test_no_request_waits_for_a_kernel_of_a_pass_to_be_compiled(config_of, compiled, enforce_eager):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    # Of sizes that no other test has.
+    changes = {"max_model_len": 1500, "num_kv_blocks": 300, "block_size": 32}
+    engine = Engine(config_of(device="cuda", dtype="bfloat16", enforce_eager=enforce_eager, **changes))
+    assert compiled
+    compiled.clear()
+    for speculation in SPECULATIONS:
+        answers(engine, "sampled", speculation)
+    prompts = [[3 + i % 50 for i in range(length)] for length in (1, 2, 7, 33, 100, 470, 1300, 3)]
+    engine.generate(prompts, SamplingParams(max_tokens=20, seed=3, ignore_eos=True))
+    ours = {"_paged_attention_kernel", "_merge_kernel", "_kv_store_kernel", "_rope_kernel", "_rms_norm_kernel"}
+    assert ours.isdisjoint(compiled)
+
+
+@pytest.mark.gpu
+def test_no_request_waits_for_a_kernel_of_sampling_to_be_compiled(config_of, compiled):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    engine = Engine(config_of(device="cuda"))
+    compiled.clear()
+    for sampling, speculation in CASES:
+        answers(engine, sampling, speculation)
+    assert compiled == []
+
+
+@pytest.mark.gpu
+def test_a_capture_that_the_device_refuses_leaves_it_usable():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    device = torch.device("cuda", torch.cuda.current_device())
+    numbers, total = torch.ones(1000, device=device), torch.zeros((), device=device)
+    stream = torch.cuda.current_stream(device)
+    graphs = CudaGraphCapture(device)
+    with pytest.raises(RuntimeError):
+        graphs.capture(lambda: total.add_(numbers.sum().item()))
+    assert torch.cuda.current_stream(device) == stream
+    total.zero_()
+
+    def work():
+        total.copy_((2 * numbers).sum())
+
+    replay = CudaGraphCapture(device).capture(work)
+    assert float(total) == 2000
+    numbers += 1
+    replay()
+    assert float(total) == 4000
