@@ -58,12 +58,16 @@ def smallest_bucket(
 
 
 def _sizes(max_tokens: int, max_sequences: int) -> Iterator[tuple[int, int, int]]:
-    """(tokens, sequences, queries of each): passes with a token a sequence, and passes with two or more."""
+    """(tokens, sequences, queries of each): passes with a token a sequence, and passes with more.
+
+    A pass that fits none of the second kind, for its many sequences, fits one of the first of no more tokens.
+    """
     for num_tokens in _steps(min(max_tokens, max_sequences)):
         yield num_tokens, num_tokens, 1
     for num_tokens in _steps(max_tokens):
         if num_tokens > 1:
-            yield num_tokens, min(num_tokens // 2, max_sequences), min(num_tokens, _QUERIES_EACH)
+            num_sequences = max_sequences if num_tokens > max_sequences else num_tokens // 2
+            yield num_tokens, num_sequences, min(num_tokens, _QUERIES_EACH)
 
 
 def _steps(largest: int) -> list[int]:

@@ -222,9 +222,7 @@ def test_a_capture_that_fails_leaves_the_passes_eager(models):
     max_rows=st.integers(1, 2000),
     seed=st.integers(0, 2**32),
 )
-def test_the_smallest_bucket_that_holds_a_pass_is_at_most_twice_and_a_half_as_large(
-    max_tokens, max_sequences, max_rows, seed
-):
+def test_the_smallest_bucket_that_holds_a_pass_is_at_most_twice_as_large(max_tokens, max_sequences, max_rows, seed):
     max_sequences = min(max_sequences, max_tokens, max_rows)
     drawn = random.Random(seed)
     for buckets in (
@@ -240,15 +238,16 @@ def test_the_smallest_bucket_that_holds_a_pass_is_at_most_twice_and_a_half_as_la
         largest = buckets[0]
         for _ in range(20):
             num_sequences = drawn.randint(1, max_sequences)
-            num_tokens = drawn.randint(num_sequences, max(num_sequences, largest.num_tokens))
+            num_tokens = drawn.randint(num_sequences, max(num_sequences, largest.num_tokens + 1))
             num_rows = drawn.randint(1, num_sequences)
             sizes = {"num_tokens": num_tokens, "num_sequences": num_sequences, "num_rows": num_rows}
             found = smallest_bucket(buckets[::-1], **sizes)
-            if num_tokens <= largest.num_tokens // 2:
-                assert found is not None
-                assert found.num_tokens <= max(2.5 * num_tokens, 2)
-            if found is not None:
-                assert found.holds(**sizes)
+            if num_tokens > largest.num_tokens:
+                assert found is None
+                continue
+            assert found is not None
+            assert found.holds(**sizes)
+            assert found.num_tokens < 2 * num_tokens
 
 
 def test_decoding_and_drafts_have_buckets_of_their_own():
