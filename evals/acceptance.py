@@ -19,7 +19,7 @@ from specdec.evals.acceptance_group import GroupResult, measure_group
 from specdec.evals.acceptance_tables import show_groups
 from specdec.evals.driver import answerable, build_engine
 from specdec.evals.environment import describe_environment, load_warning
-from specdec.evals.result import EvalResult
+from specdec.evals.result import EvalResult, model_label
 from specdec.evals.terminal import Terminal
 from specdec.evals.workload import Task, load_workload, spread_by_length
 from specdec.request import SamplingParams
@@ -141,8 +141,8 @@ def run_acceptance(
         failures=tuple(failures),
         warnings=tuple(warnings) if busy is None else (*warnings, busy),
         settings={
-            "model": model,
-            "draft": draft,
+            "model": model_label(model),
+            "draft": draft and model_label(draft),
             "dtype": description.dtype,
             "exact": exact,
             "temperature": temperature,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from specdec.errors import ConfigError
-from specdec.evals.acceptance_group import ArmResult, Drafting, GroupResult, drafting_of
+from specdec.evals.acceptance_group import ArmResult, ColouredToken, Drafting, GroupResult, drafting_of
 from specdec.evals.regions import REGIONS
 from specdec.evals.result import EvalResult
 from specdec.evals.spread import Spread
@@ -155,6 +155,7 @@ def _draw_positions(figure: Figure, drafting: Sequence[Drafting]) -> None:
         accepted = [rate for rate in rates.conditional_rates[:_MAX_POSITIONS] if rate is not None]
         axes.plot(range(1, len(accepted) + 1), accepted, marker="o", markersize=4, label=f"{group.group}: {arm.arm}")
     axes.set_ylim(0, 1.03)
+    axes.set_xticks(range(1, _MAX_POSITIONS + 1))
     axes.set_xlabel("position in the draft")
     axes.set_ylabel("accepted")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
@@ -215,27 +216,27 @@ def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _examples(groups: Sequence[GroupResult]) -> str:
-    """One answer of each group, each token in the colour of who drafted it."""
+    """One answer of each arm that drafts, each token in the colour of who drafted it."""
     parts = ["<h2>Answers, by who drafted each token</h2>"]
     key = " ".join(f'<span style="background:{colour}">{name}</span>' for name, colour in COLOURS.items())
     parts.append(f"<p class=key>{key} and, without a colour, what the target drew by itself</p>")
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     for group in groups:
-        if group.group in seen:
-            continue
-        seen.add(group.group)
-        arm = group.arms[-1]
-        if not arm.example:
-            continue
-        tokens = "".join(
-            html.escape(token.text)
-            if token.proposer is None
-            else f'<span style="background:{COLOURS[token.proposer]}" title="{token.proposer}">'
-            f"{html.escape(token.text)}</span>"
-            for token in arm.example
-        )
-        parts.append(f"<p class=note>{html.escape(_label(group, arm))}</p><div class=answer>{tokens}</div>")
+        for arm in group.arms:
+            drafts = arm.rates is not None and arm.rates.num_draft_tokens > 0
+            if not drafts or not arm.example or (group.group, arm.arm) in seen:
+                continue
+            seen.add((group.group, arm.arm))
+            tokens = "".join(map(_coloured, arm.example))
+            parts.append(f"<p class=note>{html.escape(_label(group, arm))}</p><div class=answer>{tokens}</div>")
     return "".join(parts)
+
+
+def _coloured(token: ColouredToken) -> str:
+    text = html.escape(token.text)
+    if token.proposer is None:
+        return text
+    return f'<span style="background:{COLOURS[token.proposer]}" title="{token.proposer}">{text}</span>'
 
 
 def _label(group: GroupResult, arm: ArmResult) -> str:

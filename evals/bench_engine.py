@@ -137,6 +137,7 @@ def _engine(run: EngineRun, loads: Sequence[LoadShape]) -> Iterator[Engine]:
             model=str(folder),
             dtype=run.dtype,
             device=run.device,
+            enforce_eager=run.enforce_eager,
             max_model_len=max(NUM_TOKENS, *(load.model_len for load in loads)),
             max_num_seqs=max_batch,
             # Every sequence's token and drafts, with what its draft model needs for them.

@@ -58,6 +58,9 @@ def engine(
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="As of a server.", rich_help_panel=_DEVICE)
     ] = "auto",
+    enforce_eager: Annotated[
+        bool, typer.Option("--enforce-eager", help="As of a server: no captured graphs.", rich_help_panel=_DEVICE)
+    ] = False,
     json: Json = False,
     save: Save = False,
 ) -> None:
@@ -98,6 +101,7 @@ def engine(
         draft_shape=draft_shape,
         dtype=dtype,
         device=device,
+        enforce_eager=enforce_eager,
         phases=tuple(name for name in PHASES if name in phases),
         batches=numbers_of(batch, _MAX_BATCH, "--batch"),
         contexts=numbers_of(context, _MAX_TOKENS, "--context"),

@@ -26,6 +26,7 @@ class EngineRun(msgspec.Struct, frozen=True, kw_only=True):
     draft_shape: str | None
     dtype: Literal["bfloat16", "float16", "float32"]
     device: Literal["auto", "cpu", "cuda"]
+    enforce_eager: bool = False
     phases: tuple[Phase, ...]
     batches: tuple[int, ...]
     contexts: tuple[int, ...]

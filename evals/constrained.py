@@ -13,7 +13,7 @@ from specdec.config import EngineConfig
 from specdec.evals.chat_client import ask_all
 from specdec.evals.driver import build_engine, drive, request_of
 from specdec.evals.environment import Environment, describe_environment
-from specdec.evals.result import EvalResult
+from specdec.evals.result import EvalResult, model_label
 from specdec.evals.terminal import Terminal
 from specdec.evals.validity import ValidityCount
 from specdec.evals.workload import Task, load_workload
@@ -82,7 +82,7 @@ def run_with_engine(
         counts,
         failures,
         terminal,
-        settings={"model": model, "dtype": dtype, "exact": exact, "speculative": speculative},
+        settings={"model": model_label(model), "dtype": dtype, "exact": exact, "speculative": speculative},
         figures={
             "seconds": driven.seconds,
             "num_generated_tokens": driven.num_generated_tokens,

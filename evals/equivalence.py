@@ -22,7 +22,7 @@ from specdec.evals.environment import describe_environment
 from specdec.evals.equivalence_cell import CellResult, answer, run_cell
 from specdec.evals.equivalence_grid import Cell, DraftedBy, EquivalenceGrid
 from specdec.evals.progress import Steps
-from specdec.evals.result import EvalResult
+from specdec.evals.result import EvalResult, model_label
 from specdec.evals.shallow_draft import shallow_draft
 from specdec.evals.terminal import Terminal
 from specdec.evals.workload import Task, load_workload, spread_by_length, with_shared_prefixes
@@ -97,7 +97,7 @@ def run_equivalence(
         eval_name="equivalence",
         failures=tuple(_failures(results, exact=exact)),
         warnings=tuple(f"{_label(result.cell)}: {result.untested}" for result in results if result.untested),
-        settings={"model": model, "exact": exact, "grid": grid},
+        settings={"model": model_label(model), "exact": exact, "grid": grid},
         figures={"num_cells": len(results), "num_cells_in_grid": num_all_cells, **_figures(results)},
         environment=environment,
     )

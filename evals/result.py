@@ -12,6 +12,11 @@ from specdec.evals.environment import Environment
 RESULTS_FOLDER = Path(__file__).resolve().parent / "results"
 
 
+def model_label(model: str) -> str:
+    """As a result names it: a folder by its own name, wherever it was on the machine."""
+    return Path(model).name if Path(model).is_dir() else model
+
+
 class EvalResult(msgspec.Struct, frozen=True, kw_only=True):
     """One run of one eval."""
 

@@ -20,6 +20,7 @@ from specdec.model_runner import ModelRunner
 from specdec.sampler import Sampler
 from specdec.scheduler import Scheduler
 from specdec.tokenizer import Detokenizer
+from specdec.triton_attention import TritonAttention
 
 PARTS = (
     "schedule",
@@ -90,7 +91,7 @@ class StepProfile:
             (Linear, "__call__", "forward: linear"),
             *(
                 (kind, name, "forward: attention")
-                for kind in (TorchAttention, RowInvariantAttention)
+                for kind in (TorchAttention, RowInvariantAttention, TritonAttention)
                 for name in ("plan", "forward")
             ),
             (Sampler, "sample", "sample"),

@@ -21,7 +21,7 @@ from specdec.evals.acceptance_rates import broken_sum_rule
 from specdec.evals.driver import build_engine, request_of
 from specdec.evals.environment import describe_environment
 from specdec.evals.progress import Steps
-from specdec.evals.result import EvalResult
+from specdec.evals.result import EvalResult, model_label
 from specdec.evals.terminal import Terminal
 from specdec.evals.validity import ValidityCount
 from specdec.evals.workload import Task, load_workload
@@ -111,7 +111,12 @@ def run_stress(
         eval_name="stress",
         failures=tuple(failures),
         warnings=warnings,
-        settings={"model": model, "draft": draft, "run": run, "num_kv_blocks": config.num_kv_blocks},
+        settings={
+            "model": model_label(model),
+            "draft": draft and model_label(draft),
+            "run": run,
+            "num_kv_blocks": config.num_kv_blocks,
+        },
         figures=figures,
         environment=environment,
     )

@@ -18,7 +18,7 @@ from specdec.evals.driver import build_engine, drive, model_folder, request_of
 from specdec.evals.environment import describe_environment, load_warning
 from specdec.evals.peer import TransformersPeer
 from specdec.evals.progress import Steps
-from specdec.evals.result import EvalResult
+from specdec.evals.result import EvalResult, model_label
 from specdec.evals.spread import Spread
 from specdec.evals.step_profile import PartTime, StepProfile
 from specdec.evals.terminal import Terminal
@@ -89,7 +89,7 @@ def run_throughput(
         failures=(),
         warnings=() if warning is None else (warning,),
         settings={
-            "model": model,
+            "model": model_label(model),
             "dtype": description.dtype,
             "exact": exact,
             "peer": "transformers" if with_peer else "none",

@@ -19,11 +19,11 @@ _MAX_TILE_KEYS: Final = 64
 _TILE_BYTES: Final = 2**15
 """Of a tile's queries; its keys take half, its values as much again, and both twice while loads overlap."""
 _MIN_SPLIT_KEYS: Final = 256
-"""Of less work than this, merging is too large a part."""
+"""Of less work than this, merging is too large a part. A kernel is compiled for each number there is, hence the one."""
 
 
 class AttentionTiling(NamedTuple):
-    """Results of one tiling are the same bits in any batch."""
+    """Results of one tiling are the same bits in any batch, unless max_splits is given."""
 
     tile_rows: int
     """Queries times G in a tile: a power of two, 16 or more, and no less than G."""
@@ -31,6 +31,10 @@ class AttentionTiling(NamedTuple):
     """Keys looked at in one go: a power of two, 16 or more."""
     split_keys: int | None = None
     """Keys for which one program is responsible, a multiple of tile_keys; None is all."""
+    max_splits: int | None = None
+    """Into how many splits a context is cut at most: in a longer one each has more keys than split_keys. The work is
+    then spread over as many programs in every context, of which a grid for all of them needs no more; None is no bound.
+    """
 
 
 def choose_tiling(
@@ -54,8 +58,9 @@ def choose_tiling(
     num_splits = 2 * _num_processors(query.device) // (num_tiles * num_kv_heads)
     if num_splits < 2 or max_context_len < 2 * _MIN_SPLIT_KEYS:
         return AttentionTiling(tile_rows, tile_keys)
-    split_keys = max(_MIN_SPLIT_KEYS, -(-max_context_len // num_splits))
-    return AttentionTiling(tile_rows, tile_keys, -(-split_keys // tile_keys) * tile_keys)
+    return AttentionTiling(
+        tile_rows, tile_keys, _MIN_SPLIT_KEYS, min(num_splits, -(-max_context_len // _MIN_SPLIT_KEYS))
+    )
 
 
 def check_tiling(tiling: AttentionTiling, num_groups: int) -> None:
@@ -68,6 +73,8 @@ def check_tiling(tiling: AttentionTiling, num_groups: int) -> None:
             raise ValueError(f"{name} is {number}; it must be a power of two, {least} or more")
     if tiling.split_keys is not None and (tiling.split_keys < 1 or tiling.split_keys % tiling.tile_keys):
         raise ValueError(f"split_keys is {tiling.split_keys}; it must be a multiple of tile_keys, {tiling.tile_keys}")
+    if tiling.max_splits is not None and (tiling.split_keys is None or tiling.max_splits < 1):
+        raise ValueError(f"max_splits is {tiling.max_splits}; it must be 1 or more, and goes with split_keys")
 
 
 def power_of_2_from(number: int) -> int:

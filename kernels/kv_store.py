@@ -5,7 +5,8 @@
 
 T packed tokens, H KV heads, D head size. The caches are strided views into one arena that other layers, and
 the draft model, share: the step from one block to the next is arbitrary, the tokens inside a block are
-contiguous. Slots of one call are distinct and inside the cache: the block pool guarantees both.
+contiguous. Slots of one call are distinct and inside the cache: the block pool guarantees both. A token whose slot is
+below 0 is nobody's and written nowhere: it only fills up the step of a captured graph.
 
 A cache of fp8 holds key[t, h] / key_scale[h] and value[t, h] / value_scale[h], to the nearest, ties to even; what is
 larger than any finite number of the format becomes its largest, a NaN stays one. The kernel makes the format's bits
@@ -41,6 +42,9 @@ def kv_store_reference(
 ) -> None:
     """The specification, and the CPU path; arguments as in kv_store."""
     block_size = key_cache.shape[1]
+    is_kept = slot_mapping >= 0
+    if not is_kept.all():
+        key, value, slot_mapping = key[is_kept], value[is_kept], slot_mapping[is_kept]
     block_ids, offsets = slot_mapping // block_size, slot_mapping % block_size
     for tensor, cache, scale in ((key, key_cache, key_scale), (value, value_cache, value_scale)):
         if scale is None:
@@ -104,6 +108,8 @@ if TRITON_RUNS_HERE:
         """One program copies one token's H * D keys and values."""
         token = tl.program_id(0).to(tl.int64)
         slot = tl.load(slot_mapping_ptr + token).to(tl.int64)
+        if slot < 0:
+            return
         block_id, offset = slot // block_size, slot % block_size
         element = tl.arange(0, TILE)
         inside = element < TOKEN_SIZE
@@ -137,9 +143,9 @@ def kv_store(
 
     key, value: [T, H, D] float32, float16 or bfloat16 where the caches are fp8, heads and elements contiguous, any
     stride from token to token (views of one QKV product qualify). key_cache, value_cache: [num_blocks, block_size, H,
-    D] of the same dtype, or of one fp8 dtype with scales, any stride from block to block. slot_mapping: [T] int64.
-    key_scale, value_scale: [H] float32, above 0, what a cached number of a head is to be multiplied by. Raises
-    ValueError when shapes, dtypes, devices or strides are others.
+    D] of the same dtype, or of one fp8 dtype with scales, any stride from block to block. slot_mapping: [T] int64,
+    below 0 for none. key_scale, value_scale: [H] float32, above 0, what a cached number of a head is to be multiplied
+    by. Raises ValueError when shapes, dtypes, devices or strides are others.
     """
     _check(key, value, key_cache, value_cache, slot_mapping)
     _check_scales(key, key_cache, key_scale, value_scale)

@@ -12,9 +12,9 @@ hides with -inf what is no ancestor; its nodes come after their parents, and a w
 A query that sees nothing gets zeros.
 
 One kernel serves prompts, decoding and drafts. A tile is some consecutive queries of one sequence with the G
-heads of one KV head, so that a key is read once for all of them. The keys of few long sequences are split, at
-fixed positions, among programs whose results a second kernel merges in order: with one tiling, what a query gets
-does not depend on the queries and sequences beside it.
+heads of one KV head, so that a key is read once for all of them. The keys of few long sequences are split among
+programs whose results a second kernel merges in order. Split at fixed positions, what a query gets does not depend on
+the queries and sequences beside it; split into so many parts at most, the grid does not grow with the contexts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from specdec.kernels.dispatch import INTERPRETED, TRITON_RUNS_HERE, runs_in_trit
 
 _DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 _FP8_DTYPES: Final = (torch.float8_e4m3fn, torch.float8_e5m2)
-_MAX_HEAD_SIZE: Final = 256
+MAX_HEAD_SIZE: Final = 256
 
 
 def paged_attention_reference(
@@ -107,6 +107,21 @@ if TRITON_RUNS_HERE:
         return low - 1
 
     @triton.jit  # type: ignore[untyped-decorator]
+    def _split_size(  # type: ignore[no-untyped-def]
+        context_len, num_splits, SPLIT_KEYS: tl.constexpr, TILE_KEYS: tl.constexpr, IS_BOUNDED: tl.constexpr
+    ):
+        """Keys of each split of a context."""
+        size = context_len * 0 + SPLIT_KEYS
+        if IS_BOUNDED:
+            share = (context_len + num_splits - 1) // num_splits
+            size = tl.maximum(size, (share + TILE_KEYS - 1) // TILE_KEYS * TILE_KEYS)
+        return size
+
+    # Numbers that change from step to step, each of which would otherwise have kernels of its own where it is 1, or
+    # divisible by 16.
+    @triton.jit(  # type: ignore[untyped-decorator]
+        do_not_specialize=["window", "num_sequences", "block_table_stride", "bias_token_stride", "num_splits"]
+    )
     def _paged_attention_kernel(  # type: ignore[no-untyped-def]
         output_ptr,
         partial_ptr,
@@ -141,6 +156,7 @@ if TRITON_RUNS_HERE:
         TILE_ROWS: tl.constexpr,
         TILE_KEYS: tl.constexpr,
         SPLIT_KEYS: tl.constexpr,
+        IS_BOUNDED: tl.constexpr,
         HAS_WINDOW: tl.constexpr,
         HAS_SOFT_CAP: tl.constexpr,
         HAS_BIAS: tl.constexpr,
@@ -158,14 +174,16 @@ if TRITON_RUNS_HERE:
         first_query = (tile - query_start // TILE_QUERIES - sequence) * TILE_QUERIES
         if first_query >= num_queries:
             return
-        first_position = tl.load(context_lens_ptr + sequence) - num_queries
+        context_len = tl.load(context_lens_ptr + sequence)
+        first_position = context_len - num_queries
         end = first_position + tl.minimum(first_query + TILE_QUERIES, num_queries)
         start = end * 0
         if HAS_WINDOW:
             start = tl.maximum(first_position + first_query - window + 1, 0)
         if SPLIT_KEYS > 0:
-            start = tl.maximum(start, split * SPLIT_KEYS)
-            end = tl.minimum(end, (split + 1) * SPLIT_KEYS)
+            split_keys = _split_size(context_len, num_splits, SPLIT_KEYS, TILE_KEYS, IS_BOUNDED)
+            start = tl.maximum(start, split * split_keys)
+            end = tl.minimum(end, (split + 1) * split_keys)
             if start >= end:
                 return
 
@@ -248,7 +266,7 @@ if TRITON_RUNS_HERE:
             output = output_ptr + (token * output_token_stride + head * HEAD_SIZE)[:, None] + element[None, :]
             tl.store(output, attended.to(output_ptr.dtype.element_ty), mask=inside)
 
-    @triton.jit  # type: ignore[untyped-decorator]
+    @triton.jit(do_not_specialize=["window", "num_sequences", "num_splits"])  # type: ignore[untyped-decorator]
     def _merge_kernel(  # type: ignore[no-untyped-def]
         output_ptr,
         partial_ptr,
@@ -264,6 +282,8 @@ if TRITON_RUNS_HERE:
         HEAD_SIZE: tl.constexpr,
         PADDED_HEAD_SIZE: tl.constexpr,
         SPLIT_KEYS: tl.constexpr,
+        TILE_KEYS: tl.constexpr,
+        IS_BOUNDED: tl.constexpr,
         HAS_WINDOW: tl.constexpr,
     ):
         """One program merges the splits that one query saw at one head; the others were never written."""
@@ -273,10 +293,12 @@ if TRITON_RUNS_HERE:
             return
         sequence = _sequence_of(query_starts_ptr, num_sequences, token, 0)
         distance_to_end = tl.load(query_starts_ptr + sequence + 1) - token
-        position = tl.load(context_lens_ptr + sequence) - distance_to_end
+        context_len = tl.load(context_lens_ptr + sequence)
+        position = context_len - distance_to_end
+        split_keys = _split_size(context_len, num_splits, SPLIT_KEYS, TILE_KEYS, IS_BOUNDED)
         first_split = position * 0
         if HAS_WINDOW:
-            first_split = tl.maximum(position - window + 1, 0) // SPLIT_KEYS
+            first_split = tl.maximum(position - window + 1, 0) // split_keys
         element = tl.arange(0, PADDED_HEAD_SIZE)
         is_element = element < HEAD_SIZE
         # One-element tensors, as the loop carries them.
@@ -284,7 +306,7 @@ if TRITON_RUNS_HERE:
         total = tl.zeros((1,), tl.float32)
         attended = tl.zeros((PADDED_HEAD_SIZE,), tl.float32)
         own = (token.to(tl.int64) * NUM_HEADS + head) * num_splits
-        for split in range(first_split, position // SPLIT_KEYS + 1):
+        for split in range(first_split, position // split_keys + 1):
             place = own + split + tl.arange(0, 1)
             split_maximum = tl.load(maximum_ptr + place)
             new_maximum = tl.maximum(maximum, split_maximum)
@@ -368,10 +390,12 @@ def paged_attention(
     tile_queries = max(1, tiling.tile_rows // num_groups)
     num_tiles = num_tokens // tile_queries + num_sequences
     split_keys = tiling.split_keys or 0
-    num_splits = triton.cdiv(max_context_len, split_keys) if split_keys else 1
+    num_splits = tiling.max_splits or (triton.cdiv(max_context_len, split_keys) if split_keys else 1)
     scratch = num_tokens * num_heads * num_splits if split_keys else 0
     partial = torch.empty(scratch * head_size, dtype=torch.float32, device=query.device)
-    maximum, total = torch.empty(2, scratch, dtype=torch.float32, device=query.device)
+    # Apart, so that both begin where an allocation does: a kernel is compiled once more for a less aligned pointer.
+    maximum = torch.empty(scratch, dtype=torch.float32, device=query.device)
+    total = torch.empty(scratch, dtype=torch.float32, device=query.device)
     padded_head_size = max(16, triton.next_power_of_2(head_size))
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]  # torch leaves it untyped
         _paged_attention_kernel[(num_tiles, num_kv_heads, num_splits)](
@@ -408,6 +432,7 @@ def paged_attention(
             TILE_ROWS=tiling.tile_rows,
             TILE_KEYS=tiling.tile_keys,
             SPLIT_KEYS=split_keys,
+            IS_BOUNDED=tiling.max_splits is not None,
             HAS_WINDOW=window is not None,
             HAS_SOFT_CAP=soft_cap is not None,
             HAS_BIAS=bias is not None,
@@ -433,6 +458,8 @@ def paged_attention(
                 HEAD_SIZE=head_size,
                 PADDED_HEAD_SIZE=padded_head_size,
                 SPLIT_KEYS=split_keys,
+                TILE_KEYS=tiling.tile_keys,
+                IS_BOUNDED=tiling.max_splits is not None,
                 HAS_WINDOW=window is not None,
             )
 
@@ -446,9 +473,9 @@ def _check(
     context_lens: torch.Tensor,
     output: torch.Tensor,
 ) -> None:
-    if query.ndim != 3 or query.dtype not in _DTYPES or not 1 <= query.shape[2] <= _MAX_HEAD_SIZE:
+    if query.ndim != 3 or query.dtype not in _DTYPES or not 1 <= query.shape[2] <= MAX_HEAD_SIZE:
         raise ValueError(
-            f"query must be [T, H_q, D] float32, float16 or bfloat16 with D up to {_MAX_HEAD_SIZE}; "
+            f"query must be [T, H_q, D] float32, float16 or bfloat16 with D up to {MAX_HEAD_SIZE}; "
             f"it is {list(query.shape)} {query.dtype}"
         )
     if output.shape != query.shape or output.dtype != query.dtype:

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,7 @@ def serve(
     called once connections are accepted, `progress` while the model loads. A second signal cuts the grace period
     short. Raises ConfigError if the address cannot be had, before anything is loaded, and what Engine raises.
     """
+    _take_interrupts()
     # Before there are threads, whose arenas would fill for many minutes.
     share_one_arena()
     config = server_config or ServerConfig()
@@ -81,6 +83,13 @@ def serve(
             gc.freeze()
             with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
                 return runner.run(server.run_until_stopped(listener))
+
+
+def _take_interrupts() -> None:
+    """While the model loads too: a shell's background job begins with SIGINT ignored, and serving would end that."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 import torch
@@ -11,6 +13,8 @@ from specdec.attention import AttentionBackend, RowInvariantAttention, TorchAtte
 from specdec.device_sampler import DeviceSampler
 from specdec.device_verifier import DeviceVerifier
 from specdec.grammars import MaskTable
+from specdec.graph_capture import CudaGraphCapture, GraphCapture, RepeatCapture
+from specdec.kernels.paged_attention import MAX_HEAD_SIZE
 from specdec.kv_cache import KVCache
 from specdec.models.layer_ops import KernelOps, LayerOps, TorchOps
 from specdec.sampler import DraftSampler, Sampler
@@ -25,6 +29,8 @@ class Backend(Protocol):
     """Chosen once, when the engine is built."""
 
     device: torch.device
+    max_head_size: int | None
+    """None is no limit."""
 
     # What these hand on between their own calls is their own business.
     def layer_ops(self) -> LayerOps[Any]: ...
@@ -35,6 +41,10 @@ class Backend(Protocol):
         self, attention: AttentionBackend[Any], caches: AbstractSequence[KVCache], *, max_num_seqs: int, max_len: int
     ) -> None:
         """Take memory now that the first long passes would take."""
+        ...
+
+    def graphs(self) -> Callable[[], GraphCapture] | None:
+        """What makes captures of passes; None where nothing is gained by them."""
         ...
 
     def sampling(
@@ -50,6 +60,8 @@ class Backend(Protocol):
 
 class CpuBackend:
     """The library's operators, and forms of our own where it has none that are fast on a CPU."""
+
+    max_head_size: int | None = None
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -70,6 +82,9 @@ class CpuBackend:
             layer = cache.layers[0]
             attention.reserve(min(layer[0].shape[0], num_blocks), layer)
 
+    def graphs(self) -> None:
+        """None: an operator is called in less time than it takes."""
+
     def sampling(
         self,
         mask_table: MaskTable,
@@ -84,6 +99,8 @@ class CpuBackend:
 class KernelBackend:
     """Our kernels, and the library's matrix products: for GPUs, and for tests in Triton's interpreter."""
 
+    max_head_size: int | None = MAX_HEAD_SIZE
+
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
@@ -97,6 +114,11 @@ class KernelBackend:
         self, attention: AttentionBackend[Any], caches: AbstractSequence[KVCache], *, max_num_seqs: int, max_len: int
     ) -> None:
         """Nothing: blocks are read where they are."""
+
+    def graphs(self) -> Callable[[], GraphCapture]:
+        if self.device.type == "cuda":
+            return partial(CudaGraphCapture, self.device)
+        return RepeatCapture
 
     def sampling(
         self,

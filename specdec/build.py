@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
 
+from specdec.attention import AttentionBackend
 from specdec.backend import Backend, backend_of
 from specdec.config import EngineConfig
 from specdec.description import EngineDescription
@@ -25,9 +27,12 @@ from specdec.models.config import ModelConfig
 from specdec.models.llama import IGNORED_KEYS, LlamaModel
 from specdec.models.loader import WeightLoader, load_weights
 from specdec.models.progress import ModelProgress, ProgressCallback
-from specdec.pool_size import max_batched_tokens, num_kv_blocks
+from specdec.pass_graphs import PassGraphs
+from specdec.pool_size import max_batched_tokens, max_logits_rows, num_kv_blocks
 from specdec.speculative import NONE, PLAIN
 from specdec.tokenizer import Tokenizer
+from specdec.triton_attention import TritonAttention
+from specdec.warm_up import warm_up_passes
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -60,6 +65,7 @@ def build_runtime(
     torch.set_num_threads(_num_threads())
     folder = resolve_model(config.model, progress=progress)
     model_config = ModelConfig.from_folder(folder)
+    _check_head_size(config.model, model_config, backend)
     tokenizer = Tokenizer.from_folder(folder)
     max_model_len = _max_model_len(config, model_config)
     loader = _Loader(config, backend, memory, max_model_len, load, progress)
@@ -69,6 +75,7 @@ def build_runtime(
     if speculative is not None and speculative.model is not None:
         draft_folder = resolve_model(speculative.model, progress=progress)
         draft_config = ModelConfig.from_folder(draft_folder)
+        _check_head_size(speculative.model, draft_config, backend)
         _check_same_vocabulary(speculative.model, tokenizer, Tokenizer.from_folder(draft_folder))
         _max_model_len(msgspec.structs.replace(config, max_model_len=max_model_len), draft_config)
         draft = loader.load(draft_folder, draft_config)
@@ -77,7 +84,8 @@ def build_runtime(
     attention = backend.attention(exact=config.exact)
     plan = PLAIN if speculative is None else speculative.plan
 
-    num_blocks = num_kv_blocks(config, models, attention, memory, max_model_len)
+    graphs = _pass_graphs(config, backend, attention, max_model_len)
+    num_blocks = num_kv_blocks(config, models, attention, memory, max_model_len, graphs)
     kv_cache_bytes = num_blocks * bytes_per_block(shapes, config.block_size)
     with taking(
         f"a KV cache of {gibibytes(kv_cache_bytes)}", flag="--kv-cache-memory", otherwise="ask for fewer blocks"
@@ -85,9 +93,22 @@ def build_runtime(
         caches = allocate_arena(shapes, num_blocks=num_blocks, block_size=config.block_size, device=device)
     backend.reserve(attention, caches, max_num_seqs=config.max_num_seqs, max_len=max_model_len)
     runners = [ModelRunner(each, cache, attention) for each, cache in zip(models, caches, strict=True)]
-    if config.exact:
-        for runner in runners:
+    for runner in runners:
+        if config.exact:
             check_row_invariance(runner, num_blocks=num_blocks, block_size=config.block_size)
+        if device.type == "cuda":
+            warm_up_passes(
+                runner,
+                num_blocks=num_blocks,
+                block_size=config.block_size,
+                max_model_len=max_model_len,
+                max_tokens=max_batched_tokens(config),
+            )
+    if graphs is not None:
+        graphs.capture(runners, progress)
+        for runner in runners:
+            if config.exact and runner.num_graphs:
+                check_row_invariance(runner, num_blocks=num_blocks, block_size=config.block_size)
     return Runtime(
         backend=backend,
         runner=runners[0],
@@ -109,6 +130,7 @@ def build_runtime(
             proposer=NONE if speculative is None else speculative.method,
             num_speculative_tokens=plan.max_tokens,
             exact=config.exact,
+            num_graphs=sum(runner.num_graphs for runner in runners),
         ),
         folder=folder,
     )
@@ -137,6 +159,36 @@ def _num_threads() -> int:
     if os.environ.get("OMP_NUM_THREADS"):
         return torch.get_num_threads()
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_head_size(name: str, model_config: ModelConfig, backend: Backend) -> None:
+    if backend.max_head_size is not None and model_config.head_dim > backend.max_head_size:
+        raise ConfigError(
+            f"{name} has heads of {model_config.head_dim} numbers, and the attention kernel takes up to "
+            f"{backend.max_head_size}; use --device cpu or another model",
+            flag="--device",
+        )
+
+
+def _pass_graphs(
+    config: EngineConfig,
+    backend: Backend,
+    # Which plan a backend makes is its own business.
+    attention: AttentionBackend[Any],
+    max_model_len: int,
+) -> PassGraphs | None:
+    new_capture = backend.graphs()
+    if new_capture is None or config.enforce_eager:
+        return None
+    assert isinstance(attention, TritonAttention), "what is captured are kernels"
+    return PassGraphs(
+        new_capture=new_capture,
+        attention=attention,
+        max_model_len=max_model_len,
+        max_tokens=max_batched_tokens(config),
+        max_sequences=config.max_num_seqs,
+        max_rows=max_logits_rows(config),
+    )
 
 
 def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:

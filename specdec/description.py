@@ -24,3 +24,5 @@ class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
     num_speculative_tokens: int
     """The longest draft."""
     exact: bool
+    num_graphs: int = 0
+    """Sizes of passes that are replayed as graphs."""

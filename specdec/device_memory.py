@@ -1,9 +1,10 @@
 """A GPU's memory: what the KV pool gets of it, after the weights and beside the largest step.
 
-    pool = utilization * total - taken - step
+    pool = utilization * total - taken - step - graphs
 
 `taken` is what weights, the libraries and other processes hold when a step has been run once and its memory given
-back; `step` is what that step held at its peak, its logits included, and what verifying them may take.
+back; `step` is what that step held at its peak, its logits included, and what verifying them may take; `graphs` is what
+captured passes will hold, by a few that were captured and let go.
 """
 
 from __future__ import annotations
@@ -58,10 +59,11 @@ class Budget(msgspec.Struct, frozen=True):
     """By --gpu-memory-utilization."""
     taken: int
     step: int
+    graphs: int = 0
 
     @property
     def pool(self) -> int:
-        return self.allowed - self.taken - self.step
+        return self.allowed - self.taken - self.step - self.graphs
 
 
 @contextmanager
@@ -89,14 +91,27 @@ def check_weights_fit(memory: DeviceMemory, num_bytes: int, *, utilization: floa
 
 
 def measure_budget(
-    memory: DeviceMemory, largest_step: Callable[[], None], *, utilization: float, verification_bytes: int
+    memory: DeviceMemory,
+    largest_step: Callable[[], None],
+    *,
+    utilization: float,
+    verification_bytes: int,
+    graph_bytes: Callable[[], int] = lambda: 0,
 ) -> Budget:
-    """Runs the step. Raises ConfigError where there is no room for that."""
+    """Runs the step, and asks for the graphs' bytes after it. Raises ConfigError where there is no room for that."""
     advice = "lower --max-num-batched-tokens or --max-num-seqs"
     with taking("the largest step", flag="--max-num-batched-tokens", otherwise=advice):
         peak = memory.peak_of(largest_step)
     free, total = memory.free_and_total()
-    return Budget(total=total, allowed=int(total * utilization), taken=total - free, step=peak + verification_bytes)
+    with taking("captured graphs", flag="--enforce-eager", otherwise="do without by --enforce-eager"):
+        graphs = graph_bytes()
+    return Budget(
+        total=total,
+        allowed=int(total * utilization),
+        taken=total - free,
+        step=peak + verification_bytes,
+        graphs=graphs,
+    )
 
 
 def check_pool_fits(budget: Budget, least_bytes: int, *, utilization: float, max_num_batched_tokens: int) -> None:
@@ -106,9 +121,10 @@ def check_pool_fits(budget: Budget, least_bytes: int, *, utilization: float, max
     raise ConfigError(
         f"no room for a KV cache: of the device's {gibibytes(budget.total)} --gpu-memory-utilization "
         f"{utilization:g} allows {gibibytes(budget.allowed)}; weights and what else is there take "
-        f"{gibibytes(budget.taken)}, a step of {max_num_batched_tokens} tokens {gibibytes(budget.step)}, and the cache "
-        f"needs {gibibytes(least_bytes)} or more; lower --max-num-batched-tokens or --max-num-seqs, raise "
-        "--gpu-memory-utilization, or take a smaller --dtype or model",
+        f"{gibibytes(budget.taken)}, a step of {max_num_batched_tokens} tokens {gibibytes(budget.step)}, captured "
+        f"graphs {gibibytes(budget.graphs)}, and the cache needs {gibibytes(least_bytes)} or more; "
+        "lower --max-num-batched-tokens or --max-num-seqs, raise --gpu-memory-utilization, or take a smaller --dtype "
+        "or model",
         flag="--gpu-memory-utilization",
     )
 

@@ -29,7 +29,6 @@ from specdec.grammars import (
     TextOrToolCalls,
     Vocabulary,
 )
-from specdec.logits_buffer import LogitsBuffer
 from specdec.models.loader import WeightLoader, load_weights
 from specdec.models.progress import ModelProgress, ProgressCallback
 from specdec.output_check import OutputChecker
@@ -47,6 +46,7 @@ from specdec.stop import StopChecker
 from specdec.target_pass import RowMasks, find_fault_of_verifying, masks_of_rows, target_spans
 from specdec.tokenizer import Detokenizer, Tokenizer
 from specdec.verifier import Outcome
+from specdec.warm_up import warm_up_sampling
 
 Prompt: TypeAlias = str | AbstractSequence[int] | AbstractSequence[Mapping[str, object]]
 """Text, token ids, or chat messages."""
@@ -114,12 +114,20 @@ class Engine:
             () if config.speculative is None else config.speculative.synthetic_acceptance_rates,
         )
         self.runner = self._runtime.runner
-        self._logits = LogitsBuffer(self.runner.device)
+        self._logits = self.runner.logits
         num_rows = max_logits_rows(config)
         if self.runner.device.type == "cpu":
             num_rows = min(max_batched_tokens(config), _RESERVED_ROWS * config.max_num_seqs)
         self._logits.reserve(num_rows, self._runtime.model_config.vocab_size)
         self.proposer = build_proposer(config, self._runtime, sampler)
+        if self.runner.device.type == "cuda":
+            warm_up_sampling(
+                self.verifier,
+                sampler,
+                self._logits,
+                tokenizer=tokenizer,
+                vocab_size=self._runtime.model_config.vocab_size,
+            )
         self._pool_tokens = self._runtime.description.num_kv_blocks * config.block_size
         self.scheduler = Scheduler(
             BlockPool(self._runtime.description.num_kv_blocks, enable_prefix_caching=config.enable_prefix_caching),

@@ -18,7 +18,7 @@ _CHUNKS = (1, 5, 16, 2, 13)
 
 
 def check_row_invariance(runner: ModelRunner, *, num_blocks: int, block_size: int) -> None:
-    """Compare a prompt in one go with the same prompt in chunks, each beside other tokens, bit for bit.
+    """Compare a prompt in one eager go with the same prompt in chunks, each beside other tokens, bit for bit.
 
     Writes to the first blocks of the pool, before any sequence has them. Raises ConfigError where the bits differ.
     """
@@ -28,7 +28,7 @@ def check_row_invariance(runner: ModelRunner, *, num_blocks: int, block_size: in
     other = list(range(blocks_each, min(2 * blocks_each, num_blocks)))
     vocab_size = runner.model.config.vocab_size
     token_ids = [(7919 * i + 11) % vocab_size for i in range(num_tokens)]
-    whole = runner.forward([Span(token_ids, 0, own, num_logits=num_tokens)])
+    whole = runner.forward_eagerly([Span(token_ids, 0, own, num_logits=num_tokens)])
     pieces = []
     start = 0
     for chunk in _CHUNKS:
@@ -41,10 +41,14 @@ def check_row_invariance(runner: ModelRunner, *, num_blocks: int, block_size: in
         start = end
     if not torch.equal(torch.cat(pieces), whole[:start]):
         is_cpu = runner.device.type == "cpu"
-        place, otherwise = ("host", "dtype or thread count") if is_cpu else ("device", "dtype or device")
+        place, otherwise = (
+            ("host", "another --dtype or thread count") if is_cpu else ("device", "another --dtype or device")
+        )
+        if runner.num_graphs:
+            place, otherwise = "device under capture", "--enforce-eager"
         threads = f", {torch.get_num_threads()} threads" if is_cpu else ""
         raise ConfigError(
-            f"exact arithmetic was asked for, but this {place}'s math library gives a row other bits in another batch "
-            f"({runner.model.dtype}{threads}); use another --{otherwise}, or leave --exact off",
+            f"exact arithmetic was asked for, but the math library of this {place} gives a row other bits in another "
+            f"batch ({runner.model.dtype}{threads}); use {otherwise}, or leave --exact off",
             flag="--exact",
         )

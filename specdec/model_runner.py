@@ -5,7 +5,7 @@ T packed tokens, R logits rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from specdec.attention import AttentionBackend, Span
+from specdec.captured_passes import CapturedPasses
 from specdec.device_tensors import on_device
+from specdec.graph_buckets import GraphBucket
+from specdec.graph_capture import GraphCapture
 from specdec.kv_cache import KVCache
 from specdec.logits_buffer import LogitsBuffer
+from specdec.model_pass import run_pass
 from specdec.models.llama import LlamaModel
-
-_HEAD_ROWS = 128
-"""Rows of logits worked out at once, in the model's dtype, before they are fp32: more are no faster."""
+from specdec.triton_attention import TritonAttention
 
 
 class ModelRunner:
@@ -34,8 +36,37 @@ class ModelRunner:
     ) -> None:
         self.model = model
         self.device: torch.device = model.device
+        self.logits = LogitsBuffer(model.device)
+        """For whoever steps the model; where captured passes leave theirs."""
         self._cache = cache
         self._attention = attention
+        self._captured: CapturedPasses | None = None
+
+    @property
+    def num_graphs(self) -> int:
+        return 0 if self._captured is None else len(self._captured)
+
+    def capture(
+        self,
+        buckets: Sequence[GraphBucket],
+        graphs: GraphCapture,
+        *,
+        max_model_len: int,
+        report: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Passes that fit one of the buckets are replayed from now on; `report` is told how many are captured.
+
+        Raises RuntimeError where the device refuses; all passes are eager then.
+        """
+        assert isinstance(self._attention, TritonAttention), "what is captured are kernels"
+        captured = CapturedPasses(
+            self.model, self._cache, self._attention, self.logits, buckets, max_model_len=max_model_len
+        )
+        for num_captured, bucket in enumerate(buckets):
+            report(num_captured)
+            captured.capture(bucket, graphs)
+        report(len(buckets))
+        self._captured = captured
 
     @torch.inference_mode()
     def forward(self, spans: Sequence[Span], buffer: LogitsBuffer | None = None) -> Tensor:
@@ -43,6 +74,15 @@ class ModelRunner:
 
         They lie in the buffer, or in memory of their own.
         """
+        if self._captured is not None and (buffer is None or buffer is self.logits):
+            logits = self._captured.forward(spans)
+            if logits is not None:
+                return logits.clone() if buffer is None else logits
+        return self.forward_eagerly(spans, buffer)
+
+    @torch.inference_mode()
+    def forward_eagerly(self, spans: Sequence[Span], buffer: LogitsBuffer | None = None) -> Tensor:
+        """The same, one kernel after the other."""
         token_ids: list[int] = []
         positions: list[int] = []
         rows: list[int] = []
@@ -58,10 +98,17 @@ class ModelRunner:
             dtype=self.model.dtype,
         )
         ids, places, logits_rows = on_device(self.device, np.int64, token_ids, positions, rows)
-        hidden = self.model.forward(ids, places, logits_rows, self._cache, self._attention, plan)
         logits = (buffer or LogitsBuffer(self.device)).rows(len(rows), config.vocab_size)
-        for start in range(0, len(rows), _HEAD_ROWS):
-            logits[start : start + _HEAD_ROWS] = self.model.logits(hidden[start : start + _HEAD_ROWS])
+        run_pass(
+            self.model,
+            self._cache,
+            self._attention,
+            plan,
+            token_ids=ids,
+            positions=places,
+            logits_rows=logits_rows,
+            logits=logits,
+        )
         return logits
 
     def wait(self) -> None:

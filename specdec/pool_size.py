@@ -16,6 +16,7 @@ from specdec.kv_cache import allocate_arena, bytes_per_block
 from specdec.logits_buffer import LogitsBuffer
 from specdec.model_runner import ModelRunner
 from specdec.models.llama import LlamaModel
+from specdec.pass_graphs import PassGraphs
 from specdec.speculative import MAX_DRAFT_TOKENS
 
 _DEFAULT_CPU_KV_BYTES: Final = 2**30
@@ -30,8 +31,12 @@ def num_kv_blocks(
     attention: AttentionBackend[Any],
     memory: DeviceMemory | None,
     max_model_len: int,
+    graphs: PassGraphs | None = None,
 ) -> int:
-    """`models` are the target and its draft; `memory` is a GPU's, None on a CPU. Raises ConfigError."""
+    """`models` are the target and its draft; `memory` is a GPU's, None on a CPU. Raises ConfigError.
+
+    `graphs` are to be captured later; None are.
+    """
     if config.num_kv_blocks is not None:
         return config.num_kv_blocks
     block_bytes = bytes_per_block([model.kv_shape for model in models], config.block_size)
@@ -48,6 +53,7 @@ def num_kv_blocks(
             partial(_run_largest_step, config, models, attention, max_model_len),
             utilization=config.gpu_memory_utilization,
             verification_bytes=verification_bytes(models[0].config.vocab_size, MAX_DRAFT_TOKENS),
+            graph_bytes=lambda: 0 if graphs is None else graphs.num_bytes(models, memory, config.block_size),
         )
         check_pool_fits(
             budget,

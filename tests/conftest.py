@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -19,7 +20,11 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A GPU is for the tests that are marked so: an engine whose device is `auto` would take it in all others."""
+    """The same surroundings for all tests, however they were started."""
+    # A shell's background job has it ignored, and so would every process that is interrupted here.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A GPU is for the tests that are marked so: an engine whose device is `auto` would take it in all others.
     chosen = config.getoption("markexpr", "")
     if "gpu" not in chosen or "not gpu" in chosen:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -68,7 +68,7 @@ def test_flags_have_the_names_that_vllm_users_know():
     config = config_of(
         *["some/model", "--dtype", "float16", "--device", "cpu", "--max-model-len", "100", "--seed", "7", "--exact"],
         *["--max-num-seqs", "3", "--max-num-batched-tokens", "200", "--block-size", "8"],
-        *["--kv-cache-memory", "2GiB", "--no-enable-prefix-caching", "--check-outputs"],
+        *["--kv-cache-memory", "2GiB", "--no-enable-prefix-caching", "--check-outputs", "--enforce-eager"],
         *["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3}'],
     )
     assert config == EngineConfig(
@@ -78,6 +78,7 @@ def test_flags_have_the_names_that_vllm_users_know():
         max_model_len=100,
         seed=7,
         exact=True,
+        enforce_eager=True,
         max_num_seqs=3,
         max_num_batched_tokens=200,
         block_size=8,

@@ -74,6 +74,14 @@ class EngineFlags:
             rich_help_panel="Model",
         ),
     ] = _DEFAULTS.exact
+    enforce_eager: Annotated[
+        bool,
+        typer.Option(
+            "--enforce-eager",
+            help="Launch a GPU's kernels one by one, never as captured graphs: a faster start, slower steps.",
+            rich_help_panel="Model",
+        ),
+    ] = _DEFAULTS.enforce_eager
     spec: Annotated[
         str | None,
         typer.Option(
@@ -206,6 +214,7 @@ class EngineFlags:
             seed=self.seed,
             enable_prefix_caching=self.enable_prefix_caching,
             exact=self.exact,
+            enforce_eager=self.enforce_eager,
             speculative=self._speculative(),
             grammar_limits=self._grammar_limits(),
             num_compile_workers=self.num_compile_workers,

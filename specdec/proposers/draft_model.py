@@ -15,7 +15,6 @@ from torch import Tensor
 from specdec.attention import Span
 from specdec.batch import ScheduledSequence
 from specdec.faults import attributed_to, find_fault
-from specdec.logits_buffer import LogitsBuffer
 from specdec.model_runner import ModelRunner
 from specdec.proposers.base import Draft, DraftDistribution, Source
 from specdec.sampler import DraftSampler, SamplingRow
@@ -32,7 +31,7 @@ class DraftModel:
     def __init__(self, runner: ModelRunner, sampler: DraftSampler) -> None:
         self._runner = runner
         self._sampler = sampler
-        self._logits = LogitsBuffer(runner.device)
+        self._logits = runner.logits
 
     @staticmethod
     def can_draft(scheduled: ScheduledSequence) -> bool:

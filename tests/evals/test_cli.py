@@ -95,6 +95,14 @@ def test_acceptance_reports_rates_speeds_and_validity(tiny_model_folder, tmp_pat
     assert {row["arm"] for row in rows} == {"plain", "chain, K=4", "ngram, K=4"}
     report = (tmp_path / "report.html").read_text()
     assert report.count("<svg") == 4
+    drafting = {
+        (group["group"], arm["arm"])
+        for group in groups.values()
+        for arm in group["arms"]
+        if arm["rates"]["num_draft_tokens"]
+    }
+    assert ("structured", "ngram, K=4") in drafting
+    assert report.count("<div class=answer>") == len(drafting)
     assert "http" not in re.sub(r"http://(www\.w3\.org|purl\.org|creativecommons\.org)", "", report).replace(
         "https://matplotlib.org", ""
     )

@@ -69,6 +69,20 @@ def test_the_wrapper_equals_the_reference(dtype, device):
     torch.testing.assert_close(arena, arena_reference, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.float8_e4m3fn])
+def test_a_token_without_a_slot_is_written_nowhere(cache_dtype, device):
+    caches = [torch.zeros(NUM_BLOCKS, BLOCK_SIZE, 2, 8, dtype=cache_dtype, device=device) for _ in range(2)]
+    scale = None if cache_dtype is torch.float32 else torch.ones(2, device=device)
+    token = torch.ones(5, 2, 8, device=device)
+    slots = torch.tensor([-1, 6, -1, 17, -9], device=device)
+    kv_store(token, token, *caches, slots, key_scale=scale, value_scale=scale)
+    for cache in caches:
+        written = cache.float().flatten(0, 1).sum(dim=(1, 2)).nonzero().flatten()
+        assert written.tolist() == [6, 17]
+    kv_store(token, token, *caches, torch.full_like(slots, -1), key_scale=scale, value_scale=scale)
+    assert float(sum(cache.float().sum() for cache in caches)) == 4 * 16
+
+
 def test_a_written_slot_is_overwritten(device):
     key_cache, value_cache, arena = strided_caches(1, 8, torch.float32, device)
     slots = torch.tensor([9], device=device)

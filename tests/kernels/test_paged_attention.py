@@ -230,6 +230,17 @@ def test_long_contexts_are_split(dtype, device):
     step.check(AttentionTiling(16, 128, 1024))
 
 
+@pytest.mark.parametrize("max_splits", [1, 2, 5])
+@pytest.mark.parametrize("window", [None, 30])
+def test_a_context_is_cut_into_so_many_splits_at_most(max_splits, window, device):
+    tiling = AttentionTiling(16, 16, 16, max_splits)
+    step = Step([(1, 97), (5, 40), (20, 33), (0, 0), (1, 3)], head_size=16, device=device)
+    step.check(tiling, window=window)
+    # Of a graph that was captured for longer contexts.
+    step.max_context_len, step.max_num_queries = 10_000, 1
+    step.check(tiling, window=window)
+
+
 @pytest.mark.parametrize("split_keys", [None, 32])
 def test_rows_of_no_sequence_stay_as_they_are(split_keys, device):
     step = Step([(2, 40), (1, 9)], head_size=16, num_spare_rows=70, device=device)
@@ -377,6 +388,11 @@ def test_addresses_beyond_31_bits_are_right(device):
         ({"tiling": AttentionTiling(8, 16)}, "tile_rows is 8; it must be a power of two, 16 or more"),
         ({"tiling": AttentionTiling(16, 24)}, "tile_keys is 24; it must be a power of two"),
         ({"tiling": AttentionTiling(16, 32, 48)}, "split_keys is 48; it must be a multiple of tile_keys, 32"),
+        (
+            {"tiling": AttentionTiling(16, 32, None, 2)},
+            "max_splits is 2; it must be 1 or more, and goes with split_keys",
+        ),
+        ({"tiling": AttentionTiling(16, 32, 32, 0)}, "max_splits is 0; it must be 1 or more"),
     ],
 )
 def test_a_tensor_of_another_shape_dtype_device_or_stride_is_refused(change, message):

@@ -122,12 +122,22 @@ def test_an_engine_that_says_nothing_turns_health_503_and_back(served: Callable[
     assert httpx.post(server.url + CHAT, json=chat_body(max_tokens=2), timeout=30).status_code == 200
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
-def test_a_signal_while_loading_ends_both_processes(tiny_model_folder: Path, how: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("how", "is_background"),
+    [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGKILL, False)],
+    ids=["ctrl-c", "interrupted background job", "kill"],
+)
+def test_a_signal_while_loading_ends_both_processes(
+    tiny_model_folder: Path, how: signal.Signals, is_background: bool
+) -> None:
     command = [sys.executable, str(Path(sys.executable).with_name("specdec")), "serve", str(tiny_model_folder)]
-    with subprocess.Popen(
-        [*command, "--port", "0"], stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    # A shell without job control starts what ends in & so; it is inherited.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_background else signal.getsignal(signal.SIGINT)
+    try:
+        process = subprocess.Popen([*command, "--port", "0"], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    with process:
         wait_until(lambda: bool(children_of(process.pid)), "the engine's process to start")
         (engine,) = children_of(process.pid)
         # As a terminal does: to the whole foreground group.

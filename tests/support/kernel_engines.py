@@ -94,6 +94,8 @@ def config_of(target: Path, draft: Path, **changes: object) -> EngineConfig:
             method="draft_model+grammar+ngram", model=str(draft), num_speculative_tokens=3
         ),
         "check_outputs": True,
+        # Passes of up to 512 tokens would take minutes there.
+        "enforce_eager": INTERPRETED,
     }
     return EngineConfig(**(config | changes))
 

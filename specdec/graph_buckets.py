@@ -1,0 +1,80 @@
+"""GraphBucket: the sizes for which a pass is captured; a smaller pass is filled up to one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as AbstractSequence
+from typing import Final, NamedTuple
+
+_STEPS: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""Tokens. What fills a small pass up costs nothing, as a pass of few tokens takes as long as reading the weights; at
+most half of a pass is filled up."""
+_QUERIES_EACH: Final = 16
+"""How many queries of a sequence the attention's tiles are made for where there are drafts. More are right as well."""
+
+
+class GraphBucket(NamedTuple):
+    num_tokens: int
+    num_sequences: int
+    num_rows: int
+    """Of logits."""
+    queries_each: int
+    """How many tokens of a sequence attention is tiled for; not a limit."""
+
+    def holds(self, *, num_tokens: int, num_sequences: int, num_rows: int) -> bool:
+        return num_tokens <= self.num_tokens and num_sequences <= self.num_sequences and num_rows <= self.num_rows
+
+
+def target_buckets(*, max_tokens: int, max_sequences: int, max_rows: int) -> list[GraphBucket]:
+    """For passes with logits of every token: verification, and decoding. The largest first."""
+    return _largest_first(
+        GraphBucket(num_tokens, num_sequences, min(num_tokens, max_rows), queries_each)
+        for num_tokens, num_sequences, queries_each in _sizes(max_tokens, max_sequences)
+        # One row a sequence is the least.
+        if num_sequences <= max_rows
+    )
+
+
+def draft_buckets(*, max_tokens: int, max_sequences: int) -> list[GraphBucket]:
+    """For passes with logits of one token a sequence, which may feed a few more. The largest first."""
+    return _largest_first(
+        GraphBucket(num_tokens, num_sequences, num_sequences, queries_each)
+        for num_tokens, num_sequences, queries_each in _sizes(max_tokens, max_sequences)
+    )
+
+
+def smallest_bucket(
+    buckets: AbstractSequence[GraphBucket], *, num_tokens: int, num_sequences: int, num_rows: int
+) -> GraphBucket | None:
+    """Of those in ascending order the first that holds so much; None where none does."""
+    return next(
+        (
+            bucket
+            for bucket in buckets
+            if bucket.holds(num_tokens=num_tokens, num_sequences=num_sequences, num_rows=num_rows)
+        ),
+        None,
+    )
+
+
+def _sizes(max_tokens: int, max_sequences: int) -> Iterator[tuple[int, int, int]]:
+    """(tokens, sequences, queries of each): passes with a token a sequence, and passes with more.
+
+    A pass that fits none of the second kind, for its many sequences, fits one of the first of no more tokens.
+    """
+    for num_tokens in _steps(min(max_tokens, max_sequences)):
+        yield num_tokens, num_tokens, 1
+    for num_tokens in _steps(max_tokens):
+        if num_tokens > 1:
+            num_sequences = max_sequences if num_tokens > max_sequences else num_tokens // 2
+            yield num_tokens, num_sequences, min(num_tokens, _QUERIES_EACH)
+
+
+def _steps(largest: int) -> list[int]:
+    """Those below the largest, and the largest unless it is above all of them."""
+    steps = [step for step in _STEPS if step < largest]
+    return steps if largest > _STEPS[-1] else [*steps, largest]
+
+
+def _largest_first(buckets: Iterable[GraphBucket]) -> list[GraphBucket]:
+    return sorted(set(buckets), reverse=True)

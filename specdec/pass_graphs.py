@@ -1,0 +1,129 @@
+"""PassGraphs: which passes of an engine's models are graphs, what these will hold, and capturing them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from specdec.captured_passes import CapturedPasses
+from specdec.device_memory import DeviceMemory
+from specdec.graph_buckets import GraphBucket, draft_buckets, target_buckets
+from specdec.graph_capture import GraphCapture
+from specdec.kv_cache import allocate_arena
+from specdec.logits_buffer import LogitsBuffer
+from specdec.model_runner import ModelRunner
+from specdec.models.llama import LlamaModel
+from specdec.models.progress import ModelProgress, ProgressCallback
+from specdec.triton_attention import TritonAttention
+
+_MAX_PARTIAL_BYTES: Final = 2**28
+"""Of attention's partial results in a graph."""
+_CAPTURING: Final = "Capturing graphs"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassGraphs:
+    """For a target, and its draft where there is one, in this order."""
+
+    new_capture: Callable[[], GraphCapture]
+    attention: TritonAttention
+    max_model_len: int
+    max_tokens: int
+    """Of a step, as the next two."""
+    max_sequences: int
+    max_rows: int
+    """Of the target's logits."""
+
+    def buckets(self, models: AbstractSequence[LlamaModel]) -> list[list[GraphBucket]]:
+        """Of each model, the largest first."""
+        return [
+            target_buckets(max_tokens=self._max_tokens(model), max_sequences=self.max_sequences, max_rows=self.max_rows)
+            if index == 0
+            else draft_buckets(max_tokens=self._max_tokens(model), max_sequences=self.max_sequences)
+            for index, model in enumerate(models)
+        ]
+
+    def num_bytes(self, models: AbstractSequence[LlamaModel], memory: DeviceMemory, block_size: int) -> int:
+        """What the graphs will hold: a few are captured over a pool of one block, and let go.
+
+        They share what is between; each of the others adds to that about what two more of them do. Nothing where the
+        device refuses, of which `capture` will tell. Raises torch.OutOfMemoryError.
+        """
+        try:
+            return self._measured_bytes(models, memory, block_size)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            return 0
+
+    def _measured_bytes(self, models: AbstractSequence[LlamaModel], memory: DeviceMemory, block_size: int) -> int:
+        capture = self.new_capture()
+        shapes = [model.kv_shape for model in models]
+        caches = allocate_arena(shapes, num_blocks=1, block_size=block_size, device=models[0].device)
+        kept: list[CapturedPasses] = []
+        total = 0
+        for model, cache, buckets in zip(models, caches, self.buckets(models), strict=True):
+            logits = LogitsBuffer(model.device)
+            logits.reserve(self._num_rows(len(kept)), model.config.vocab_size)
+            free_before, _ = memory.free_and_total()
+            captured = CapturedPasses(model, cache, self.attention, logits, buckets, max_model_len=self.max_model_len)
+            kept.append(captured)
+            captured.capture(buckets[0], capture)
+            free_after_one, _ = memory.free_and_total()
+            others = {buckets[len(buckets) // 2], buckets[-1]} - {buckets[0]}
+            for bucket in others:
+                captured.capture(bucket, capture)
+            free_after_all, _ = memory.free_and_total()
+            each = max(0, free_after_one - free_after_all) / max(1, len(others))
+            total += max(0, free_before - free_after_one) + round(each * (len(buckets) - 1))
+        return total
+
+    def capture(self, runners: AbstractSequence[ModelRunner], progress: ProgressCallback | None) -> None:
+        """All of them; where the device refuses, the log says why, and that model's passes are eager."""
+        capture = self.new_capture()
+        all_buckets = self.buckets([runner.model for runner in runners])
+        num_before, num_graphs = 0, sum(map(len, all_buckets))
+
+        def report(num_captured: int) -> None:
+            if progress is not None:
+                completed = num_before + num_captured
+                progress(
+                    ModelProgress(stage="preparing", description=_CAPTURING, completed=completed, total=num_graphs)
+                )
+
+        for index, (runner, buckets) in enumerate(zip(runners, all_buckets, strict=True)):
+            # Before anything points to it.
+            runner.logits.reserve(self._num_rows(index), runner.model.config.vocab_size)
+            try:
+                runner.capture(buckets, capture, max_model_len=self.max_model_len, report=report)
+            except RuntimeError as error:
+                cause = _first_of(error)
+                logger.warning(
+                    "passes of the %s model are launched kernel by kernel, which is slower: a graph of them could not "
+                    "be captured (%s: %s)",
+                    "draft" if index else "target",
+                    type(cause).__name__,
+                    cause,
+                )
+            num_before += len(buckets)
+        report(0)
+
+    def _max_tokens(self, model: LlamaModel) -> int:
+        config = model.config
+        each = self.attention.partial_bytes(config.num_attention_heads, config.head_dim, self.max_model_len)
+        return self.max_tokens if not each else max(1, min(self.max_tokens, _MAX_PARTIAL_BYTES // each))
+
+    def _num_rows(self, index: int) -> int:
+        return self.max_rows if index == 0 else self.max_sequences
+
+
+def _first_of(error: BaseException) -> BaseException:
+    """What came before all else: a capture that was broken off fails once more where it ends."""
+    return error if error.__context__ is None else _first_of(error.__context__)

@@ -1,0 +1,96 @@
+"""Warm-up: what the first requests would wait for, kernels being compiled and libraries' being loaded, done at start.
+
+What is replayed as a graph has run when it was captured; this is about passes that are not, and about sampling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+import torch
+
+from specdec.attention import Span
+from specdec.batch import Batch, ScheduledSequence
+from specdec.logits_buffer import LogitsBuffer
+from specdec.model_runner import ModelRunner
+from specdec.proposers.base import NO_PROPOSAL, DraftDistribution, Proposal, Source
+from specdec.request import SamplingParams
+from specdec.sampler import DraftSampler, SamplingRow
+from specdec.sequence import Sequence
+from specdec.speculative import PLAIN, Verification
+from specdec.tokenizer import Detokenizer, Tokenizer
+from specdec.verifier import DraftVerifier
+
+_MAX_QUERIES: Final = 1024
+"""Attention has no other kernels for more."""
+_SAMPLINGS: Final = (
+    SamplingParams(temperature=0.0),
+    SamplingParams(temperature=1.0),
+    SamplingParams(temperature=1.0, top_k=2, top_p=0.9, min_p=0.01),
+    SamplingParams(temperature=1.0, frequency_penalty=0.1, repetition_penalty=1.1, logit_bias={0: 1.0}),
+    SamplingParams(temperature=1.0, logprobs=1, min_tokens=1),
+)
+_EOS_ROW: Final = 0
+"""Of every mask table."""
+
+
+def warm_up_passes(
+    runner: ModelRunner, *, num_blocks: int, block_size: int, max_model_len: int, max_tokens: int
+) -> None:
+    """Eager passes of one sequence, short and long, at the beginning and at the end of the longest context.
+
+    They write into blocks that nobody uses yet.
+    """
+    capacity = min(num_blocks * block_size, max_model_len)
+    block_table = range(-(-capacity // block_size))
+    num_queries = 1
+    while num_queries <= min(capacity, max_tokens, _MAX_QUERIES):
+        for start in {0, capacity - num_queries}:
+            runner.forward_eagerly([Span([0] * num_queries, start, block_table, num_logits=1)], runner.logits)
+        num_queries *= 2
+    runner.wait()
+
+
+@torch.inference_mode()
+def warm_up_sampling(
+    verifier: DraftVerifier, sampler: DraftSampler, logits: LogitsBuffer, *, tokenizer: Tokenizer, vocab_size: int
+) -> None:
+    """Tokens and drafts of every kind, each alone and all together, out of logits that say nothing."""
+
+    def rows_of(num_rows: int) -> torch.Tensor:
+        return logits.rows(num_rows, vocab_size).zero_()
+
+    sequences = [_sequence(params, Verification.COUPLED, tokenizer) for params in _SAMPLINGS]
+    by_rule = [_sequence(_SAMPLINGS[1], each, tokenizer) for each in (Verification.REJECTION, Verification.BLOCK)]
+    found = Proposal(token_ids=(0, 0), sources=(Source("ngram"),) * 2, distributions=(None, None))
+    for chosen in (*([each] for each in (*sequences, *by_rule)), [*sequences, *by_rule]):
+        # One token of the draft model's each, and one more by an automaton.
+        for mask_row in (None, _EOS_ROW):
+            rows = [SamplingRow(sequence, (), mask_row) for sequence in chosen]
+            drawn = sampler.sample_drafts(rows_of(len(rows)), rows)
+            drafts = [_draft(*each) for each in drawn]
+            for proposals in ([NO_PROPOSAL] * len(chosen), [found] * len(chosen), drafts):
+                masks = [[mask_row] * (len(proposal.token_ids) + 1) for proposal in proposals]
+                batch = Batch([ScheduledSequence(sequence, 1, 2, 0) for sequence in chosen])
+                verifier.verify(rows_of(sum(map(len, masks))), masks, batch, proposals)
+
+
+def _draft(token_id: int, distribution: DraftDistribution | None) -> Proposal:
+    return Proposal(token_ids=(token_id,), sources=(Source("draft_model"),), distributions=(distribution,))
+
+
+def _sequence(params: SamplingParams, verification: Verification, tokenizer: Tokenizer) -> Sequence:
+    """Of one token."""
+    return Sequence(
+        request_id="warm-up",
+        choice_index=0,
+        params=params,
+        seed=0,
+        max_tokens=4,
+        eos_token_ids=frozenset(tokenizer.eos_token_ids),
+        num_prompt_tokens=1,
+        token_ids=[0],
+        detokenizer=Detokenizer(tokenizer, skip_special_tokens=False),
+        plan=replace(PLAIN, verification=verification),
+    )

@@ -1,0 +1,92 @@
+"""An engine whose passes are replayed gives the answers of one whose passes are eager; on a GPU by CUDA graphs.
+
+test_device_path_interpreted.py runs this file a second time, with TRITON_INTERPRET set.
+"""
+
+import functools
+
+import kernel_engines
+import pytest
+import torch
+from kernel_engines import CASES, answers, kernel_engine
+
+from specdec import SamplingParams
+from specdec.kernels.dispatch import INTERPRETED
+
+PLACES = [pytest.param("cpu", id="interpreter" if INTERPRETED else "cpu")]
+if not INTERPRETED:
+    PLACES.append(pytest.param("cuda", id="gpu", marks=pytest.mark.gpu))
+SMALL = {"enforce_eager": False} | ({"max_num_batched_tokens": 8, "max_num_seqs": 4} if INTERPRETED else {})
+
+
+@pytest.fixture(scope="module", params=PLACES)
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="module")
+def config_of(tiny_model_folder, tiny_draft_folder):
+    return functools.partial(kernel_engines.config_of, tiny_model_folder, tiny_draft_folder)
+
+
+@pytest.fixture(scope="module")
+def graphed(device, config_of):
+    return kernel_engine(device, config_of(device=device.type, **SMALL))
+
+
+@pytest.fixture(scope="module")
+def eager(device, config_of):
+    return kernel_engine(device, config_of(device=device.type, **SMALL | {"enforce_eager": True}))
+
+
+@pytest.fixture
+def forwards(graphed, monkeypatch):
+    """For each pass of the target whether it was replayed."""
+    seen = []
+    captured = graphed.runner._captured
+    forward = captured.forward
+
+    def watched(spans):
+        logits = forward(spans)
+        seen.append(logits is not None)
+        return logits
+
+    monkeypatch.setattr(captured, "forward", watched)
+    return seen
+
+
+def test_a_graphed_engine_says_so(graphed, eager):
+    assert graphed.describe().num_graphs > 20 or INTERPRETED
+    assert graphed.runner.num_graphs + graphed._runtime.draft_runner.num_graphs == graphed.describe().num_graphs > 0
+    assert eager.describe().num_graphs == eager.runner.num_graphs == 0
+
+
+# What a sampling does with the logits is the same, whatever gave them.
+SOME_CASES = [each for each in CASES if each[0] in {"sampled", "several explained", "under a schema"}]
+if INTERPRETED:
+    SOME_CASES = [("several explained", "none"), ("penalised", "coupled")]
+
+
+@pytest.mark.parametrize(("sampling", "speculation"), SOME_CASES)
+def test_answers_are_those_of_eager_passes(graphed, eager, forwards, sampling, speculation):
+    ours, theirs = (answers(engine, sampling, speculation) for engine in (graphed, eager))
+    assert all(forwards)
+    assert len(forwards) > 2
+    assert graphed.stats().num_faults == {}
+    for own, other in zip(ours, theirs, strict=True):
+        assert (own.token_ids, own.finish_reason) == (other.token_ids, other.finish_reason)
+        for logprob, expected in zip(own.logprobs or (), other.logprobs or (), strict=True):
+            assert logprob.logprob == pytest.approx(expected.logprob, abs=1e-4)
+
+
+def test_replays_stay_right_while_contexts_grow(graphed, eager, forwards):
+    """To the end of the longest context there can be."""
+    num_tokens = 8 if INTERPRETED else 70
+    params = [SamplingParams(max_tokens=num_tokens, seed=i, temperature=0.7, ignore_eos=True) for i in range(2)]
+    ours, theirs = (engine.generate([[5], [9, 11]], params) for engine in (graphed, eager))
+    assert all(forwards)
+    for own, other in zip(ours, theirs, strict=True):
+        assert len(own.choices[0].token_ids) == num_tokens
+        assert own.choices[0].token_ids == other.choices[0].token_ids
