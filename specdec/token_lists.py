@@ -192,8 +192,6 @@ class TokenLists:
 
     def _give_back(self, area: _Area) -> None:
         if area.capacity:
-            for place in range(area.start, area.start + area.size):
-                self._unwritten.pop(place, None)
             self._free.setdefault(area.capacity, []).append(area.start)
 
     def _take_forgotten(self) -> list[_Lists]:
