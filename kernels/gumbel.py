@@ -133,7 +133,7 @@ if TRITON_RUNS_HERE:
         """`gumbel_bound_of_hash`, in Triton: a tile of uint32 -> a tile of fp32."""
         complement = ((h >> 9) ^ 0x7FFFFF).to(tl.float32) + 0.5
         bits = complement.to(tl.int32, bitcast=True).to(tl.float32)
-        return _CEILING - bits * _PER_BIT
+        return -(bits * _PER_BIT) + _CEILING
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _finalized(h, FIRST: tl.constexpr, SECOND: tl.constexpr):  # type: ignore[no-untyped-def]

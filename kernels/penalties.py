@@ -23,6 +23,8 @@ import torch
 
 from specdec.kernels.dispatch import TRITON_RUNS_HERE, runs_in_triton
 
+_MIN_DRAFTS: Final = 8
+"""Draft tokens that a kernel has room for, at least, so that there are few kernels to compile."""
 _DTYPES: Final = {
     "draft_ids": torch.int64,
     "values": torch.float32,
@@ -263,7 +265,7 @@ def apply_penalties(
             HAS_SEEN=seen is not None,
             HAS_BIAS=bias is not None,
             HAS_FORBIDDEN=forbidden is not None,
-            NUM_DRAFTS=triton.next_power_of_2(max(1, max_num_preceding)),
+            NUM_DRAFTS=triton.next_power_of_2(max(_MIN_DRAFTS, max_num_preceding)),
             TILE=512,
             enable_fp_fusion=False,
         )

@@ -158,7 +158,7 @@ class DeviceSampler:
         """Bias, penalties, and ends that cannot come yet, in place: logits fp32 [R, V]."""
         if "row_groups" not in given:
             return
-        seen, bias, forbidden = self._lists.tables(given, [group.sequence for group in batch.groups])
+        seen, bias, forbidden = self._lists.tables(given, len(batch.groups))
         rows = PenalisedRows(given["row_groups"], given["draft_starts"], given["num_preceding"], given["draft_ids"])
         apply_penalties(
             logits, rows, max_num_preceding=batch.max_num_preceding, seen=seen, bias=bias, forbidden=forbidden

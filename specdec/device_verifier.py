@@ -15,10 +15,10 @@ from typing import Final, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from specdec.batch import Batch
+from specdec.device_logprobs import explain, explained_logprobs, explained_rows, num_top_of
 from specdec.device_sampler import CHUNK_PROBS, DeviceSampler
 from specdec.device_tensors import as_bytes, named_on_device, taken_apart
 from specdec.kernels.verify_by_rule import verify_by_rule
@@ -27,7 +27,7 @@ from specdec.noise import Stream, uniform
 from specdec.proposers.base import Proposal
 from specdec.row_group import RowBatch, RowGroup
 from specdec.speculative import SYNTHETIC, SpeculationPlan, Verification
-from specdec.verifier import Outcome, Walk, token_logprob
+from specdec.verifier import Outcome, Walk
 
 _BYTES_PER_DRAFT_PROB: Final = 16
 """fp64 of target and draft each."""
@@ -89,12 +89,7 @@ class DeviceVerifier:
             if proposal.token_ids and _is_walked(group.sequence.plan)
         }
         given_rows = [row for walk in walks.values() for row in self._given_rows(walk)]
-        explained = [
-            row
-            for i, (group, _) in enumerate(drafted)
-            if group.sequence.params.logprobs is not None
-            for row in range(starts[i], starts[i + 1])
-        ]
+        explained = explained_rows(rows)
         sampler = self._sampler
         parts = sampler.draw_parts(rows) | sampler.edit_parts(rows) | sampler.mask_parts(rows) | rows.draft_parts()
         parts["row_starts"] = (np.int32, rows.starts)
@@ -108,40 +103,44 @@ class DeviceVerifier:
         target_ids = sampler.draw_given(logits, given)
         by_rule = {i: walk for i, walk in walks.items() if walk.goes_by_rule}
         sampler.mask(logits, rows, _row_ids(by_rule.values()))
-        drawn_ids = target_ids
-        if given_rows:
-            # As if the target had drawn them.
-            own = given["given_rows"]
-            drawn_ids = target_ids.index_copy(0, own, given["draft_ids"][own])
-        num_accepted, output_ids = self._outputs(len(drafted), rows.num_rows)
-        verify_coupled(
-            drawn_ids,
-            given["draft_ids"],
-            given["row_starts"],
-            num_accepted,
-            output_ids,
-            max_num_rows=rows.max_num_rows,
-        )
+        num_accepted, output_ids = self._coupled(rows, given, target_ids)
         for rule in _RULES:
             own_rule = {i: walk for i, walk in by_rule.items() if walk.rows[0].sequence.plan.verification is rule}
             for chunk in _chunks(own_rule, logits.shape[1]):
                 self._walk_by_rule(logits, target_ids, chunk, rule, num_accepted, output_ids)
         results = [output_ids, num_accepted]
         if raw is not None:
-            num_top = max(group.sequence.params.logprobs or 0 for group, _ in drafted)
-            results += self._explained(raw, output_ids.index_select(0, given["explained_rows"]), num_top)
+            emitted_ids = output_ids.index_select(0, given["explained_rows"])
+            results += explained_logprobs(raw, emitted_ids, num_top_of(rows), num_token_ids=len(self._pieces))
         # The one wait.
         emitted, accepted, *explanation = taken_apart(as_bytes(results).cpu().numpy(), results)
         outcomes = iter(_outcomes(drafted, starts, emitted.tolist(), accepted.tolist()))
         answers = [next(outcomes) if masks else Outcome([], 0, 0, []) for masks in mask_rows]
         if raw is not None:
-            self._explain([group for group, _ in drafted], [each for each in answers if each.token_ids], *explanation)
+            explain(self._pieces, rows.groups, [each for each in answers if each.token_ids], *explanation)
         return answers
 
     def _given_rows(self, walk: Walk) -> list[int]:
         """Of a synthetic draft the rows of the tokens that are accepted whatever the target draws."""
         accepted = (i for i in range(walk.num_drafted) if walk.is_given(i, self._synthetic_rates))
         return [walk.first_row + i for i in accepted]
+
+    def _coupled(self, rows: RowBatch, given: Mapping[str, Tensor], target_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 [R] -> accepted tokens int32 [B] and emitted ones int64 [R], after each sequence's last of any id."""
+        if "given_rows" in given:
+            # As if the target had drawn them.
+            own = given["given_rows"]
+            target_ids = target_ids.index_copy(0, own, given["draft_ids"][own])
+        num_accepted, output_ids = self._outputs(len(rows.groups), rows.num_rows)
+        verify_coupled(
+            target_ids,
+            given["draft_ids"],
+            given["row_starts"],
+            num_accepted,
+            output_ids,
+            max_num_rows=rows.max_num_rows,
+        )
+        return num_accepted, output_ids
 
     def _walk_by_rule(
         self,
@@ -211,43 +210,6 @@ class DeviceVerifier:
             torch.empty(num_sequences, dtype=torch.int32, device=self._device),
             torch.zeros(num_rows, dtype=torch.int64, device=self._device),
         )
-
-    def _explained(self, raw: Tensor, token_ids: Tensor, num_top: int) -> list[Tensor]:
-        """Log-probabilities fp32 [E] of a token a row, and of the likeliest ones fp32 [E, N], then those' int64 [E, N].
-
-        raw fp32 [E, V], logits as they came, token_ids int64 [E]; a row after a sequence's last token has any.
-        """
-        own, values, ids = [], [], []
-        size = max(1, CHUNK_PROBS // raw.shape[1])
-        for start in range(0, len(raw), size):
-            logprobs = torch.log_softmax(raw[start : start + size], dim=-1)
-            own.append(logprobs.gather(1, token_ids[start : start + size, None]).squeeze(1))
-            # Rows beyond the tokenizer's ids, which pad the vocabulary, are no tokens.
-            top = logprobs[:, : len(self._pieces)].topk(num_top)
-            values.append(top.values)
-            ids.append(top.indices)
-        return [torch.cat(own), torch.cat(values), torch.cat(ids)]
-
-    def _explain(
-        self,
-        groups: AbstractSequence[RowGroup],
-        outcomes: AbstractSequence[Outcome],
-        own: NDArray[np.generic],
-        values: NDArray[np.generic],
-        ids: NDArray[np.generic],
-    ) -> None:
-        """Add the log-probabilities that are asked for, of `_explained`: one outcome a group."""
-        first_row = 0
-        for group, outcome in zip(groups, outcomes, strict=True):
-            num_top = group.sequence.params.logprobs
-            if num_top is None:
-                continue
-            rows = slice(first_row, first_row + len(outcome.token_ids))
-            first_row += len(group.mask_rows)
-            likeliest = zip(ids[rows, :num_top].tolist(), values[rows, :num_top].tolist(), strict=True)
-            for token_id, logprob, others in zip(outcome.token_ids, own[rows].tolist(), likeliest, strict=True):
-                top = tuple(token_logprob(self._pieces, *each) for each in zip(*others, strict=True))
-                outcome.logprobs.append(token_logprob(self._pieces, token_id, logprob, top))
 
 
 def _is_walked(plan: SpeculationPlan) -> bool:

@@ -108,26 +108,23 @@ class TokenLists:
             self._memory.index_copy_(1, given["places"], given["entries"].view(2, -1))
             self._unwritten.clear()
 
-    def tables(
-        self, given: Mapping[str, Tensor], sequences: AbstractSequence[Sequence]
-    ) -> tuple[SeenTokens | None, LogitBias | None, ForbiddenTokens | None]:
-        """What `apply_penalties` takes, of the sequences that `parts` was given; None for what none of them has."""
-        num_sequences = len(sequences)
+    def tables(self, given: Mapping[str, Tensor], num_sequences: int) -> tuple[SeenTokens, LogitBias, ForbiddenTokens]:
+        """What `apply_penalties` takes, of the sequences that `parts` was given.
+
+        All of it, also where no sequence has some of it: an empty list costs less than a kernel compiled without.
+        """
         numbers = given["list_numbers"].view(7, -1)
         seen_starts, seen_sizes, bias_starts, bias_sizes, forbidden_starts, forbidden_sizes, num_missing = (
             numbers[i, :num_sequences] for i in range(7)
         )
+        penalties = given["penalties"].view(3, -1)
+        repetition, frequency, presence = (penalties[i, :num_sequences] for i in range(3))
         token_ids, values = self._memory.unbind(0)
-        seen = bias = forbidden = None
-        if any(penalises(each.params) for each in sequences):
-            penalties = given["penalties"].view(3, -1)
-            repetition, frequency, presence = (penalties[i, :num_sequences] for i in range(3))
-            seen = SeenTokens(seen_starts, seen_sizes, token_ids, values, repetition, frequency, presence)
-        if any(each.params.logit_bias for each in sequences):
-            bias = LogitBias(bias_starts, bias_sizes, token_ids, values.view(torch.float32))
-        if any(each.params.min_tokens > each.num_output_tokens for each in sequences):
-            forbidden = ForbiddenTokens(forbidden_starts, forbidden_sizes, token_ids, num_missing)
-        return seen, bias, forbidden
+        return (
+            SeenTokens(seen_starts, seen_sizes, token_ids, values, repetition, frequency, presence),
+            LogitBias(bias_starts, bias_sizes, token_ids, values.view(torch.float32)),
+            ForbiddenTokens(forbidden_starts, forbidden_sizes, token_ids, num_missing),
+        )
 
     def _lists_of(self, sequence: Sequence) -> _Lists:
         """What never changes of them is listed here."""
@@ -195,8 +192,6 @@ class TokenLists:
 
     def _give_back(self, area: _Area) -> None:
         if area.capacity:
-            for place in range(area.start, area.start + area.size):
-                self._unwritten.pop(place, None)
             self._free.setdefault(area.capacity, []).append(area.start)
 
     def _take_forgotten(self) -> list[_Lists]:

@@ -18,7 +18,7 @@ from written_out_sampling import (
     token_lists,
 )
 
-from specdec import device_sampler, device_tensors, device_verifier
+from specdec import device_logprobs, device_sampler, device_tensors, device_verifier
 from specdec.batch import Batch, ScheduledSequence
 from specdec.device_sampler import DeviceSampler
 from specdec.device_tensors import on_device, packed, together_on_device
@@ -63,6 +63,7 @@ def chunks(request, monkeypatch):
     if request.param == "few at a time":
         for module in (device_sampler, device_verifier):
             monkeypatch.setattr(module, "CHUNK_PROBS", 2 * VOCAB_SIZE)
+        monkeypatch.setattr(device_logprobs, "_CHUNK_LOGITS", 2 * VOCAB_SIZE)
 
 
 def logits_of(data, num_rows):
