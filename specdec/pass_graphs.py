@@ -61,7 +61,7 @@ class PassGraphs:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            # Told here as well: torch before 2.13 answers the next capture with an error of its own.
+            # Told here as well: some versions of torch answer the next capture with an error of their own.
             cause = _first_of(error)
             logger.warning("no graph could be captured for a trial (%s: %s)", type(cause).__name__, cause)
             return 0
