@@ -54,13 +54,16 @@ class PassGraphs:
         """What the graphs will hold: a few are captured over a pool of one block, and let go.
 
         They share what is between; each of the others adds to that about what two more of them do. Nothing where the
-        device refuses, of which `capture` will tell. Raises torch.OutOfMemoryError.
+        device refuses, as the log then says. Raises torch.OutOfMemoryError.
         """
         try:
             return self._measured_bytes(models, memory, block_size)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:
+        except RuntimeError as error:
+            # Told here as well: some versions of torch answer the next capture with an error of their own.
+            cause = _first_of(error)
+            logger.warning("no graph could be captured for a trial (%s: %s)", type(cause).__name__, cause)
             return 0
 
     def _measured_bytes(self, models: AbstractSequence[LlamaModel], memory: DeviceMemory, block_size: int) -> int:

@@ -2,6 +2,8 @@
 
 import functools
 import logging
+import subprocess
+import sys
 
 import kernel_engines
 import pytest
@@ -275,23 +277,69 @@ def test_no_request_waits_for_a_kernel_of_sampling_to_be_compiled(config_of, com
 
 
 @pytest.mark.gpu
-def test_a_capture_that_the_device_refuses_leaves_it_usable():
+def test_a_graph_is_replayed_over_what_its_tensors_hold_then():
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     device = torch.device("cuda", torch.cuda.current_device())
     numbers, total = torch.ones(1000, device=device), torch.zeros((), device=device)
-    stream = torch.cuda.current_stream(device)
-    graphs = CudaGraphCapture(device)
-    with pytest.raises(RuntimeError):
-        graphs.capture(lambda: total.add_(numbers.sum().item()))
-    assert torch.cuda.current_stream(device) == stream
-    total.zero_()
 
     def work():
         total.copy_((2 * numbers).sum())
 
+    stream = torch.cuda.current_stream(device)
     replay = CudaGraphCapture(device).capture(work)
+    assert torch.cuda.current_stream(device) == stream
     assert float(total) == 2000
     numbers += 1
     replay()
     assert float(total) == 4000
+
+
+REFUSED = """
+import torch
+from specdec.graph_capture import CudaGraphCapture
+
+device = torch.device("cuda", torch.cuda.current_device())
+numbers, total = torch.ones(1000, device=device), torch.zeros((), device=device)
+stream = torch.cuda.current_stream(device)
+try:
+    CudaGraphCapture(device).capture(lambda: total.add_(numbers.sum().item()))
+except RuntimeError:
+    pass
+else:
+    raise SystemExit("a wait was captured")
+assert torch.cuda.current_stream(device) == stream
+assert float((3 * numbers).sum()) == 3000
+"""
+
+
+@pytest.mark.gpu
+def test_after_a_capture_that_the_device_refuses_it_works_on():
+    """In a process of its own, as some versions of torch then take no other capture."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    finished = subprocess.run([sys.executable, "-P", "-c", REFUSED], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_a_trial_that_fails_is_logged_and_holds_nothing(engine, caplog):
+    if engine.runner.device.type == "cuda":
+        pytest.skip("the device is a double, and one place is enough")
+
+    class Refusing(RepeatCapture):
+        def capture(self, work):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    sizes = {"max_model_len": 80, "max_tokens": 64, "max_sequences": 4, "max_rows": 64}
+    graphs = PassGraphs(new_capture=Refusing, attention=TritonAttention(CPU), **sizes)
+    with caplog.at_level(logging.WARNING, logger="specdec"):
+        assert graphs.num_bytes([engine.runner.model], Draining(), block_size=16) == 0
+    assert "for a trial (RuntimeError: operation not permitted" in caplog.text
+
+    class Full(RepeatCapture):
+        def capture(self, work):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    graphs = PassGraphs(new_capture=Full, attention=TritonAttention(CPU), **sizes)
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.num_bytes([engine.runner.model], Draining(), block_size=16)
