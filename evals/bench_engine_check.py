@@ -22,7 +22,7 @@ NUM_TOKENS: Final = 40
 _CUTS: Final = ((NUM_TOKENS,), (19, 5, 16), (1,) * NUM_TOKENS)
 """A prompt, chunks and drafts of it, and its tokens one by one."""
 NUM_SEQUENCES: Final = len(_CUTS)
-_MAX_DIFFERENCE: Final = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.25}
+MAX_DIFFERENCE: Final = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.25}
 """Root mean square, to that of the logits: roundings add up over the layers."""
 
 
@@ -46,11 +46,11 @@ def fault_of_passes(engine: Engine) -> str | None:
             start += num_tokens
         difference = float((torch.cat(parts) - expected).square().mean().sqrt() / expected.square().mean().sqrt())
         # Written so that NaN is no difference that passes.
-        if not difference <= _MAX_DIFFERENCE[description.dtype]:
+        if not difference <= MAX_DIFFERENCE[description.dtype]:
             named = "1" if set(cut) == {1} else ", ".join(map(str, cut))
             return (
                 f"logits of passes over {named} tokens differ from the model written out by {difference:.2g} of their "
-                f"size; {_MAX_DIFFERENCE[description.dtype]:g} is the limit in {description.dtype}"
+                f"size; {MAX_DIFFERENCE[description.dtype]:g} is the limit in {description.dtype}"
             )
     return None
 

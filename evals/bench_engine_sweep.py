@@ -11,8 +11,7 @@ import torch
 from specdec.evals.bench_device import BenchDevice
 from specdec.evals.bench_engine_load import EngineLoad
 from specdec.evals.bench_shapes import SHAPES
-from specdec.evals.bench_work import kv_bytes_per_token, weight_bytes
-from specdec.models.config import ModelConfig
+from specdec.evals.bench_work import embedding_bytes, kv_bytes_per_token, weight_bytes
 
 Phase = Literal["decode", "prefill"]
 PHASES: Final[tuple[Phase, ...]] = ("decode", "prefill")
@@ -70,7 +69,7 @@ def sweep(run: EngineRun, left_out: dict[str, str]) -> Iterator[LoadShape]:
     itemsize = getattr(torch, run.dtype).itemsize
     has_gpu = run.device != "cpu" and torch.cuda.is_available()
     bench = BenchDevice(torch.device("cuda" if has_gpu else "cpu"))
-    num_weight_bytes = sum(weight_bytes(shape, itemsize) + _embedding_bytes(shape, itemsize) for shape in shapes)
+    num_weight_bytes = sum(weight_bytes(shape, itemsize) + embedding_bytes(shape, itemsize) for shape in shapes)
     for load in _all(run):
         max_model_len = min(shape.max_position_embeddings for shape in shapes)
         num_kv_bytes = load.num_blocks * BLOCK_SIZE * sum(kv_bytes_per_token(shape, itemsize) for shape in shapes)
@@ -101,8 +100,3 @@ def _all(run: EngineRun) -> Iterator[LoadShape]:
     if "prefill" in run.phases:
         for context in run.contexts:
             yield LoadShape(phase="prefill", batch=1, context=context, num_drafts=0, max_tokens=1)
-
-
-def _embedding_bytes(shape: ModelConfig, itemsize: int) -> int:
-    """Of one that no pass reads as a whole."""
-    return 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size * itemsize

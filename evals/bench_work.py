@@ -62,6 +62,11 @@ def weight_bytes(shape: ModelConfig, itemsize: int) -> int:
     return (shape.num_hidden_layers * num_layer_weights(shape) + num_head + num_norms) * itemsize
 
 
+def embedding_bytes(shape: ModelConfig, itemsize: int) -> int:
+    """Of one that no pass reads as a whole."""
+    return 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size * itemsize
+
+
 def kv_bytes_per_token(shape: ModelConfig, itemsize: int) -> int:
     """Of all layers."""
     return 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * itemsize
