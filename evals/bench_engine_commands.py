@@ -12,7 +12,7 @@ from specdec.evals.flags import MODEL, SPECULATION, WORK, Json, Save, end, numbe
 _DEVICE, _BESIDE = "Device", "Beside another library"
 _MAX_BATCH, _MAX_TOKENS = 4096, 2**20
 _MAX_DRAFTS = 64
-_ONLY_PHASES = ("phase", "temperature", "steps", "k", "acceptance", "draft_shape")
+_ONLY_PHASES = ("phase", "temperature", "steps", "k", "acceptance", "draft_shape", "kv_cache_dtype")
 _ONLY_BESIDE = ("ways", "new_tokens")
 
 
@@ -41,6 +41,10 @@ def engine(
         Literal["bfloat16", "float16", "float32"],
         typer.Option(help="Of weights, keys and values.", rich_help_panel=MODEL),
     ] = "bfloat16",
+    kv_cache_dtype: Annotated[
+        Literal["auto", "fp8"],
+        typer.Option(help="Of keys and values: as --dtype, or, on a GPU, half of 16 bits.", rich_help_panel=MODEL),
+    ] = "auto",
     k: Annotated[
         str, typer.Option("--k", metavar="N,N", help="Drafts of each sequence; 0 is none.", rich_help_panel=SPECULATION)
     ] = "0,4",
@@ -126,6 +130,7 @@ def engine(
         shape=shape,
         draft_shape=draft_shape,
         dtype=dtype,
+        kv_cache_dtype=kv_cache_dtype,
         device=device,
         phases=tuple(name for name in PHASES if name in phases),
         batches=numbers_of(batch, _MAX_BATCH, "--batch"),

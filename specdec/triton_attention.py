@@ -86,10 +86,17 @@ class TritonAttention:
         )
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, cache: tuple[Tensor, Tensor], plan: TritonPlan
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cache: tuple[Tensor, Tensor],
+        plan: TritonPlan,
+        *scales: Tensor,
     ) -> Tensor:
         key_cache, value_cache = cache
-        kv_store(key, value, key_cache, value_cache, plan.slot_mapping)
+        key_scale, value_scale = scales or (None, None)
+        kv_store(key, value, key_cache, value_cache, plan.slot_mapping, key_scale=key_scale, value_scale=value_scale)
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         paged_attention(
             query,
@@ -102,6 +109,8 @@ class TritonAttention:
             max_num_queries=plan.max_num_queries,
             max_context_len=plan.max_context_len,
             scale=query.shape[2] ** -0.5,
+            key_scale=key_scale,
+            value_scale=value_scale,
             tiling=plan.tiling,
         )
         return output
