@@ -31,7 +31,6 @@ from specdec.kv_cache import KVShape, allocate_arena
 
 _BLOCK_SIZE: Final = 16
 _NUM_LAYERS: Final = 2
-_SCALES: Final = ("key_scale", "value_scale")
 _CHECKED: Final = (
     (Attended(1, 1), Attended(1, 17), Attended(1, 300)),
     (Attended(5, 5), Attended(5, 40), Attended(3, 530)),
@@ -49,8 +48,10 @@ class _Step:
     key: Tensor
     value: Tensor
     cache: tuple[Tensor, Tensor]
-    scales: dict[str, Tensor]
-    """Of a cache of fp8, as the ops take them: fp32 [H] each."""
+    key_scale: Tensor | None
+    """fp32 [H]; None but for a cache of fp8."""
+    value_scale: Tensor | None
+    """Likewise."""
     slot_mapping: Tensor
     """int64 [T]"""
     block_tables: Tensor
@@ -95,7 +96,8 @@ class _Step:
             key=key,
             value=value,
             cache=arena.layers[-1],
-            scales={name: _scales(setting, i) for i, name in enumerate(_SCALES)} if _is_fp8(cache_dtype) else {},
+            key_scale=_scales(setting, 0) if _is_fp8(cache_dtype) else None,
+            value_scale=_scales(setting, 1) if _is_fp8(cache_dtype) else None,
             slot_mapping=torch.cat(slots).to(device),
             block_tables=tables.to(device),
             query_starts=starts.to(device, torch.int32),
@@ -123,7 +125,8 @@ class _Step:
                 max_num_queries=max_num_queries,
                 max_context_len=max_context_len,
                 scale=self.query.shape[2] ** -0.5,
-                **self.scales,
+                key_scale=self.key_scale,
+                value_scale=self.value_scale,
             )
             return output
 
@@ -131,7 +134,14 @@ class _Step:
 
     def store(self, setting: KernelSetting) -> Callable[[], None]:
         if setting.bench.is_gpu:
-            return lambda: kv_store(self.key, self.value, *self.cache, self.slot_mapping, **self.scales)
+            return lambda: kv_store(
+                self.key,
+                self.value,
+                *self.cache,
+                self.slot_mapping,
+                key_scale=self.key_scale,
+                value_scale=self.value_scale,
+            )
         slots = SlotIndex.of(self.spans, _BLOCK_SIZE)
         return lambda: slots.store(self.key, self.value, self.cache)
 
@@ -144,7 +154,9 @@ def _check_attention(setting: KernelSetting) -> str | None:
     for cache_dtype, sequences in itertools.product(setting.cache_dtypes, _CHECKED):
         step = _Step.of(setting, sequences, cache_dtype)
         # What the step's own tokens have in the cache is theirs, whoever stores it.
-        kv_store_reference(step.key, step.value, *step.cache, step.slot_mapping, **step.scales)
+        kv_store_reference(
+            step.key, step.value, *step.cache, step.slot_mapping, key_scale=step.key_scale, value_scale=step.value_scale
+        )
         expected = torch.full_like(step.query, math.nan, memory_format=torch.contiguous_format)
         paged_attention_reference(
             step.query,
@@ -154,7 +166,8 @@ def _check_attention(setting: KernelSetting) -> str | None:
             step.context_lens,
             expected,
             scale=step.query.shape[2] ** -0.5,
-            **step.scales,
+            key_scale=step.key_scale,
+            value_scale=step.value_scale,
         )
         what = ", ".join(f"{each.num_queries} of {each.context_len}" for each in sequences)
         found.append(
@@ -197,7 +210,15 @@ def _check_store(setting: KernelSetting) -> str | None:
     for cache_dtype, sequences in itertools.product(setting.cache_dtypes, _CHECKED):
         step = _Step.of(setting, sequences, cache_dtype)
         expected = [part.clone() for part in step.cache]
-        kv_store_reference(step.key, step.value, expected[0], expected[1], step.slot_mapping, **step.scales)
+        kv_store_reference(
+            step.key,
+            step.value,
+            expected[0],
+            expected[1],
+            step.slot_mapping,
+            key_scale=step.key_scale,
+            value_scale=step.value_scale,
+        )
         step.store(setting)()
         for name, actual, due in zip(("keys", "values"), step.cache, expected, strict=True):
             found.append(difference(f"{name} of {step.key.shape[0]} tokens{_suffix(cache_dtype)}", actual, due))

@@ -64,7 +64,7 @@ def build_runtime(
     model_config = ModelConfig.from_folder(folder)
     tokenizer = Tokenizer.from_folder(folder)
     max_model_len = _max_model_len(config, model_config)
-    loader = _Loader(config, backend, kv_dtype, memory, max_model_len, load, progress)
+    loader = _Loader(config, backend, memory, max_model_len, load, progress, kv_dtype)
     model = loader.load(folder, model_config)
     draft: LlamaModel | None = None
     speculative = config.speculative
@@ -157,13 +157,13 @@ class _Loader:
 
     config: EngineConfig
     backend: Backend
-    kv_dtype: torch.dtype | None
-    """None is the model's own."""
     memory: DeviceMemory | None
     """Of a GPU; None on a CPU."""
     max_model_len: int
     fill: WeightLoader
     progress: ProgressCallback | None
+    kv_dtype: torch.dtype | None = None
+    """Of the KV cache; None is the model's own."""
 
     def load(self, folder: Path, model_config: ModelConfig) -> LlamaModel:
         """Raises ConfigError for weights that do not fit the device."""

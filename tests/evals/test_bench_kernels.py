@@ -198,7 +198,11 @@ def test_scales_that_are_left_out_are_found(name, monkeypatch):
     function = getattr(bench_kernel_cache, name)
 
     def without(*arguments, **options):
-        ones = {scale: torch.ones_like(options[scale]) for scale in ("key_scale", "value_scale") if scale in options}
+        ones = {
+            scale: torch.ones_like(options[scale])
+            for scale in ("key_scale", "value_scale")
+            if options.get(scale) is not None
+        }
         function(*arguments, **(options | ones))
 
     monkeypatch.setattr(bench_kernel_cache, name, without)
