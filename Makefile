@@ -85,7 +85,7 @@ GPU_NEEDS := $(STAMP)
 else
 GPU_PYTHON := $(PYTHON)
 GPU_NEEDS := .gpu-path/specdec
-GPU_PATH := PYTHONPATH=$(CURDIR)/.gpu-path:$(SITE)
+GPU_PATH := PYTHONPATH=$(CURDIR)/.gpu-path$(if $(SITE),:$(abspath $(SITE)))
 # Other versions warn of other things, and their pytest may not know all of our settings.
 GPU_PYTEST := -W default -o addopts=--import-mode=importlib
 endif
@@ -153,4 +153,4 @@ fmt: $(STAMP) ## format the tree and apply the safe lint fixes
 	$(BIN)/ruff format .
 
 clean: ## remove .venv, caches and build output
-	rm -rf $(VENV) .venv-clients build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-clients .gpu-path build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -6,6 +6,7 @@ A way through the library whose answers differ by more than rounding is not repo
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import tempfile
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from specdec.engine import Engine
 from specdec.evals.bench_beside_check import difference_of_logits, fault_of_answers
 from specdec.evals.bench_beside_points import BesidePoint, SidePoint, SideTimes, WayPoint, show
 from specdec.evals.bench_beside_sides import WAYS, Answers, EngineSide, Side
-from specdec.evals.bench_device import BenchDevice, refuse_interpreter
+from specdec.evals.bench_device import BenchDevice, MissingDeviceError, refuse_interpreter
 from specdec.evals.bench_engine_check import NUM_SEQUENCES, NUM_TOKENS, fault_of_passes
 from specdec.evals.bench_engine_model import KeptWeights, RandomWeights, write_shape
 from specdec.evals.bench_shapes import SHAPES
@@ -74,6 +75,8 @@ def run_beside(run: BesideRun, terminal: Terminal) -> EvalResult:
     Raises ConfigError and MissingDeviceError.
     """
     refuse_interpreter()
+    if importlib.util.find_spec("transformers") is None:
+        raise MissingDeviceError("there is nothing to run beside: the package transformers is not installed")
     environment = describe_environment()
     measured = _Measured()
     sizes = [size for size in _sizes(run) if _has_room(run, *size, measured.left_out)]

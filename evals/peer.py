@@ -19,6 +19,8 @@ class TransformersPeer:
         """has_static_cache: keys and values at fixed places, with which it compiles its decoding on a GPU."""
         self._model = model
         self._options = {"cache_implementation": "static"} if has_static_cache else {}
+        # What is compiled may not take to tensors of inference mode.
+        self._context = torch.no_grad if has_static_cache else torch.inference_mode
         self.attention: str = model.config._attn_implementation  # noqa: SLF001, it has no other name
 
     def generate(self, prompts: Sequence[Sequence[int]], num_new_tokens: int) -> tuple[list[list[int]], float]:
@@ -31,7 +33,7 @@ class TransformersPeer:
         for row, prompt in enumerate(prompts):
             padded[row, longest - len(prompt) :] = torch.tensor(prompt)
             attended[row, longest - len(prompt) :] = 1
-        with torch.inference_mode():
+        with self._context():
             answers = self._model.generate(
                 padded.to(device),
                 attention_mask=attended.to(device),
