@@ -20,6 +20,7 @@ SAFE := PYTHONSAFEPATH=1
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve model test test-peers test-clients test-model test-slow check fmt clean
+.PHONY: test-gpu gpu-tests gpu-kernels gpu-engine gpu-prefill gpu-sanitizer gpu-beside gpu-fp8
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +75,72 @@ test-slow: $(STAMP) ## the tests that take more than ten seconds each
 	@$(BIN)/specdec pull
 	$(SAFE) $(BIN)/pytest -m "slow and not gpu" $(PARALLEL) $(ARGS)
 
+# On a GPU. With PYTHON given: by that python's own torch and triton, whatever their versions, and nothing is installed;
+# what else it lacks is looked for in the folder SITE. The folder on its path holds a link to specdec alone: in the
+# checkout itself lie folders that other libraries would take for packages of theirs.
+SITE ?=
+ifeq ($(origin PYTHON),file)
+GPU_PYTHON := $(BIN)/python
+GPU_NEEDS := $(STAMP)
+else
+GPU_PYTHON := $(PYTHON)
+GPU_NEEDS := .gpu-path/specdec
+GPU_PATH := PYTHONPATH=$(CURDIR)/.gpu-path$(if $(SITE),:$(abspath $(SITE)))
+# Other versions warn of other things, and their pytest may not know all of our settings.
+GPU_PYTEST := -W default -o addopts=--import-mode=importlib
+endif
+GPU_WORKERS ?= 4
+GPU_SHAPE ?= llama-3-8b
+GPU_DRAFT ?= llama-3-0.5b
+GPU_FILES := tests/kernels $(shell grep -rl 'mark\.gpu' tests/engine tests/evals --include='test_*.py')
+# Something of every kernel.
+GPU_SANITIZED := grouping_of_heads or contexts_are_split or scales_are_those or named_stay_untouched or engine_s_own \
+	or walks_as_the_engine or draft_is_accepted or logit_is_the_engine_s or are_the_host_s or output_may_be_the_input \
+	or position_0_rotates or gates_of_any_size
+
+# $(call ON_GPU,SECONDS) ARGUMENTS: the python, against hanging for no longer than that.
+ON_GPU = $(SAFE) $(GPU_PATH) timeout $(1) $(GPU_PYTHON)
+ON_GPU_BENCH = @echo '== $@' && $(call ON_GPU,$(1)) -m specdec.cli bench
+# A wrong address within memory that torch keeps for later would be nobody's fault.
+SANITIZED_ON_GPU = $(SAFE) $(GPU_PATH) PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout $(1) compute-sanitizer --tool $(2) \
+	--error-exitcode 1 $(GPU_PYTHON) -m pytest -q -p no:cacheprovider $(GPU_PYTEST) -m 'gpu and not slow'
+
+.gpu-path/specdec:
+	@mkdir -p $(@D) && ln -sfn ../specdec $@
+
+test-gpu: ## on a GPU: its tests, the sanitizer, and the benchmarks, each kept in evals/results/ as it comes
+	@$(MAKE) --no-print-directory -j1 --keep-going gpu-tests gpu-kernels gpu-engine gpu-prefill gpu-sanitizer \
+		gpu-beside gpu-fp8
+
+gpu-tests: $(GPU_NEEDS)
+	@echo '== $@' && $(call ON_GPU,300) -m pytest -q $(GPU_PYTEST) -m gpu \
+		$(if $(filter-out 0,$(GPU_WORKERS)),-n $(GPU_WORKERS)) $(GPU_FILES) $(ARGS)
+
+gpu-kernels: $(GPU_NEEDS)
+	$(call ON_GPU_BENCH,180) kernels --shape $(GPU_SHAPE) --context 1024,4096 --save $(ARGS)
+
+gpu-engine: $(GPU_NEEDS)
+	$(call ON_GPU_BENCH,240) engine --phase decode --shape $(GPU_SHAPE) --draft-shape $(GPU_DRAFT) --device cuda \
+		--batch 1,16,64 --context 1024 --k 0,4 --save $(ARGS)
+
+gpu-prefill: $(GPU_NEEDS)
+	$(call ON_GPU_BENCH,120) engine --phase prefill --shape $(GPU_SHAPE) --device cuda --context 8192 --k 0 --save $(ARGS)
+
+gpu-sanitizer: $(GPU_NEEDS)
+	@echo '== $@'
+	@command -v compute-sanitizer >/dev/null || { \
+		echo 'compute-sanitizer is not on the PATH (it comes with the CUDA toolkit): addresses and races are not checked' >&2; exit 1; }
+	@$(call SANITIZED_ON_GPU,240,memcheck) tests/kernels -k '$(GPU_SANITIZED)'
+	@$(call SANITIZED_ON_GPU,120,racecheck) tests/kernels/test_penalties.py
+
+gpu-beside: $(GPU_NEEDS)
+	$(call ON_GPU_BENCH,240) engine --beside transformers --shape $(GPU_SHAPE) --device cuda --batch 1,8,64 \
+		--context 256 --ways generate,static,continuous --save $(ARGS)
+
+gpu-fp8: $(GPU_NEEDS)
+	$(call ON_GPU_BENCH,120) engine --phase decode --shape $(GPU_SHAPE) --device cuda --kv-cache-dtype fp8 \
+		--batch 64 --context 4096 --k 0 --save $(ARGS)
+
 check: $(STAMP) ## lint, format, types, import directions, layout
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -86,4 +153,4 @@ fmt: $(STAMP) ## format the tree and apply the safe lint fixes
 	$(BIN)/ruff format .
 
 clean: ## remove .venv, caches and build output
-	rm -rf $(VENV) .venv-clients build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-clients .gpu-path build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -101,6 +101,7 @@ def _measure(run: EngineRun, loads: Sequence[LoadShape], measured: _Measured, st
             target=SHAPES[run.shape],
             draft=None if run.draft_shape is None else SHAPES[run.draft_shape],
             itemsize=dtype.itemsize,
+            kv_itemsize=getattr(torch, description.kv_cache_dtype).itemsize,
             acceptance_rates=run.acceptance_rates,
         )
         steps.note("check")
@@ -138,6 +139,7 @@ def _engine(run: EngineRun, loads: Sequence[LoadShape]) -> Iterator[Engine]:
             dtype=run.dtype,
             device=run.device,
             enforce_eager=run.enforce_eager,
+            kv_cache_dtype=run.kv_cache_dtype,
             max_model_len=max(NUM_TOKENS, *(load.model_len for load in loads)),
             max_num_seqs=max_batch,
             # Every sequence's token and drafts, with what its draft model needs for them.

@@ -22,7 +22,7 @@ NUM_TOKENS: Final = 40
 _CUTS: Final = ((NUM_TOKENS,), (19, 5, 16), (1,) * NUM_TOKENS)
 """A prompt, chunks and drafts of it, and its tokens one by one."""
 NUM_SEQUENCES: Final = len(_CUTS)
-_MAX_DIFFERENCE: Final = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.25}
+MAX_DIFFERENCE: Final = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.25}
 """Root mean square, to that of the logits: roundings add up over the layers."""
 
 
@@ -46,11 +46,11 @@ def fault_of_passes(engine: Engine) -> str | None:
             start += num_tokens
         difference = float((torch.cat(parts) - expected).square().mean().sqrt() / expected.square().mean().sqrt())
         # Written so that NaN is no difference that passes.
-        if not difference <= _MAX_DIFFERENCE[description.dtype]:
+        if not difference <= MAX_DIFFERENCE[description.dtype]:
             named = "1" if set(cut) == {1} else ", ".join(map(str, cut))
             return (
                 f"logits of passes over {named} tokens differ from the model written out by {difference:.2g} of their "
-                f"size; {_MAX_DIFFERENCE[description.dtype]:g} is the limit in {description.dtype}"
+                f"size; {MAX_DIFFERENCE[description.dtype]:g} is the limit in {description.dtype}"
             )
     return None
 
@@ -62,12 +62,14 @@ def _logits_written_out(model: LlamaModel, token_ids: list[int]) -> Tensor:
     cos, signed_sin = rotary_tables(config, len(token_ids), torch.float32, device)
     positions = torch.arange(len(token_ids), device=device)
     x = F.embedding(torch.tensor(token_ids, device=device), model.embedding)
-    for layer in model.layers:
+    for i, layer in enumerate(model.layers):
         heads = layer.qkv(_normed(x, layer.input_norm, config.rms_norm_eps)).view(len(x), -1, config.head_dim)
         query_key, value = torch.split(heads, [num_heads + num_kv_heads, num_kv_heads], dim=1)
         query_key = query_key.contiguous()
         rope_reference(query_key, positions, cos, signed_sin)
         query, key = torch.split(query_key, [num_heads, num_kv_heads], dim=1)
+        if model.kv_scales is not None:
+            key, value = map(_rounded, (key, value), model.kv_scales.layers[i])
         x = x + layer.output(_attended(query, key, value).to(x.dtype).flatten(1))
         gate_up = layer.gate_up(_normed(x, layer.post_attention_norm, config.rms_norm_eps))
         product = torch.empty_like(gate_up[:, : config.intermediate_size])
@@ -80,6 +82,13 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     output = torch.empty_like(x)
     rms_norm_reference(x, weight, output, eps=eps)
     return output
+
+
+def _rounded(part: Tensor, scale: Tensor) -> Tensor:
+    """[T, H, D] as a cache of fp8 keeps it, scale fp32 [H] -> fp32."""
+    largest = torch.finfo(torch.float8_e4m3fn).max
+    scaled = (part.float() / scale[:, None]).clamp(-largest, largest)
+    return scaled.to(torch.float8_e4m3fn).float() * scale[:, None]
 
 
 def _attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

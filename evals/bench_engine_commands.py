@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import typer
 
 from specdec.evals.flags import MODEL, SPECULATION, WORK, Json, Save, end, numbers_of, terminal_of
 
-_DEVICE = "Device"
+_DEVICE, _BESIDE = "Device", "Beside another library"
 _MAX_BATCH, _MAX_TOKENS = 4096, 2**20
 _MAX_DRAFTS = 64
+_ONLY_PHASES = ("phase", "temperature", "steps", "k", "acceptance", "draft_shape", "kv_cache_dtype")
+_ONLY_BESIDE = ("ways", "new_tokens")
 
 
 def engine(
+    given: typer.Context,
     phase: Annotated[
         str, typer.Option(metavar="NAME,NAME", help="What to time: decode, prefill.", rich_help_panel=WORK)
     ] = "decode,prefill",
@@ -23,7 +27,9 @@ def engine(
     context: Annotated[str, typer.Option(metavar="N,N", help="Tokens of a prompt.", rich_help_panel=WORK)] = "1024",
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.", rich_help_panel=WORK)] = 0.0,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps of decoding.", rich_help_panel=WORK)] = 32,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each prompt.", rich_help_panel=WORK)] = 3,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Timed runs of each prompt, or beside.", rich_help_panel=WORK)
+    ] = 3,
     max_num_batched_tokens: Annotated[
         int, typer.Option(min=1, max=_MAX_TOKENS, help="Tokens of a step, as of a server.", rich_help_panel=WORK)
     ] = 8192,
@@ -35,6 +41,10 @@ def engine(
         Literal["bfloat16", "float16", "float32"],
         typer.Option(help="Of weights, keys and values.", rich_help_panel=MODEL),
     ] = "bfloat16",
+    kv_cache_dtype: Annotated[
+        Literal["auto", "fp8"],
+        typer.Option(help="Of keys and values: as --dtype, or, on a GPU, half of 16 bits.", rich_help_panel=MODEL),
+    ] = "auto",
     k: Annotated[
         str, typer.Option("--k", metavar="N,N", help="Drafts of each sequence; 0 is none.", rich_help_panel=SPECULATION)
     ] = "0,4",
@@ -61,6 +71,25 @@ def engine(
     enforce_eager: Annotated[
         bool, typer.Option("--enforce-eager", help="As of a server: no captured graphs.", rich_help_panel=_DEVICE)
     ] = False,
+    beside: Annotated[
+        Literal["transformers"] | None,
+        typer.Option(
+            help="Time answers, from prompts to last tokens, in turns with that library instead of phases.",
+            show_default=False,
+            rich_help_panel=_BESIDE,
+        ),
+    ] = None,
+    ways: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,NAME",
+            help="Through it: generate, static (a compiled step over a fixed cache), continuous, continuous-sdpa.",
+            rich_help_panel=_BESIDE,
+        ),
+    ] = "generate,continuous",
+    new_tokens: Annotated[
+        int, typer.Option(min=2, max=_MAX_TOKENS, help="Of each answer.", rich_help_panel=_BESIDE)
+    ] = 128,
     json: Json = False,
     save: Save = False,
 ) -> None:
@@ -69,7 +98,11 @@ def engine(
     Builds a model of that shape with random weights, in memory, and steps the engine as a server does. Drafts are
     accepted at given rates, whatever they are. Exits with 1 where passes give other logits than the model written out
     does, or there is room for no point; nothing is timed then.
+
+    Beside transformers: the same prompts, and as many tokens of each, by both on one copy of the weights. Exits with 1
+    where logits or answers differ by more than rounding, which are not timed then.
     """
+    from specdec.evals.bench_beside import BesideRun, run_beside  # noqa: PLC0415
     from specdec.evals.bench_device import MissingDeviceError  # noqa: PLC0415
     from specdec.evals.bench_engine import run_engine  # noqa: PLC0415
     from specdec.evals.bench_engine_sweep import PHASES, EngineRun  # noqa: PLC0415
@@ -100,6 +133,7 @@ def engine(
         shape=shape,
         draft_shape=draft_shape,
         dtype=dtype,
+        kv_cache_dtype=kv_cache_dtype,
         device=device,
         enforce_eager=enforce_eager,
         phases=tuple(name for name in PHASES if name in phases),
@@ -113,12 +147,47 @@ def engine(
         max_num_batched_tokens=max_num_batched_tokens,
         seed=seed,
     )
+    run_of_beside = BesideRun(
+        shape=shape,
+        dtype=dtype,
+        device=device,
+        ways=_ways(ways),
+        batches=run.batches,
+        contexts=run.contexts,
+        num_new_tokens=new_tokens,
+        repeats=repeats,
+        max_num_batched_tokens=max_num_batched_tokens,
+        seed=seed,
+    )
+    _refuse_others(given, _ONLY_PHASES if beside is not None else _ONLY_BESIDE, is_beside=beside is not None)
     terminal = terminal_of(json=json)
     try:
-        result = run_engine(run, terminal)
+        result = run_engine(run, terminal) if beside is None else run_beside(run_of_beside, terminal)
     except MissingDeviceError as error:
         raise typer.BadParameter(str(error)) from error
     end(result, terminal, save=save)
+
+
+def _refuse_others(given: typer.Context, names: Iterable[str], *, is_beside: bool) -> None:
+    """Raises typer's BadParameter where a flag was given that changes nothing."""
+    for name in names:
+        source = given.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                f"it changes nothing {'beside another library' if is_beside else 'without --beside'}; leave it out",
+                param_hint="--" + name.replace("_", "-"),
+            )
+
+
+def _ways(text: str) -> tuple[str, ...]:
+    """Raises typer's BadParameter."""
+    from specdec.evals.bench_beside_sides import WAYS  # noqa: PLC0415
+
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in WAYS:
+            raise typer.BadParameter(f"{name!r} is none of {', '.join(WAYS)}", param_hint="--ways")
+    return names
 
 
 def _nums_drafts(text: str) -> tuple[int, ...]:

@@ -9,24 +9,31 @@ from specdec.models.config import ModelConfig
 
 
 def decode_work(
-    target: ModelConfig, draft: ModelConfig | None, itemsize: int, context_lens: Sequence[int], num_drafts: int
+    target: ModelConfig,
+    draft: ModelConfig | None,
+    itemsize: int,
+    context_lens: Sequence[int],
+    num_drafts: int,
+    *,
+    kv_itemsize: int | None = None,
 ) -> Work:
     """One step over sequences of so many tokens, the last of which is not computed yet.
 
     The target verifies all drafts in one pass; a draft model takes a pass for each of them.
     """
     spans = [Attended(num_drafts + 1, context_len + num_drafts) for context_len in context_lens]
-    work = pass_work(target, itemsize, spans, num_logits=len(spans) * (num_drafts + 1))
+    num_logits = len(spans) * (num_drafts + 1)
+    work = pass_work(target, itemsize, spans, num_logits=num_logits, kv_itemsize=kv_itemsize)
     if draft is not None:
         for i in range(num_drafts):
             drafted = [Attended(1, context_len + i) for context_len in context_lens]
-            work += pass_work(draft, itemsize, drafted, num_logits=len(drafted))
+            work += pass_work(draft, itemsize, drafted, num_logits=len(drafted), kv_itemsize=kv_itemsize)
     return work
 
 
-def prefill_work(target: ModelConfig, itemsize: int, num_tokens: int) -> Work:
+def prefill_work(target: ModelConfig, itemsize: int, num_tokens: int, *, kv_itemsize: int | None = None) -> Work:
     """One prompt, up to its first token."""
-    return pass_work(target, itemsize, [Attended(num_tokens, num_tokens)], num_logits=1)
+    return pass_work(target, itemsize, [Attended(num_tokens, num_tokens)], num_logits=1, kv_itemsize=kv_itemsize)
 
 
 def mean_acceptance_length(rates: Sequence[float], num_drafts: int) -> float:

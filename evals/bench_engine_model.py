@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from specdec.models.config import ModelConfig
-from specdec.models.loader import SINGLE_FILE, ProgressCallback
+from specdec.models.loader import SINGLE_FILE, ProgressCallback, WeightLoader
 
 _END: Final = "<|end|>"
 _LOGIT_DEVIATION: Final = 2.5
@@ -94,6 +94,26 @@ class RandomWeights:
             num_filled += slot.nbytes
             if progress is not None:
                 progress(num_filled, num_bytes)
+
+
+class KeptWeights:
+    """A WeightLoader that remembers what another one filled, for others to share."""
+
+    def __init__(self, load: WeightLoader) -> None:
+        self._load = load
+        self.slots: dict[str, torch.Tensor] = {}
+        """Of the model loaded last, by their names in a checkpoint."""
+
+    def __call__(
+        self,
+        folder: Path,
+        slots: Mapping[str, torch.Tensor],
+        *,
+        ignored: Iterable[re.Pattern[str]] = (),
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        self._load(folder, slots, ignored=ignored, progress=progress)
+        self.slots = dict(slots)
 
 
 def _gain(key: str) -> float:

@@ -21,6 +21,7 @@ class EngineModels(msgspec.Struct, frozen=True, kw_only=True):
     target: ModelConfig
     draft: ModelConfig | None
     itemsize: int
+    kv_itemsize: int
     acceptance_rates: tuple[float, ...]
 
 
@@ -86,7 +87,17 @@ def decode_point(
     decoded: TimedDecode, models: EngineModels, limits: DeviceLimits, *, batch: int, context: int, num_drafts: int
 ) -> DecodePoint:
     steps = decoded.steps
-    works = [decode_work(models.target, models.draft, models.itemsize, step.context_lens, num_drafts) for step in steps]
+    works = [
+        decode_work(
+            models.target,
+            models.draft,
+            models.itemsize,
+            step.context_lens,
+            num_drafts,
+            kv_itemsize=models.kv_itemsize,
+        )
+        for step in steps
+    ]
     work = Work(
         round(statistics.mean(each.num_bytes for each in works)),
         round(statistics.mean(each.num_flops for each in works)),
@@ -119,7 +130,7 @@ def prefill_point(
 ) -> PrefillPoint:
     """Of the same prompt's length, several times."""
     ms = Spread.of([1000 * sum(step.seconds for step in steps) for steps in runs])
-    work = prefill_work(models.target, models.itemsize, num_tokens)
+    work = prefill_work(models.target, models.itemsize, num_tokens, kv_itemsize=models.kv_itemsize)
     return PrefillPoint(
         num_tokens=num_tokens,
         num_steps=len(runs[0]),

@@ -11,8 +11,7 @@ import torch
 from specdec.evals.bench_device import BenchDevice
 from specdec.evals.bench_engine_load import EngineLoad
 from specdec.evals.bench_shapes import SHAPES
-from specdec.evals.bench_work import kv_bytes_per_token, weight_bytes
-from specdec.models.config import ModelConfig
+from specdec.evals.bench_work import embedding_bytes, kv_bytes_per_token, weight_bytes
 
 Phase = Literal["decode", "prefill"]
 PHASES: Final[tuple[Phase, ...]] = ("decode", "prefill")
@@ -25,6 +24,7 @@ class EngineRun(msgspec.Struct, frozen=True, kw_only=True):
     shape: str
     draft_shape: str | None
     dtype: Literal["bfloat16", "float16", "float32"]
+    kv_cache_dtype: Literal["auto", "fp8"]
     device: Literal["auto", "cpu", "cuda"]
     enforce_eager: bool = False
     phases: tuple[Phase, ...]
@@ -69,12 +69,13 @@ def sweep(run: EngineRun, left_out: dict[str, str]) -> Iterator[LoadShape]:
     """The points whose sequences there are positions and memory for; the others go to `left_out`, with the reason."""
     shapes = [SHAPES[name] for name in (run.shape, run.draft_shape) if name is not None]
     itemsize = getattr(torch, run.dtype).itemsize
+    kv_itemsize = 1 if run.kv_cache_dtype == "fp8" else itemsize
     has_gpu = run.device != "cpu" and torch.cuda.is_available()
     bench = BenchDevice(torch.device("cuda" if has_gpu else "cpu"))
-    num_weight_bytes = sum(weight_bytes(shape, itemsize) + _embedding_bytes(shape, itemsize) for shape in shapes)
+    num_weight_bytes = sum(weight_bytes(shape, itemsize) + embedding_bytes(shape, itemsize) for shape in shapes)
     for load in _all(run):
         max_model_len = min(shape.max_position_embeddings for shape in shapes)
-        num_kv_bytes = load.num_blocks * BLOCK_SIZE * sum(kv_bytes_per_token(shape, itemsize) for shape in shapes)
+        num_kv_bytes = load.num_blocks * BLOCK_SIZE * sum(kv_bytes_per_token(shape, kv_itemsize) for shape in shapes)
         if load.model_len > max_model_len:
             left_out[load.label] = f"it takes {load.model_len} positions, and the models have {max_model_len}"
         elif not bench.has_room_for(num_weight_bytes + num_kv_bytes):
@@ -102,8 +103,3 @@ def _all(run: EngineRun) -> Iterator[LoadShape]:
     if "prefill" in run.phases:
         for context in run.contexts:
             yield LoadShape(phase="prefill", batch=1, context=context, num_drafts=0, max_tokens=1)
-
-
-def _embedding_bytes(shape: ModelConfig, itemsize: int) -> int:
-    """Of one that no pass reads as a whole."""
-    return 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size * itemsize

@@ -6,6 +6,7 @@ arena, of which one is used: blocks lie apart, as they do in the engine's, and i
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,10 @@ class _Step:
     key: Tensor
     value: Tensor
     cache: tuple[Tensor, Tensor]
+    key_scale: Tensor | None
+    """fp32 [H]; None but for a cache of fp8."""
+    value_scale: Tensor | None
+    """Likewise."""
     slot_mapping: Tensor
     """int64 [T]"""
     block_tables: Tensor
@@ -57,7 +62,7 @@ class _Step:
     """int32 [B]"""
 
     @classmethod
-    def of(cls, setting: KernelSetting, sequences: Sequence[Attended]) -> _Step:
+    def of(cls, setting: KernelSetting, sequences: Sequence[Attended], cache_dtype: torch.dtype) -> _Step:
         shape, device = setting.shape, setting.device
         widths = [-(-each.context_len // _BLOCK_SIZE) for each in sequences]
         blocks = torch.randperm(sum(widths), generator=torch.Generator().manual_seed(0))
@@ -69,10 +74,15 @@ class _Step:
             spans.append(Span([0] * each.num_queries, start, own.tolist(), num_logits=1))
             positions = torch.arange(start, each.context_len)
             slots.append(own[positions // _BLOCK_SIZE] * _BLOCK_SIZE + positions % _BLOCK_SIZE)
-        kv_shape = KVShape(_NUM_LAYERS, shape.num_key_value_heads, shape.head_dim, setting.dtype)
+        kv_shape = KVShape(_NUM_LAYERS, shape.num_key_value_heads, shape.head_dim, cache_dtype)
         arena = allocate_arena([kv_shape], num_blocks=sum(widths), block_size=_BLOCK_SIZE, device=device)[0]
         for i, part in enumerate(arena.layers[-1]):
-            part.normal_(generator=torch.Generator(device).manual_seed(10 + i))
+            generator = torch.Generator(device).manual_seed(10 + i)
+            if _is_fp8(cache_dtype):
+                # Nothing draws in fp8.
+                part.copy_(torch.randn(part.shape, generator=generator, dtype=setting.dtype, device=device))
+            else:
+                part.normal_(generator=generator)
         num_tokens = sum(each.num_queries for each in sequences)
         num_heads = shape.num_attention_heads + 2 * shape.num_key_value_heads
         heads = setting.random(num_tokens, num_heads, shape.head_dim)
@@ -86,6 +96,8 @@ class _Step:
             key=key,
             value=value,
             cache=arena.layers[-1],
+            key_scale=_scales(setting, 0) if _is_fp8(cache_dtype) else None,
+            value_scale=_scales(setting, 1) if _is_fp8(cache_dtype) else None,
             slot_mapping=torch.cat(slots).to(device),
             block_tables=tables.to(device),
             query_starts=starts.to(device, torch.int32),
@@ -113,6 +125,8 @@ class _Step:
                 max_num_queries=max_num_queries,
                 max_context_len=max_context_len,
                 scale=self.query.shape[2] ** -0.5,
+                key_scale=self.key_scale,
+                value_scale=self.value_scale,
             )
             return output
 
@@ -120,7 +134,14 @@ class _Step:
 
     def store(self, setting: KernelSetting) -> Callable[[], None]:
         if setting.bench.is_gpu:
-            return lambda: kv_store(self.key, self.value, *self.cache, self.slot_mapping)
+            return lambda: kv_store(
+                self.key,
+                self.value,
+                *self.cache,
+                self.slot_mapping,
+                key_scale=self.key_scale,
+                value_scale=self.value_scale,
+            )
         slots = SlotIndex.of(self.spans, _BLOCK_SIZE)
         return lambda: slots.store(self.key, self.value, self.cache)
 
@@ -130,10 +151,12 @@ class _Step:
 
 def _check_attention(setting: KernelSetting) -> str | None:
     found = []
-    for sequences in _CHECKED:
-        step = _Step.of(setting, sequences)
+    for cache_dtype, sequences in itertools.product(setting.cache_dtypes, _CHECKED):
+        step = _Step.of(setting, sequences, cache_dtype)
         # What the step's own tokens have in the cache is theirs, whoever stores it.
-        kv_store_reference(step.key, step.value, *step.cache, step.slot_mapping)
+        kv_store_reference(
+            step.key, step.value, *step.cache, step.slot_mapping, key_scale=step.key_scale, value_scale=step.value_scale
+        )
         expected = torch.full_like(step.query, math.nan, memory_format=torch.contiguous_format)
         paged_attention_reference(
             step.query,
@@ -143,56 +166,96 @@ def _check_attention(setting: KernelSetting) -> str | None:
             step.context_lens,
             expected,
             scale=step.query.shape[2] ** -0.5,
+            key_scale=step.key_scale,
+            value_scale=step.value_scale,
         )
         what = ", ".join(f"{each.num_queries} of {each.context_len}" for each in sequences)
-        found.append(difference(f"queries {what}", step.attend(setting)(), expected, TOLERANCE[setting.dtype]))
+        found.append(
+            difference(
+                f"queries {what}{_suffix(cache_dtype)}", step.attend(setting)(), expected, TOLERANCE[setting.dtype]
+            )
+        )
     return first_difference(found)
 
 
 def _attention_cells(setting: KernelSetting) -> list[KernelCell]:
     cells = []
-    for num_queries, name in ((1, "decode"), (setting.num_drafts + 1, "verify")):
-        for batch in setting.batches:
-            for context in setting.contexts:
-                label = f"{name} {num_queries}, batch {batch}, context {context}"
-                cells.append(_attention_cell(setting, label, [Attended(num_queries, context)] * batch))
     prompt = Attended(setting.num_prompt_tokens, setting.num_prompt_tokens)
-    return [*cells, _attention_cell(setting, f"prompt of {prompt.context_len}", [prompt])]
+    for cache_dtype in setting.cache_dtypes:
+        for num_queries, name in ((1, "decode"), (setting.num_drafts + 1, "verify")):
+            for batch in setting.batches:
+                for context in setting.contexts:
+                    label = f"{name} {num_queries}, batch {batch}, context {context}"
+                    cells.append(_attention_cell(setting, label, [Attended(num_queries, context)] * batch, cache_dtype))
+        cells.append(_attention_cell(setting, f"prompt of {prompt.context_len}", [prompt], cache_dtype))
+    return cells
 
 
-def _attention_cell(setting: KernelSetting, label: str, sequences: list[Attended]) -> KernelCell:
-    work = attention_work(setting.shape, setting.dtype.itemsize, sequences)
-    # Two layers; a CPU gathers one of them once more; queries are drawn in fp32.
-    return KernelCell(label, work, 4 * work.num_bytes, lambda: _Step.of(setting, sequences).attend(setting))
+def _attention_cell(
+    setting: KernelSetting, label: str, sequences: list[Attended], cache_dtype: torch.dtype
+) -> KernelCell:
+    work = attention_work(setting.shape, setting.dtype.itemsize, sequences, kv_itemsize=cache_dtype.itemsize)
+    # Two layers; a CPU gathers one of them once more; queries are drawn in fp32, and what becomes fp8 in 16 bits.
+    num_allocated = (6 if _is_fp8(cache_dtype) else 4) * work.num_bytes
+    return KernelCell(
+        label + _suffix(cache_dtype),
+        work,
+        num_allocated,
+        lambda: _Step.of(setting, sequences, cache_dtype).attend(setting),
+    )
 
 
 def _check_store(setting: KernelSetting) -> str | None:
     found = []
-    for sequences in _CHECKED:
-        step = _Step.of(setting, sequences)
+    for cache_dtype, sequences in itertools.product(setting.cache_dtypes, _CHECKED):
+        step = _Step.of(setting, sequences, cache_dtype)
         expected = [part.clone() for part in step.cache]
-        kv_store_reference(step.key, step.value, expected[0], expected[1], step.slot_mapping)
+        kv_store_reference(
+            step.key,
+            step.value,
+            expected[0],
+            expected[1],
+            step.slot_mapping,
+            key_scale=step.key_scale,
+            value_scale=step.value_scale,
+        )
         step.store(setting)()
         for name, actual, due in zip(("keys", "values"), step.cache, expected, strict=True):
-            found.append(difference(f"{name} of {step.key.shape[0]} tokens", actual, due))
+            found.append(difference(f"{name} of {step.key.shape[0]} tokens{_suffix(cache_dtype)}", actual, due))
     return first_difference(found)
 
 
 def _store_cells(setting: KernelSetting) -> list[KernelCell]:
     shape = setting.shape
     cells = []
-    for num_tokens in setting.row_counts():
+    for cache_dtype, num_tokens in itertools.product(setting.cache_dtypes, setting.row_counts()):
         # Keys and values, read and written.
-        num_elements = 4 * num_tokens * shape.num_key_value_heads * shape.head_dim
-        work = Work(num_elements * setting.dtype.itemsize + 8 * num_tokens)
+        num_elements = 2 * num_tokens * shape.num_key_value_heads * shape.head_dim
+        work = Work(num_elements * (setting.dtype.itemsize + cache_dtype.itemsize) + 8 * num_tokens)
         sequences = [Attended(1, _BLOCK_SIZE * (1 + i % 4)) for i in range(num_tokens)]
         num_allocated = work.num_bytes * _BLOCK_SIZE * _NUM_LAYERS * 4
 
-        def prepare(sequences: list[Attended] = sequences) -> Callable[[], None]:
-            return _Step.of(setting, sequences).store(setting)
+        def prepare(
+            sequences: list[Attended] = sequences, cache_dtype: torch.dtype = cache_dtype
+        ) -> Callable[[], None]:
+            return _Step.of(setting, sequences, cache_dtype).store(setting)
 
-        cells.append(KernelCell(f"tokens {num_tokens}", work, num_allocated, prepare))
+        cells.append(KernelCell(f"tokens {num_tokens}{_suffix(cache_dtype)}", work, num_allocated, prepare))
     return cells
+
+
+def _is_fp8(dtype: torch.dtype) -> bool:
+    return dtype.itemsize == 1
+
+
+def _suffix(cache_dtype: torch.dtype) -> str:
+    return ", fp8" if _is_fp8(cache_dtype) else ""
+
+
+def _scales(setting: KernelSetting, index: int) -> Tensor:
+    """Of another size for each head."""
+    num_heads = setting.shape.num_key_value_heads
+    return torch.linspace(0.5 + index, 1.5 + index, num_heads, dtype=torch.float32, device=setting.device)
 
 
 CACHE_OPS = (

@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from specdec.backend import FP8_CAPABILITY
 from specdec.evals.bench_device import BenchDevice
 from specdec.evals.bench_work import Work
 from specdec.models.config import ModelConfig
@@ -37,6 +38,15 @@ class KernelSetting:
     @property
     def device(self) -> torch.device:
         return self.bench.device
+
+    @property
+    def cache_dtypes(self) -> tuple[torch.dtype, ...]:
+        """Those that keys and values are kept in, where the device reads it fp8 as well."""
+        if not self.bench.is_gpu:
+            return (self.dtype,)
+        if self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) < FP8_CAPABILITY:
+            return (self.dtype,)
+        return (self.dtype, torch.float8_e4m3fn)
 
     def random(self, *size: int, dtype: torch.dtype | None = None, seed: int = 0) -> Tensor:
         """Standard normal numbers on the device, of the setting's dtype unless told otherwise."""

@@ -35,14 +35,17 @@ class Attended(msgspec.Struct, frozen=True):
         return self.num_queries * self.context_len - self.num_queries * (self.num_queries - 1) // 2
 
 
-def attention_work(shape: ModelConfig, itemsize: int, spans: Sequence[Attended]) -> Work:
-    """One layer's: keys and values of the contexts, queries, and outputs."""
+def attention_work(
+    shape: ModelConfig, itemsize: int, spans: Sequence[Attended], *, kv_itemsize: int | None = None
+) -> Work:
+    """One layer's: keys and values of the contexts, queries, and outputs; `kv_itemsize` is as in `pass_work`."""
     num_queries = sum(span.num_queries for span in spans)
     num_keys = sum(span.context_len for span in spans)
-    num_elements = 2 * num_keys * shape.num_key_value_heads + 2 * num_queries * shape.num_attention_heads
+    num_bytes = 2 * num_keys * shape.num_key_value_heads * (kv_itemsize or itemsize)
+    num_bytes += 2 * num_queries * shape.num_attention_heads * itemsize
     num_scores = sum(span.num_scores for span in spans)
     return Work(
-        num_elements * shape.head_dim * itemsize,
+        num_bytes * shape.head_dim,
         # The products with keys and with values.
         4 * num_scores * shape.num_attention_heads * shape.head_dim,
     )
@@ -62,18 +65,30 @@ def weight_bytes(shape: ModelConfig, itemsize: int) -> int:
     return (shape.num_hidden_layers * num_layer_weights(shape) + num_head + num_norms) * itemsize
 
 
+def embedding_bytes(shape: ModelConfig, itemsize: int) -> int:
+    """Of one that no pass reads as a whole."""
+    return 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size * itemsize
+
+
 def kv_bytes_per_token(shape: ModelConfig, itemsize: int) -> int:
     """Of all layers."""
     return 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * itemsize
 
 
-def pass_work(shape: ModelConfig, itemsize: int, spans: Sequence[Attended], *, num_logits: int) -> Work:
-    """One pass of the model: its weights, the keys and values of the contexts, and those that are new, written."""
+def pass_work(
+    shape: ModelConfig, itemsize: int, spans: Sequence[Attended], *, num_logits: int, kv_itemsize: int | None = None
+) -> Work:
+    """One pass of the model: its weights, the keys and values of the contexts, and those that are new, written.
+
+    `kv_itemsize` is of the cache, where that has other numbers than the weights.
+    """
     num_tokens = sum(span.num_queries for span in spans)
     num_keys = sum(span.context_len for span in spans)
     num_scores = sum(span.num_scores for span in spans)
     num_flops = 2 * num_tokens * shape.num_hidden_layers * num_layer_weights(shape)
     num_flops += 2 * num_logits * shape.vocab_size * shape.hidden_size
     num_flops += 4 * num_scores * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim
-    num_bytes = weight_bytes(shape, itemsize) + kv_bytes_per_token(shape, itemsize) * (num_keys + num_tokens)
+    num_bytes = weight_bytes(shape, itemsize) + kv_bytes_per_token(shape, kv_itemsize or itemsize) * (
+        num_keys + num_tokens
+    )
     return Work(num_bytes + num_tokens * shape.hidden_size * itemsize, num_flops)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import zip_longest
 
 import msgspec
@@ -45,6 +46,15 @@ def first_difference(task: str, plain: CompletionOutput, other: CompletionOutput
     if plain.text != other.text:
         return Difference(task=task, what="text", plain=plain.text, other=other.text)
     return None
+
+
+def same_tokens(own: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float:
+    """Tokens until two answers of one length first differ, as a share of all, on average over pairs of answers."""
+    shares = []
+    for a, b in zip(own, other, strict=True):
+        same = next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
+        shares.append(same / len(a))
+    return sum(shares) / len(shares)
 
 
 def _gap(plain: CompletionOutput, position: int, other_id: int | None) -> tuple[float | None, str]:

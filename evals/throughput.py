@@ -14,9 +14,10 @@ import torch
 
 from specdec.config import EngineConfig
 from specdec.engine import Engine
+from specdec.evals.comparison import same_tokens
 from specdec.evals.driver import build_engine, drive, model_folder, request_of
 from specdec.evals.environment import describe_environment, load_warning
-from specdec.evals.peer import TransformersPeer
+from specdec.evals.peer import TransformersPeer, model_of_folder
 from specdec.evals.progress import Steps
 from specdec.evals.result import EvalResult, model_label
 from specdec.evals.spread import Spread
@@ -75,7 +76,7 @@ def run_throughput(
     environment = msgspec.structs.replace(environment, num_threads=description.num_threads)
     peer = None
     if with_peer:
-        peer = TransformersPeer(model_folder(model), dtype=getattr(torch, description.dtype))
+        peer = TransformersPeer(model_of_folder(model_folder(model), dtype=getattr(torch, description.dtype)))
     results = []
     with terminal.progress("throughput", len(batches) * (repeats * (1 if peer is None else 2) + 1)) as steps:
         for batch in batches:
@@ -153,7 +154,7 @@ def _measure(
         ratio=Spread.of([own / other for own, other in zip(own_rates, peer_rates, strict=True)])
         if peer_rates
         else None,
-        mean_same_prefix=_mean_same_prefix(own_tokens, peer_tokens) if peer_rates else None,
+        mean_same_prefix=same_tokens(own_tokens, peer_tokens) if peer_rates else None,
         profile_ms_per_step=profile.ms_per_step,
         profile_num_steps=profile.num_steps,
         profile=tuple(profile.parts()),
@@ -170,14 +171,6 @@ def _generate(engine: Engine, requests: Sequence[Request], num_new_tokens: int) 
     tokens: list[Sequence[int]] = [output.choices[0].token_ids for output in run.outputs]
     assert all(len(each) == num_new_tokens for each in tokens), "nothing stops early"
     return tokens, run.seconds
-
-
-def _mean_same_prefix(own: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float:
-    shares = []
-    for a, b in zip(own, other, strict=True):
-        same = next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
-        shares.append(same / len(a))
-    return sum(shares) / len(shares)
 
 
 def _show(results: Sequence[BatchResult], terminal: Terminal) -> None:

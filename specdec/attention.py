@@ -58,10 +58,19 @@ class AttentionBackend(Protocol[Plan]):
         """Index tensors and masks; `num_groups` is G, `dtype` the queries'."""
         ...
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, cache: tuple[Tensor, Tensor], plan: Plan) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cache: tuple[Tensor, Tensor],
+        plan: Plan,
+        *scales: Tensor,
+    ) -> Tensor:
         """query [T, H_q, D], key and value [T, H, D], one layer's (keys, values) [N, S, H, D] -> [T, H_q, D].
 
-        Writes key and value into their slots, then attends.
+        Writes key and value into their slots, then attends. `scales`, fp32 [H] each, are those of keys and of
+        values where the cache is of fp8, else there are none.
         """
         ...
 
@@ -144,8 +153,15 @@ class TorchAttention:
         return TorchPlan(SlotIndex.of(spans, block_size), groups)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, cache: tuple[Tensor, Tensor], plan: TorchPlan
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cache: tuple[Tensor, Tensor],
+        plan: TorchPlan,
+        *scales: Tensor,
     ) -> Tensor:
+        assert not scales, "its caches hold numbers as they are"
         plan.slots.store(key, value, cache)
         if len(plan.groups) == 1 and plan.groups[0].padded is None and isinstance(plan.groups[0].rows, slice):
             return self._attend(query, cache, plan.groups[0])
@@ -287,8 +303,15 @@ class RowInvariantAttention:
         return InvariantPlan(SlotIndex.of(spans, block_size), tiles)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, cache: tuple[Tensor, Tensor], plan: InvariantPlan
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cache: tuple[Tensor, Tensor],
+        plan: InvariantPlan,
+        *scales: Tensor,
     ) -> Tensor:
+        assert not scales, "its caches hold numbers as they are"
         plan.slots.store(key, value, cache)
         output = torch.empty_like(query)
         for i, splits in enumerate(plan.tiles):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import torch
 
 from specdec.attention import AttentionBackend, RowInvariantAttention, TorchAttention
 from specdec.device_sampler import DeviceSampler
 from specdec.device_verifier import DeviceVerifier
+from specdec.errors import ConfigError
 from specdec.grammars import MaskTable
 from specdec.graph_capture import CudaGraphCapture, GraphCapture, RepeatCapture
 from specdec.kernels.paged_attention import MAX_HEAD_SIZE
@@ -21,6 +22,8 @@ from specdec.sampler import DraftSampler, Sampler
 from specdec.triton_attention import TritonAttention
 from specdec.verifier import DraftVerifier, Verifier
 
+FP8_CAPABILITY: Final = (8, 9)
+"""Below it there is no instruction from fp8, and Triton refuses to compile one."""
 _RESERVED_TOKENS: Final = 512
 """Of each sequence's context, for the memory that attention gathers blocks in, from the start."""
 
@@ -31,6 +34,10 @@ class Backend(Protocol):
     device: torch.device
     max_head_size: int | None
     """None is no limit."""
+
+    def kv_dtype(self, name: Literal["auto", "fp8"]) -> torch.dtype | None:
+        """Of the KV cache; None is the model's own. Raises ConfigError."""
+        ...
 
     # What these hand on between their own calls is their own business.
     def layer_ops(self) -> LayerOps[Any]: ...
@@ -65,6 +72,14 @@ class CpuBackend:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+
+    def kv_dtype(self, name: Literal["auto", "fp8"]) -> None:
+        if name == "fp8":
+            raise ConfigError(
+                "kv_cache_dtype is fp8, and the engine runs on a CPU, which keeps keys and values as they are; caches "
+                "of fp8 need a GPU",
+                flag="--kv-cache-dtype",
+            )
 
     def layer_ops(self) -> TorchOps:
         return TorchOps()
@@ -103,6 +118,20 @@ class KernelBackend:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+
+    def kv_dtype(self, name: Literal["auto", "fp8"]) -> torch.dtype | None:
+        if name == "auto":
+            return None
+        if self.device.type == "cuda":
+            capability = torch.cuda.get_device_capability(self.device)
+            if capability < FP8_CAPABILITY:
+                raise ConfigError(
+                    f"kv_cache_dtype is fp8, which this GPU cannot read: its compute capability is "
+                    f"{'.'.join(map(str, capability))}, and {'.'.join(map(str, FP8_CAPABILITY))} is the least; leave "
+                    "it at auto",
+                    flag="--kv-cache-dtype",
+                )
+        return torch.float8_e4m3fn
 
     def layer_ops(self) -> KernelOps:
         return KernelOps()

@@ -24,8 +24,9 @@ from specdec.linear import PlainLinear, linear_method
 from specdec.model_runner import ModelRunner
 from specdec.models.catalog import resolve_model
 from specdec.models.config import ModelConfig
+from specdec.models.kv_scales import SCALE_KEYS
 from specdec.models.llama import IGNORED_KEYS, LlamaModel
-from specdec.models.loader import WeightLoader, load_weights
+from specdec.models.loader import WeightLoader, load_weights, stored_shapes
 from specdec.models.progress import ModelProgress, ProgressCallback
 from specdec.pass_graphs import PassGraphs
 from specdec.pool_size import max_batched_tokens, max_logits_rows, num_kv_blocks
@@ -61,6 +62,7 @@ def build_runtime(
     """
     device = _device(config)
     backend = backend_of(device)
+    kv_dtype = backend.kv_dtype(config.kv_cache_dtype)
     memory = CudaMemory(device) if device.type == "cuda" else None
     torch.set_num_threads(_num_threads())
     folder = resolve_model(config.model, progress=progress)
@@ -68,7 +70,7 @@ def build_runtime(
     _check_head_size(config.model, model_config, backend)
     tokenizer = Tokenizer.from_folder(folder)
     max_model_len = _max_model_len(config, model_config)
-    loader = _Loader(config, backend, memory, max_model_len, load, progress)
+    loader = _Loader(config, backend, memory, max_model_len, load, progress, kv_dtype)
     model = loader.load(folder, model_config)
     draft: LlamaModel | None = None
     speculative = config.speculative
@@ -123,6 +125,7 @@ def build_runtime(
             num_kv_blocks=num_blocks,
             block_size=config.block_size,
             kv_cache_bytes=kv_cache_bytes,
+            kv_cache_dtype=str(model.kv_dtype).removeprefix("torch."),
             max_model_len=max_model_len,
             max_concurrency=num_blocks * config.block_size / max_model_len,
             max_num_seqs=config.max_num_seqs,
@@ -211,6 +214,8 @@ class _Loader:
     max_model_len: int
     fill: WeightLoader
     progress: ProgressCallback | None
+    kv_dtype: torch.dtype | None = None
+    """Of the KV cache; None is the model's own."""
 
     def load(self, folder: Path, model_config: ModelConfig) -> LlamaModel:
         """Raises ConfigError for weights that do not fit the device."""
@@ -234,8 +239,12 @@ class _Loader:
                 dtype=dtype,
                 device=device,
                 ops=self.backend.layer_ops(),
+                kv_dtype=self.kv_dtype,
             )
-            self.fill(folder, model.weight_slots(), ignored=[IGNORED_KEYS], progress=self._reported(folder))
+            slots = model.weight_slots()
+            if model.kv_scales is not None:
+                slots |= model.kv_scales.slots(stored_shapes(folder))
+            self.fill(folder, slots, ignored=[IGNORED_KEYS, SCALE_KEYS], progress=self._reported(folder))
             model.finish_loading()
         return model
 

@@ -37,6 +37,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Part of a GPU's memory that weights, KV arena and the largest step may take together."""
     num_kv_blocks: int | None = None
     """Overrides the number of blocks that the memory budget buys."""
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """auto is the weights' own; fp8, e4m3, takes a GPU and half the memory of 16 bits (docs/design/008)."""
     seed: int = 0
     """Source of the seeds of requests that bring none."""
     enable_prefix_caching: bool = True

@@ -15,6 +15,7 @@ class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
     num_kv_blocks: int
     block_size: int
     kv_cache_bytes: int
+    kv_cache_dtype: str
     max_model_len: int
     max_concurrency: float
     """Sequences of max_model_len tokens that the pool holds at once."""

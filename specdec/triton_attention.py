@@ -134,10 +134,17 @@ class TritonAttention:
         )
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, cache: tuple[Tensor, Tensor], plan: TritonPlan
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cache: tuple[Tensor, Tensor],
+        plan: TritonPlan,
+        *scales: Tensor,
     ) -> Tensor:
         key_cache, value_cache = cache
-        kv_store(key, value, key_cache, value_cache, plan.slot_mapping)
+        key_scale, value_scale = scales or (None, None)
+        kv_store(key, value, key_cache, value_cache, plan.slot_mapping, key_scale=key_scale, value_scale=value_scale)
         output = plan.output
         if output is None:
             output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -152,6 +159,8 @@ class TritonAttention:
             max_num_queries=plan.max_num_queries,
             max_context_len=plan.max_context_len,
             scale=query.shape[2] ** -0.5,
+            key_scale=key_scale,
+            value_scale=value_scale,
             tiling=plan.tiling,
         )
         return output

@@ -135,6 +135,13 @@ class EngineFlags:
             rich_help_panel="Scheduling & memory",
         ),
     ] = None
+    kv_cache_dtype: Annotated[
+        Literal["auto", "fp8"],
+        typer.Option(
+            help="How keys and values are kept: auto is as --dtype; fp8 takes half the memory, on a GPU.",
+            rich_help_panel="Scheduling & memory",
+        ),
+    ] = _DEFAULTS.kv_cache_dtype
     block_size: Annotated[int, typer.Option(help="Tokens in a KV block.", rich_help_panel="Scheduling & memory")] = (
         _DEFAULTS.block_size
     )
@@ -205,6 +212,7 @@ class EngineFlags:
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
+            kv_cache_dtype=self.kv_cache_dtype,
             block_size=self.block_size,
             kv_cache_memory=self.kv_cache_memory,
             gpu_memory_utilization=(

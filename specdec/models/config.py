@@ -182,7 +182,7 @@ def _refuse_unsupported(raw: _ConfigFile, path: Path) -> None:
             f"{path}: auto_map hands the model to code of its own ({', '.join(sorted(raw.auto_map))}), "
             "which is never run; take a checkpoint without it"
         )
-    if raw.quantization_config is not None:
+    if raw.quantization_config is not None and not _is_about_caches_alone(raw.quantization_config):
         method = raw.quantization_config.get("quant_method", "unnamed")
         raise CheckpointError(
             f"{path}: the checkpoint is quantised (quant_method {method}); "
@@ -193,6 +193,17 @@ def _refuse_unsupported(raw: _ConfigFile, path: Path) -> None:
     for where in (raw, raw.rope_scaling, raw.rope_parameters):
         if where is not None and where.partial_rotary_factor not in {None, 1.0}:
             raise CheckpointError(f"{path}: partial_rotary_factor is {where.partial_rotary_factor}; supported: 1")
+
+
+def _is_about_caches_alone(quantization: dict[str, object]) -> bool:
+    """Weights as they are, and scales for caches of fp8, which an engine may use (models/kv_scales.py)."""
+    scheme = quantization.get("kv_cache_scheme")
+    return (
+        quantization.get("quant_method") == "compressed-tensors"
+        and not quantization.get("config_groups")
+        and isinstance(scheme, dict)
+        and (scheme.get("num_bits"), scheme.get("type")) == (8, "float")
+    )
 
 
 def _rope_config(raw: _ConfigFile, path: Path) -> RopeConfig:

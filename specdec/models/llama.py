@@ -17,6 +17,7 @@ from specdec.attention import AttentionBackend
 from specdec.kv_cache import KVCache, KVShape
 from specdec.linear import Linear, LinearMethod
 from specdec.models.config import ModelConfig
+from specdec.models.kv_scales import KVScales
 from specdec.models.layer_ops import LayerOps, TorchOps
 
 # Buffers that old checkpoints carry and that follow from the config.
@@ -59,11 +60,19 @@ class LlamaModel:
         device: torch.device,
         # What it makes of positions is its own business.
         ops: LayerOps[Any] | None = None,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
-        """`ops` are the library's where they are None."""
+        """`ops` are the library's where they are None, and the cache's dtype is the model's."""
         self.config = config
         self.dtype = dtype
         self.device = device
+        self.kv_dtype = dtype if kv_dtype is None else kv_dtype
+        self.kv_scales = (
+            KVScales(config.num_hidden_layers, config.num_key_value_heads, device)
+            if self.kv_dtype.itemsize == 1
+            else None
+        )
+        """None for a cache that holds numbers as they are."""
         self._method = method
         self._ops: LayerOps[Any] = TorchOps() if ops is None else ops
         self.embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
@@ -79,7 +88,8 @@ class LlamaModel:
 
     @property
     def kv_shape(self) -> KVShape:
-        return KVShape(self.config.num_hidden_layers, self.config.num_key_value_heads, self.config.head_dim, self.dtype)
+        config = self.config
+        return KVShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, self.kv_dtype)
 
     @property
     def num_bytes(self) -> int:
@@ -116,6 +126,8 @@ class LlamaModel:
             for linear in (layer.qkv, layer.output, layer.gate_up, layer.down):
                 linear.finish_loading()
         self.head.finish_loading()
+        if self.kv_scales is not None:
+            self.kv_scales.finish_loading()
 
     def forward(
         self,
@@ -138,7 +150,8 @@ class LlamaModel:
         rotation = ops.rotation(positions, self._cos, self._signed_sin)
         x = F.embedding(token_ids, self.embedding)
         added: Tensor | None = None
-        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+        all_scales = [()] * len(self.layers) if self.kv_scales is None else self.kv_scales.layers
+        for layer, layer_cache, scales in zip(self.layers, cache.layers, all_scales, strict=True):
             if added is None:
                 normed = ops.rms_norm(x, layer.input_norm, eps)
             else:
@@ -151,6 +164,7 @@ class LlamaModel:
                 heads[:num_tokens, num_heads + num_kv_heads :],
                 layer_cache,
                 plan,
+                *scales,
             )
             added = layer.output(_filled(attended.view(-1, num_heads * head_dim), num_rows))
             x, normed = ops.add_rms_norm(x, added, layer.post_attention_norm, eps)

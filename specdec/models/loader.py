@@ -81,6 +81,13 @@ def load_weights(
                     progress(num_copied, num_bytes)
 
 
+def stored_shapes(folder: Path) -> dict[str, list[int]]:
+    """Every key of a checkpoint with its shape. Raises CheckpointError."""
+    with ExitStack() as stack:
+        shards = _open_shards(folder, stack)
+        return {key: list(shard.get_slice(key).get_shape()) for key, shard in shards.items()}
+
+
 def checkpoint_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, by its index if it has one; raises CheckpointError without any."""
     index = folder / INDEX_FILE

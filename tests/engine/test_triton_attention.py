@@ -18,9 +18,11 @@ def arena(shape, block_size, device=CPU):
     """With the layers of another model beside it, and huge values where nothing was written."""
     other = KVShape(2, 1, 24, torch.float16)
     cache = allocate_arena([other, shape], num_blocks=NUM_BLOCKS, block_size=block_size, device=device)[1]
+    huge = min(1e4, torch.finfo(shape.dtype).max)
     for keys, values in cache.layers:
-        keys.fill_(1e4)
-        values.fill_(1e4)
+        # Copied, as nothing fills fp8.
+        keys.copy_(torch.full(keys.shape, huge, device=device))
+        values.copy_(torch.full(values.shape, huge, device=device))
     return cache
 
 
@@ -76,6 +78,34 @@ def test_it_attends_as_the_cpus_backend_does(block_size, heads, kv_heads, head_s
     ours = outputs(TritonAttention(CPU, row_invariant=row_invariant), steps, dtype=torch.float32, **sizes)
     theirs = outputs(TorchAttention(), steps, dtype=torch.float32, **sizes)
     for own, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, other, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("row_invariant", [False, True])
+def test_a_cache_of_fp8_attends_to_rounded_keys_and_values(row_invariant):
+    heads, kv_heads, head_size, block_size = 6, 2, 16, 5
+    steps = prompts_and_drafts(block_size, torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(7)
+    cache = arena(KVShape(1, kv_heads, head_size, torch.float8_e4m3fn), block_size)
+    written = arena(KVShape(1, kv_heads, head_size, torch.float32), block_size)
+    scales = torch.tensor([0.5, 3.0]), torch.tensor([0.1, 1.7])
+    ours, theirs = TritonAttention(CPU, row_invariant=row_invariant), TorchAttention()
+    for spans in steps:
+        num_tokens = sum(len(span.token_ids) for span in spans)
+        qkv = torch.randn(num_tokens, heads + 2 * kv_heads, head_size, generator=generator)
+        query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
+        plans = [
+            each.plan(spans, block_size=block_size, num_groups=heads // kv_heads, dtype=torch.float32)
+            for each in (ours, theirs)
+        ]
+        own = ours.forward(query, key, value, cache.layers[0], plans[0], *scales)
+        rounded = []
+        for part, scale in zip((key, value), scales, strict=True):
+            rounded.append((part / scale[:, None]).to(torch.float8_e4m3fn).float() * scale[:, None])
+            # The bound of the format: 3 digits after the first, and the least step next to 0.
+            bound = torch.maximum(part.abs() * 2.0**-4, 2.0**-10 * scale[:, None].expand(part.shape))
+            assert bool(((rounded[-1] - part).abs() <= bound).all())
+        other = theirs.forward(query, *rounded, written.layers[0], plans[1])
         torch.testing.assert_close(own, other, atol=2e-5, rtol=1e-4)
 
 

@@ -13,6 +13,7 @@ from specdec.attention import SlotIndex
 from specdec.evals import (
     bench_cli,
     bench_device,
+    bench_kernel_cache,
     bench_kernel_rows,
     bench_kernel_sampling,
     bench_kernel_verification,
@@ -178,6 +179,36 @@ def test_what_a_gpu_would_be_given_is_what_the_wrappers_take(name):
         call()
         call()
         assert cell.work.num_bytes > 0
+
+
+def test_on_a_gpu_caches_are_of_fp8_as_well():
+    setting = setting_of(WrappersOnCpu(torch.device("cpu")), torch.float16)
+    for name, label, num_bytes in (
+        ("kv_store", "tokens 9", 9 * (2 * 2 * 2 * 16 * 2 + 8)),
+        ("kv_store", "tokens 9, fp8", 9 * (2 * 2 * 16 * (2 + 1) + 8)),
+        ("paged_attention", "decode 1, batch 3, context 40", 2 * (3 * 40 * 2 * 2 * 16 + 3 * 2 * 4 * 16)),
+        ("paged_attention", "decode 1, batch 3, context 40, fp8", 3 * 40 * 2 * 2 * 16 + 2 * 3 * 2 * 4 * 16),
+    ):
+        (cell,) = (cell for cell in OPS[name].cells(setting) if cell.label == label)
+        assert cell.work.num_bytes == num_bytes
+
+
+@pytest.mark.parametrize("name", ["kv_store", "paged_attention"])
+def test_scales_that_are_left_out_are_found(name, monkeypatch):
+    function = getattr(bench_kernel_cache, name)
+
+    def without(*arguments, **options):
+        ones = {
+            scale: torch.ones_like(options[scale])
+            for scale in ("key_scale", "value_scale")
+            if options.get(scale) is not None
+        }
+        function(*arguments, **(options | ones))
+
+    monkeypatch.setattr(bench_kernel_cache, name, without)
+    found = OPS[name].check(setting_of(WrappersOnCpu(torch.device("cpu"))))
+    assert "fp8" in found
+    assert "differ from the reference's" in found
 
 
 def off_by_one(function, place):

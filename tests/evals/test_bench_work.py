@@ -1,5 +1,7 @@
 """What a pass has to move and multiply is what the model's own tensors say."""
 
+import functools
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -90,6 +92,18 @@ def test_keys_and_values_of_a_token_are_those_of_the_pool():
         kv_bytes_per_token(SHAPES["smollm2-135m"], 2)
         == model_of("smollm2-135m", torch.device("meta")).kv_shape.bytes_per_token
     )
+
+
+def test_a_cache_of_fp8_is_half_of_16_bits_and_weights_stay():
+    shape, spans = SHAPES["tiny"], [Attended(1, 10), Attended(3, 20)]
+    whole, half = (pass_work(shape, 2, spans, num_logits=2, kv_itemsize=size) for size in (None, 1))
+    assert whole.num_bytes - half.num_bytes == (30 + 4) * kv_bytes_per_token(shape, 1)
+    assert whole.num_flops == half.num_flops
+    for work in (
+        functools.partial(decode_work, shape, SHAPES["tiny-draft"], 2, [10], 2),
+        functools.partial(prefill_work, shape, 2, 10),
+    ):
+        assert work().num_bytes > work(kv_itemsize=1).num_bytes > work().num_bytes // 2
 
 
 def test_a_step_with_drafts_is_one_pass_of_the_target_and_one_of_the_draft_for_each():

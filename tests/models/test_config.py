@@ -15,6 +15,11 @@ MINIMAL = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }
+CACHES_ALONE = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {},
+    "kv_cache_scheme": {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True},
+}
 
 
 def read(folder: Path, **fields: object) -> ModelConfig:
@@ -91,6 +96,15 @@ def test_end_ids_come_from_both_files_each_once(tmp_path):
         ({"rope_scaling": {**LLAMA3_ROPE, "low_freq_factor": 4.0}}, "low_freq_factor < high_freq_factor"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quant_method gptq"),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "quant_method compressed-tensors"),
+        (
+            {"quantization_config": CACHES_ALONE | {"config_groups": {"group_0": {"weights": {"num_bits": 8}}}}},
+            "quant_method compressed-tensors",
+        ),
+        (
+            {"quantization_config": CACHES_ALONE | {"kv_cache_scheme": {"num_bits": 8, "type": "int"}}},
+            "quant_method compressed-tensors",
+        ),
         ({"auto_map": {"AutoModelForCausalLM": "modeling.Own"}}, "AutoModelForCausalLM"),
         ({"torch_dtype": "float8_e4m3fn"}, "float8_e4m3fn; supported: bfloat16"),
         ({"num_key_value_heads": 3}, "num_key_value_heads, 3"),
@@ -105,6 +119,10 @@ def test_what_cannot_be_computed_is_refused_by_name(tmp_path, fields, named):
     with pytest.raises(CheckpointError) as caught:
         read(tmp_path, **fields)
     assert named in str(caught.value)
+
+
+def test_a_scheme_for_caches_alone_leaves_the_weights_as_they_are(tmp_path):
+    assert read(tmp_path, quantization_config=CACHES_ALONE) == read(tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b'{"architectures": ["\xff"]}'])

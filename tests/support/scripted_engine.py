@@ -59,7 +59,7 @@ class ScriptedEngine:
     def describe(self) -> EngineDescription:
         return EngineDescription(
             model=self.model_name, dtype="none", device="none", num_threads=1, num_kv_blocks=100, block_size=1,
-            kv_cache_bytes=0, max_model_len=self.max_model_len, max_concurrency=1.0, max_num_seqs=1,
+            kv_cache_bytes=0, kv_cache_dtype="", max_model_len=self.max_model_len, max_concurrency=1.0, max_num_seqs=1,
             max_num_batched_tokens=1, proposer="none", num_speculative_tokens=0, exact=False,
         )  # fmt: skip
 
