@@ -45,8 +45,11 @@ if TRITON_RUNS_HERE:
         kth_order,
         mass_before,
         order_of,
+        raw_logits,
         row_of,
+        shaped_from_above,
         shaped_logits,
+        shaped_of,
         weight_of,
         weight_of_order,
         whole_mass,
@@ -111,19 +114,21 @@ if TRITON_RUNS_HERE:
         top_k, top_p, _min_p, cuts = cuts_of(
             top_k_ptr, top_p_ptr, min_p_ptr, row, num_token_ids, HAS_TOP_K, HAS_TOP_P, HAS_MIN_P
         )
-        shaped = shaped_logits(source, group[:, None], lane[None, :], HAS_MASK)
-        top = tl.max(shaped, axis=1)
+        logits = raw_logits(source, group[:, None], lane[None, :], HAS_MASK)
+        top = tl.max(logits, axis=1)
         place = row * num_groups + group
         if source[2] > 0.0:
             if cuts:
+                top = shaped_of(source, top)
                 if HAS_TOP_P and (top_p < 1.0) & (top_k == num_token_ids):
                     shift = tl.where(top == float("-inf"), 0.0, top)
-                    mass = tl.sum(tl.exp(shaped - shift[:, None]), axis=1)
+                    mass = tl.sum(tl.exp(shaped_of(source, logits) - shift[:, None]), axis=1)
                     tl.store(mass_ptr + place, mass, mask=group < num_groups)
             else:
                 first_word, second_word = _key_of(keys_ptr, row)
                 token_id = (group[:, None] * _GROUP + lane[None, :]).to(tl.uint32)
-                top = tl.max(shaped + gumbel_bound_of(hash_of(first_word, second_word, token_id)), axis=1)
+                bound = gumbel_bound_of(hash_of(first_word, second_word, token_id))
+                top = tl.max(shaped_from_above(source, logits) + bound, axis=1)
         tl.store(top_ptr + place, top, mask=group < num_groups)
 
     @triton.jit  # type: ignore[untyped-decorator]
