@@ -40,7 +40,7 @@ from specdec.request import FinishReason, Request, RequestOutput, SamplingParams
 from specdec.request_output import OutputCollector
 from specdec.scheduler import Scheduler
 from specdec.sequence import Sequence
-from specdec.speculative import SpeculativeParams
+from specdec.speculative import MAX_DRAFT_TOKENS, SpeculativeParams
 from specdec.stats import EngineStats
 from specdec.stop import StopChecker
 from specdec.target_pass import RowMasks, find_fault_of_verifying, masks_of_rows, target_spans
@@ -127,6 +127,7 @@ class Engine:
                 self._logits,
                 tokenizer=tokenizer,
                 vocab_size=self._runtime.model_config.vocab_size,
+                max_drafts=min(num_rows - 1, MAX_DRAFT_TOKENS),
             )
         self._pool_tokens = self._runtime.description.num_kv_blocks * config.block_size
         self.scheduler = Scheduler(

@@ -28,8 +28,10 @@ _SAMPLINGS: Final = (
     SamplingParams(temperature=0.0),
     SamplingParams(temperature=1.0),
     SamplingParams(temperature=1.0, top_k=2, top_p=0.9, min_p=0.01),
-    SamplingParams(temperature=1.0, frequency_penalty=0.1, repetition_penalty=1.1, logit_bias={0: 1.0}),
-    SamplingParams(temperature=1.0, logprobs=1, min_tokens=1),
+    SamplingParams(temperature=1.0, frequency_penalty=0.1, repetition_penalty=1.1),
+    SamplingParams(temperature=1.0, logit_bias={0: 1.0}),
+    SamplingParams(temperature=1.0, min_tokens=1),
+    SamplingParams(temperature=1.0, logprobs=1),
 )
 _EOS_ROW: Final = 0
 """Of every mask table."""
@@ -54,26 +56,34 @@ def warm_up_passes(
 
 @torch.inference_mode()
 def warm_up_sampling(
-    verifier: DraftVerifier, sampler: DraftSampler, logits: LogitsBuffer, *, tokenizer: Tokenizer, vocab_size: int
+    verifier: DraftVerifier,
+    sampler: DraftSampler,
+    logits: LogitsBuffer,
+    *,
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    max_drafts: int,
 ) -> None:
-    """Tokens and drafts of every kind, each alone and all together, out of logits that say nothing."""
+    """Tokens and drafts of every kind, one sequence at a time, out of logits that say nothing.
 
-    def rows_of(num_rows: int) -> torch.Tensor:
-        return logits.rows(num_rows, vocab_size).zero_()
-
-    sequences = [_sequence(params, Verification.COUPLED, tokenizer) for params in _SAMPLINGS]
-    by_rule = [_sequence(_SAMPLINGS[1], each, tokenizer) for each in (Verification.REJECTION, Verification.BLOCK)]
-    found = Proposal(token_ids=(0, 0), sources=(Source("ngram"),) * 2, distributions=(None, None))
-    for chosen in (*([each] for each in (*sequences, *by_rule)), [*sequences, *by_rule]):
-        # One token of the draft model's each, and one more by an automaton.
+    Kernels are compiled for each power of two of a draft's tokens; the buffer has room for those of max_drafts.
+    """
+    kinds = [
+        *((params, Verification.COUPLED) for params in _SAMPLINGS),
+        *((_SAMPLINGS[1], each) for each in (Verification.REJECTION, Verification.BLOCK)),
+    ]
+    lengths = [1 << power for power in range(max_drafts.bit_length())]
+    found = [Proposal((0,) * length, (Source("ngram"),) * length, (None,) * length) for length in lengths]
+    for params, verification in kinds:
+        sequence = _sequence(params, verification, tokenizer)
         for mask_row in (None, _EOS_ROW):
-            rows = [SamplingRow(sequence, (), mask_row) for sequence in chosen]
-            drawn = sampler.sample_drafts(rows_of(len(rows)), rows)
-            drafts = [_draft(*each) for each in drawn]
-            for proposals in ([NO_PROPOSAL] * len(chosen), [found] * len(chosen), drafts):
-                masks = [[mask_row] * (len(proposal.token_ids) + 1) for proposal in proposals]
-                batch = Batch([ScheduledSequence(sequence, 1, 2, 0) for sequence in chosen])
-                verifier.verify(rows_of(sum(map(len, masks))), masks, batch, proposals)
+            row = SamplingRow(sequence, (), mask_row)
+            drafts = [_draft(*each) for each in sampler.sample_drafts(logits.rows(1, vocab_size).zero_(), [row])]
+            for proposal in (NO_PROPOSAL, *found, *(drafts if max_drafts else ())):
+                mask_rows = [mask_row] * (len(proposal.token_ids) + 1)
+                batch = Batch([ScheduledSequence(sequence, 1, max_drafts, 0)])
+                rows = logits.rows(len(mask_rows), vocab_size).zero_()
+                verifier.verify(rows, [mask_rows], batch, [proposal])
 
 
 def _draft(token_id: int, distribution: DraftDistribution | None) -> Proposal:

@@ -148,6 +148,7 @@ def test_warming_up_places_every_tensor_and_leaves_answers_and_counts_alone(conf
             engine._logits,
             tokenizer=engine.tokenizer,
             vocab_size=engine.runner.model.config.vocab_size,
+            max_drafts=5,
         )
         stats = engine.stats()
         assert (stats.num_steps, stats.num_generation_tokens, stats.num_faults) == (0, 0, {})
