@@ -93,6 +93,14 @@ def test_answers_under_a_schema_validate(engine, speculation):
         jsonschema.validate(json.loads(answer.text), SCHEMA)
 
 
+def test_captured_passes_give_what_eager_ones_give(engine, config_of, device):
+    eager = kernel_engine(device, config_of(enforce_eager=True))
+    assert engine.describe().num_graphs > 0 == eager.describe().num_graphs
+    for sampling, speculation in (("sampled", "none"), ("under a schema", "coupled")):
+        ours, theirs = (answers(each, sampling, speculation) for each in (engine, eager))
+        assert [each.token_ids for each in ours] == [each.token_ids for each in theirs]
+
+
 def test_a_prompt_that_is_found_again_gets_the_same_answer(engine, config_of, device):
     prompt = "The quick brown fox jumps over the lazy dog, and the lazy dog does not mind at all"
     params = params_of(temperature=0.0)[0]
