@@ -61,14 +61,14 @@ class TransitionTable(NamedTuple):
         """Add or replace a transition, on the host's table."""
         hashed = _hash_32(state, token_id)
         bucket = hashed & (self.keys.shape[0] - 1)
-        key = state << 32 | token_id
+        key = key_of(state, token_id)
         ways = self.keys[bucket].tolist()
         sought = key if key in ways else _NO_TRANSITION
         way = ways.index(sought) if sought in ways else hashed >> 29
         self.keys[bucket, way] = key
         self.successors[bucket, way] = successor
         lost = ways[way]
-        return Put(bucket, None if lost in (key, _NO_TRANSITION) else (lost >> 32, lost & 0xFFFFFFFF))
+        return Put(bucket, None if lost in (key, _NO_TRANSITION) else lost)
 
 
 class Put(NamedTuple):
@@ -76,8 +76,13 @@ class Put(NamedTuple):
 
     bucket: int
     """Where it is: to be copied to the device's table."""
-    lost: tuple[int, int] | None
-    """State and token of the one that had to go for it."""
+    lost: int | None
+    """The key of one that had to go for it."""
+
+
+def key_of(state: int, token_id: int) -> int:
+    """What a table knows a transition by."""
+    return state << 32 | token_id
 
 
 def grammar_advance_reference(
@@ -93,7 +98,7 @@ def grammar_advance_reference(
         state, token_id = int(states[sequence]), int(token_ids[sequence])
         bucket = _hash_32(state, token_id) & (table.keys.shape[0] - 1)
         ways = table.keys[bucket].tolist()
-        key = state << 32 | token_id
+        key = key_of(state, token_id)
         successor = int(table.successors[bucket, ways.index(key)]) if key in ways else None
         left = int(remaining[sequence]) - 1
         if successor is not None and left >= int(table.least_remaining[successor]):

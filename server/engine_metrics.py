@@ -57,6 +57,16 @@ class EngineCollector(Collector):
             ("num_preemptions", "Choices preempted, to be computed again.", stats.num_preemptions),
             ("spec_decode_num_drafts", "Target passes that verified a draft.", stats.speculation.num_drafts),
             ("draft_invalidated_by_grammar", "Draft runs ended by the grammar.", stats.num_drafts_cut_by_grammar),
+            (
+                "draft_transitions_found",
+                "Tokens of a draft model behind which it drew another without the host, under a grammar.",
+                stats.num_draft_transitions_found,
+            ),
+            (
+                "draft_transitions_lacking",
+                "Those behind which it could not: the device did not know where they lead.",
+                stats.num_draft_transitions_lacking,
+            ),
             ("grammar_forced_tokens", "Accepted tokens that the grammar drafted.", _num_forced_tokens(stats)),
             ("grammar_cache_hits", "Constraints found compiled.", stats.grammar_cache_hits),
             ("grammar_cache_misses", "Constraints compiled.", stats.grammar_cache_misses),

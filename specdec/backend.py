@@ -12,7 +12,10 @@ from specdec.device_sampler import DeviceSampler
 from specdec.device_verifier import DeviceVerifier
 from specdec.grammars import MaskTable
 from specdec.kv_cache import KVCache
+from specdec.model_runner import ModelRunner
 from specdec.models.layer_ops import KernelOps, LayerOps, TorchOps
+from specdec.proposers.device_passes import DevicePasses
+from specdec.proposers.draft_passes import DraftPasses, SinglePasses
 from specdec.sampler import DraftSampler, Sampler
 from specdec.triton_attention import TritonAttention
 from specdec.verifier import DraftVerifier, Verifier
@@ -45,6 +48,12 @@ class Backend(Protocol):
         synthetic_acceptance_rates: AbstractSequence[float],
     ) -> tuple[DraftSampler, DraftVerifier]:
         """`pieces` is what each token id adds to a text; ids from num_token_ids on are padding."""
+        ...
+
+    def drafting(
+        self, runner: ModelRunner, sampler: DraftSampler, mask_table: MaskTable, num_token_ids: int
+    ) -> DraftPasses:
+        """Of a draft model, with what `sampling` gave."""
         ...
 
 
@@ -80,6 +89,12 @@ class CpuBackend:
         sampler = Sampler(mask_table, num_token_ids)
         return sampler, Verifier(sampler, pieces, synthetic_acceptance_rates=synthetic_acceptance_rates)
 
+    def drafting(
+        self, runner: ModelRunner, sampler: DraftSampler, mask_table: MaskTable, num_token_ids: int
+    ) -> SinglePasses:
+        del mask_table, num_token_ids
+        return SinglePasses(runner, sampler)
+
 
 class KernelBackend:
     """Our kernels, and the library's matrix products: for GPUs, and for tests in Triton's interpreter."""
@@ -108,6 +123,11 @@ class KernelBackend:
         sampler = DeviceSampler(mask_table, num_token_ids, self.device)
         verifier = DeviceVerifier(sampler, pieces, self.device, synthetic_acceptance_rates=synthetic_acceptance_rates)
         return sampler, verifier
+
+    def drafting(
+        self, runner: ModelRunner, sampler: DraftSampler, mask_table: MaskTable, num_token_ids: int
+    ) -> DevicePasses:
+        return DevicePasses(runner, sampler, mask_table, num_token_ids)
 
 
 def backend_of(device: torch.device) -> Backend:

@@ -119,7 +119,7 @@ class Engine:
         if self.runner.device.type == "cpu":
             num_rows = min(max_batched_tokens(config), _RESERVED_ROWS * config.max_num_seqs)
         self._logits.reserve(num_rows, self._runtime.model_config.vocab_size)
-        self.proposer = build_proposer(config, self._runtime, sampler)
+        self.proposer = build_proposer(config, self._runtime, sampler, self._compiler.mask_table)
         self._pool_tokens = self._runtime.description.num_kv_blocks * config.block_size
         self.scheduler = Scheduler(
             BlockPool(self._runtime.description.num_kv_blocks, enable_prefix_caching=config.enable_prefix_caching),
@@ -332,6 +332,8 @@ class Engine:
                 sequence.is_undrafted and sequence.can_be_drafted_for(methods) for sequence in scheduler.running.copy()
             ),
             num_drafts_cut_by_grammar=self.proposer.num_drafts_cut_by_grammar,
+            num_draft_transitions_found=self.proposer.num_transitions_found,
+            num_draft_transitions_lacking=self.proposer.num_transitions_lacking,
             grammar_cache_hits=compiler.cache_hits,
             grammar_cache_misses=compiler.cache_misses,
             grammar_cache_entries=compiler.cache_entries,

@@ -64,6 +64,27 @@ class ModelRunner:
             logits[start : start + _HEAD_ROWS] = self.model.logits(hidden[start : start + _HEAD_ROWS])
         return logits
 
+    @torch.inference_mode()
+    def forward_drawn(self, spans: Sequence[Span], token_ids: Tensor, buffer: LogitsBuffer) -> Tensor:
+        """As `forward` of spans of one token each, which are those in int64 [T] on the device, whatever the spans say.
+
+        So nothing waits for what an earlier pass led to.
+        """
+        config = self.model.config
+        plan = self._attention.plan(
+            spans,
+            block_size=self._cache.block_size,
+            num_groups=config.num_attention_heads // config.num_key_value_heads,
+            dtype=self.model.dtype,
+        )
+        positions = [span.start_position for span in spans]
+        places, logits_rows = on_device(self.device, np.int64, positions, range(len(spans)))
+        hidden = self.model.forward(token_ids, places, logits_rows, self._cache, self._attention, plan)
+        logits = buffer.rows(len(spans), config.vocab_size)
+        for start in range(0, len(spans), _HEAD_ROWS):
+            logits[start : start + _HEAD_ROWS] = self.model.logits(hidden[start : start + _HEAD_ROWS])
+        return logits
+
     def wait(self) -> None:
         """Until the device has done all that was asked of it; before that, a clock tells nothing of a pass."""
         if self.device.type == "cuda":

@@ -14,6 +14,7 @@ from specdec.kernels.grammar_advance import (
     TransitionTable,
     grammar_advance,
     grammar_advance_reference,
+    key_of,
 )
 from specdec.kernels.sample import sample
 
@@ -175,17 +176,17 @@ def test_a_full_bucket_loses_one_for_a_new_one(device):
     table = TransitionTable.empty(1, 40)
     table.mask_rows.copy_(torch.arange(40) + 100)
     table.least_remaining.zero_()
-    put: set[tuple[int, int]] = set()
+    put = set()
     for token_id in range(30):
         bucket, lost = table.put(7, 151_000 + token_id, token_id)
         assert bucket == 0
         assert (lost is None) == (token_id < 8)
-        put = (put - {lost}) | {(7, 151_000 + token_id)}
+        put = (put - {lost}) | {key_of(7, 151_000 + token_id)}
     assert table.put(7, 151_029, 39) == (0, None)
     kept = {
         int(key) & 0xFFFFFFFF: int(successor) for key, successor in zip(table.keys[0], table.successors[0], strict=True)
     }
-    assert {(7, token_id) for token_id in kept} == put
+    assert {key_of(7, token_id) for token_id in kept} == put
     assert len(kept) == 8
     assert kept[151_029] == 39
     placed = TransitionTable(*(tensor.to(device) for tensor in table))
