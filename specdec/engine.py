@@ -309,6 +309,7 @@ class Engine:
         speculative = self.config.speculative
         methods = frozenset[str]() if speculative is None else speculative.methods
         num_waiting_by_reason = scheduler.num_waiting_by_reason()
+        followed = self.proposer.followed
         return EngineStats(
             num_requests_running=len(scheduler.running),
             num_requests_waiting=sum(num_waiting_by_reason.values()),
@@ -332,8 +333,9 @@ class Engine:
                 sequence.is_undrafted and sequence.can_be_drafted_for(methods) for sequence in scheduler.running.copy()
             ),
             num_drafts_cut_by_grammar=self.proposer.num_drafts_cut_by_grammar,
-            num_draft_transitions_found=self.proposer.num_transitions_found,
-            num_draft_transitions_lacking=self.proposer.num_transitions_lacking,
+            num_drafts_followed=followed.num_known,
+            num_drafts_unfollowed=followed.num_lacking,
+            num_drafts_guarded=followed.num_guarded,
             grammar_cache_hits=compiler.cache_hits,
             grammar_cache_misses=compiler.cache_misses,
             grammar_cache_entries=compiler.cache_entries,

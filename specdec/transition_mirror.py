@@ -187,7 +187,8 @@ class TransitionMirror:
             (np.int64, host.mask_rows[own_states].numpy()),
             (np.int32, host.least_remaining[own_states].numpy()),
         )
-        device.keys.index_copy_(0, bucket_ids, keys.view(len(buckets), -1))
-        device.successors.index_copy_(0, bucket_ids, successors.view(len(buckets), -1))
+        shape = len(buckets), device.keys.shape[1]
+        device.keys.index_copy_(0, bucket_ids, keys.view(shape))
+        device.successors.index_copy_(0, bucket_ids, successors.view(shape))
         device.mask_rows.index_copy_(0, numbers, mask_rows)
         device.least_remaining.index_copy_(0, numbers, least_remaining)

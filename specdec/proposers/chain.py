@@ -17,6 +17,7 @@ from specdec.faults import SequenceFaultError, attributed_to
 from specdec.proposers.base import Draft, Drafter, Guess, Proposal, Source
 from specdec.proposers.draft_model import SOURCE as DRAFT_MODEL
 from specdec.proposers.draft_model import DraftModel
+from specdec.proposers.draft_passes import FollowedTokens
 from specdec.proposers.drafter_time import DrafterTime
 from specdec.proposers.grammar import GrammarDrafter
 from specdec.proposers.length import DraftLengths
@@ -47,14 +48,9 @@ class ChainProposer:
         self._time = DrafterTime()
 
     @property
-    def num_transitions_found(self) -> int:
-        """Tokens of the draft model behind which it drew another without the host, under a grammar."""
-        return 0 if self._draft_model is None else self._draft_model.num_transitions_found
-
-    @property
-    def num_transitions_lacking(self) -> int:
-        """Tokens of the draft model behind which it did not, since the device did not know where they lead."""
-        return 0 if self._draft_model is None else self._draft_model.num_transitions_lacking
+    def followed(self) -> FollowedTokens:
+        """Tokens of the draft model, by what came of following them without the host."""
+        return FollowedTokens() if self._draft_model is None else self._draft_model.followed
 
     def propose(self, batch: Batch) -> list[Proposal]:
         """One proposal a scheduled sequence, of at most its num_draft_slots tokens.

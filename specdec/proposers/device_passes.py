@@ -28,7 +28,7 @@ from specdec.kernels.grammar_advance import FALLBACK_ROW, grammar_advance
 from specdec.kernels.sample import sample
 from specdec.model_runner import ModelRunner
 from specdec.noise import Stream, noise_key
-from specdec.proposers.draft_passes import DrawnToken, SinglePasses, Stretch
+from specdec.proposers.draft_passes import DrawnToken, FollowedTokens, SinglePasses, Stretch
 from specdec.sampler import DraftSampler, divisor_of, penalises, truncates
 from specdec.sequence import Sequence
 from specdec.speculative import MAX_DRAFT_TOKENS, Verification
@@ -67,8 +67,7 @@ class DevicePasses:
 
     def __init__(self, runner: ModelRunner, sampler: DraftSampler, mask_table: MaskTable, num_token_ids: int) -> None:
         """`sampler` draws where a call draws one token; ids from num_token_ids on are padding."""
-        self.num_transitions_found = 0
-        self.num_transitions_lacking = 0
+        self.followed = FollowedTokens()
         self.transitions = TransitionMirror(mask_table, runner.device)
         self._single = SinglePasses(runner, sampler)
         self._runner = runner
@@ -215,14 +214,18 @@ class DevicePasses:
 
     def _learn(self, stretch: Stretch, token_ids: AbstractSequence[int]) -> None:
         """Put the transition where the stretch ended before its time, if the device lacked it."""
-        self.num_transitions_found += len(token_ids) - 1
+        num_known, num_lacking, num_guarded = self.followed
+        self.followed = FollowedTokens(num_known + len(token_ids) - 1, num_lacking, num_guarded)
         if len(token_ids) == stretch.num_tokens:
             return
         grammar, state = _grammar_of(stretch), _state_of(stretch).state
         for token_id in token_ids[:-1]:
             state = _after(grammar, state, token_id)
-        if self.transitions.put(grammar, state, token_ids[-1], _after(grammar, state, token_ids[-1])):
-            self.num_transitions_lacking += 1
+        after = _after(grammar, state, token_ids[-1])
+        if self.transitions.put(grammar, state, token_ids[-1], after):
+            self.followed = self.followed._replace(num_lacking=num_lacking + 1)
+        elif not grammar.is_terminated(after):
+            self.followed = self.followed._replace(num_guarded=num_guarded + 1)
 
 
 def _draws_ahead(sequence: Sequence) -> bool:

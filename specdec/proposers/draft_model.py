@@ -19,7 +19,7 @@ from specdec.attention import Span
 from specdec.batch import ScheduledSequence
 from specdec.faults import attributed_to
 from specdec.proposers.base import Draft, Source
-from specdec.proposers.draft_passes import DraftPasses, DrawnToken, Stretch
+from specdec.proposers.draft_passes import DraftPasses, DrawnToken, FollowedTokens, Stretch
 from specdec.sampler import SamplingRow
 from specdec.sequence import Sequence
 from specdec.speculative import SYNTHETIC
@@ -46,12 +46,8 @@ class DraftModel:
         self._passes = passes
 
     @property
-    def num_transitions_found(self) -> int:
-        return self._passes.num_transitions_found
-
-    @property
-    def num_transitions_lacking(self) -> int:
-        return self._passes.num_transitions_lacking
+    def followed(self) -> FollowedTokens:
+        return self._passes.followed
 
     @staticmethod
     def can_draft(scheduled: ScheduledSequence) -> bool:

@@ -23,6 +23,17 @@ DrawnToken: TypeAlias = tuple[int, DraftDistribution | None]
 """With what it was drawn from, as DraftSampler says."""
 
 
+class FollowedTokens(NamedTuple):
+    """Of those that a draft model drew under grammars, and that were to be followed there without the host."""
+
+    num_known: int = 0
+    """Behind these another was drawn."""
+    num_lacking: int = 0
+    """Where they lead was not known where the model runs."""
+    num_guarded: int = 0
+    """There the mask depends on how many tokens are left, which only the host knows."""
+
+
 class Stretch(NamedTuple):
     """Tokens that a draft model draws in a row for one draft."""
 
@@ -38,10 +49,8 @@ class Stretch(NamedTuple):
 class DraftPasses(Protocol):
     """One draft model."""
 
-    num_transitions_found: int
-    """Tokens behind which a grammar's state and mask were known where the model runs, so that the next was drawn."""
-    num_transitions_lacking: int
-    """Tokens that ended a stretch because they were not."""
+    followed: FollowedTokens
+    """So far."""
 
     def max_tokens(self, sequence: Sequence) -> int:
         """The longest stretch that can be drawn for the sequence."""
@@ -60,8 +69,7 @@ class SinglePasses:
     """A pass and a token a draft with every call: the CPU path."""
 
     def __init__(self, runner: ModelRunner, sampler: DraftSampler) -> None:
-        self.num_transitions_found = 0
-        self.num_transitions_lacking = 0
+        self.followed = FollowedTokens()
         self._runner = runner
         self._sampler = sampler
         self.logits = LogitsBuffer(runner.device)
