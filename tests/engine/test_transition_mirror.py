@@ -118,7 +118,7 @@ def test_a_known_state_has_the_host_s_mask_whatever_the_budget(num_buckets, num_
         for _ in range(12):
             if texts:
                 texts = walkers.stretch(texts, rng.randint(1, 5), rng)
-    assert walkers.num_followed > (20 if num_buckets * num_states < 2048 else 200)
+    assert walkers.num_followed > (200 if num_buckets * num_states > 2**20 and max_rows is None else 20)
     assert walkers.num_lost > 0
     assert (compiler.mask_table.num_overwritten > 0) == (max_rows is not None)
 
