@@ -21,6 +21,7 @@ from specdec.evals.law_world import World
 from specdec.proposers.base import NO_GUESS, Draft, Guess, Proposal
 from specdec.proposers.chain import ChainProposer
 from specdec.proposers.draft_model import DraftModel, Drawn
+from specdec.proposers.draft_passes import DrawnStretch
 from specdec.proposers.length import DraftLengths
 from specdec.sampler import SamplingRow
 from specdec.sequence import Sequence
@@ -157,5 +158,5 @@ class _TableModel(DraftModel):
         assert set(num_tokens) <= {1}, "it was said to draw one at a time"
         rows = [SamplingRow(draft.sequence, tuple(draft.token_ids), None) for draft in drafts]
         logits = self._world.draft_logits[[self._world.text_of(draft) for draft in drafts]]
-        drawn = [[each] for each in self._world.sampler.sample_drafts(logits, rows)]
+        drawn = [DrawnStretch([each]) for each in self._world.sampler.sample_drafts(logits, rows)]
         return Drawn(drawn, [len(drafts)])

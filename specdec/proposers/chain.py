@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as AbstractSequence
+from functools import partial
 from typing import Final
 
 from specdec.batch import Batch, ScheduledSequence
@@ -166,8 +167,11 @@ class ChainProposer:
             for num_tokens in drawn.pass_tokens:
                 self._lengths.observe_draft_pass(num_tokens, seconds)
             lagging = []
-            for draft, num_tokens, tokens in zip(drafting, wanted, drawn.tokens, strict=True):
-                fill = self._fill if model.max_tokens(draft.sequence) == 1 else self._fill_and_observe
+            for draft, num_tokens, (tokens, is_lost) in zip(drafting, wanted, drawn.stretches, strict=True):
+                fill = self._fill
+                if model.max_tokens(draft.sequence) > 1:
+                    lost_at = len(draft.token_ids) + len(tokens) if is_lost else None
+                    fill = partial(self._fill_and_observe, lost_at=lost_at)
                 with attributed_to(draft.sequence, "draft"):
                     model.take(draft, num_tokens, tokens, fill)
 
@@ -179,10 +183,11 @@ class ChainProposer:
             limits.append(min(limit, self._stretches.num_tokens(draft.sequence)) if limit > 1 else 1)
         return self._lengths.num_in_a_row(batch, drafts, limits)
 
-    def _fill_and_observe(self, draft: Draft) -> None:
+    def _fill_and_observe(self, draft: Draft, *, lost_at: int | None) -> None:
+        """Behind a token of the model; `lost_at` tokens is where it could not have drawn another by itself."""
         num_before = len(draft.token_ids)
         self._fill(draft)
-        if len(draft.token_ids) > num_before:
+        if len(draft.token_ids) > num_before or num_before == lost_at:
             self._stretches.observe(draft.sequence, went_on=False)
         elif not draft.is_full:
             self._stretches.observe(draft.sequence, went_on=True)

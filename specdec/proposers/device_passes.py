@@ -28,7 +28,7 @@ from specdec.kernels.grammar_advance import FALLBACK_ROW, grammar_advance
 from specdec.kernels.sample import sample
 from specdec.model_runner import ModelRunner
 from specdec.noise import Stream, noise_key
-from specdec.proposers.draft_passes import DrawnToken, FollowedTokens, SinglePasses, Stretch
+from specdec.proposers.draft_passes import DrawnStretch, FollowedTokens, SinglePasses, Stretch
 from specdec.sampler import DraftSampler, divisor_of, penalises, truncates
 from specdec.sequence import Sequence
 from specdec.speculative import MAX_DRAFT_TOKENS, Verification
@@ -78,9 +78,10 @@ class DevicePasses:
     def max_tokens(self, sequence: Sequence) -> int:
         return MAX_DRAFT_TOKENS if _draws_ahead(sequence) else 1
 
-    def draw(self, stretches: AbstractSequence[Stretch], silent: AbstractSequence[Span]) -> list[list[DrawnToken]]:
+    def draw(self, stretches: AbstractSequence[Stretch], silent: AbstractSequence[Span]) -> list[DrawnStretch]:
         if all(stretch.num_tokens == 1 for stretch in stretches):
-            return self._single.draw(stretches, silent)
+            drawn = self._single.draw(stretches, silent)
+            return [self._learnt(*each) for each in zip(stretches, drawn, strict=True)]
         ordered = sorted(stretches, key=lambda stretch: -stretch.num_tokens)
         ahead = [stretch for stretch in ordered if _draws_ahead(stretch.row.sequence)]
         single = [stretch for stretch in ordered if not _draws_ahead(stretch.row.sequence)]
@@ -91,12 +92,12 @@ class DevicePasses:
         except Exception:
             self._single.find_fault(stretches)
             raise
-        by_stretch = {id(stretch): tokens for stretch, tokens in zip((*ahead, *single), drawn, strict=True)}
+        by_stretch = {id(stretch): one for stretch, one in zip((*ahead, *single), drawn, strict=True)}
         return [by_stretch[id(stretch)] for stretch in stretches]
 
     def _draw(
         self, ahead: AbstractSequence[Stretch], single: AbstractSequence[Stretch], silent: AbstractSequence[Span]
-    ) -> list[list[DrawnToken]]:
+    ) -> list[DrawnStretch]:
         """Of `ahead`, which is the longest first, then of `single`, a token each."""
         loop = self._loop(ahead)
         logits = self._runner.forward([*(each.span for each in (*ahead, *single)), *silent], self._single.logits)
@@ -107,16 +108,16 @@ class DevicePasses:
         numbers = torch.cat([drawn.flatten(), loop.remaining.long()]).tolist()
         num_columns = drawn.shape[1]
         remaining = numbers[drawn.numel() :]
-        result: list[list[DrawnToken]] = []
+        result: list[DrawnStretch] = []
         for i, stretch in enumerate(ahead):
             token_ids = numbers[i : drawn.numel() : num_columns][: stretch.num_tokens]
             if _is_masked(stretch):
                 num_advances = _state_of(stretch).remaining - remaining[i]
                 token_ids = token_ids[: num_advances + 1]
-                with attributed_to(stretch.row.sequence, "draft"):
-                    self._learn(stretch, token_ids)
-            result.append([(token_id, None) for token_id in token_ids])
-        return result if of_single is None else result + [[each] for each in self._single.sample(of_single, single)]
+            result.append(self._learnt(stretch, DrawnStretch([(token_id, None) for token_id in token_ids])))
+        if of_single is not None:
+            result += [DrawnStretch([drawn]) for drawn in self._single.sample(of_single, single)]
+        return result
 
     def _run(self, stretches: AbstractSequence[Stretch], logits: Tensor, loop: _Loop) -> Tensor:
         """logits fp32 [B, V] of the first tokens -> what was drawn at each position, int64 [S, W]."""
@@ -212,20 +213,29 @@ class DevicePasses:
             self.transitions.put(grammar, state, token_id, successor)
             state = successor
 
-    def _learn(self, stretch: Stretch, token_ids: AbstractSequence[int]) -> None:
-        """Put the transition where the stretch ended before its time, if the device lacked it."""
-        num_known, num_lacking, num_guarded = self.followed
-        self.followed = FollowedTokens(num_known + len(token_ids) - 1, num_lacking, num_guarded)
-        if len(token_ids) == stretch.num_tokens:
-            return
-        grammar, state = _grammar_of(stretch), _state_of(stretch).state
-        for token_id in token_ids[:-1]:
-            state = _after(grammar, state, token_id)
-        after = _after(grammar, state, token_ids[-1])
-        if self.transitions.put(grammar, state, token_ids[-1], after):
-            self.followed = self.followed._replace(num_lacking=num_lacking + 1)
-        elif not grammar.is_terminated(after):
-            self.followed = self.followed._replace(num_guarded=num_guarded + 1)
+    def _learnt(self, stretch: Stretch, drawn: DrawnStretch) -> DrawnStretch:
+        """With whether it is lost: the transition behind its last token is then put for the next time."""
+        if not _is_masked(stretch) or not _draws_ahead(stretch.row.sequence):
+            return drawn
+        with attributed_to(stretch.row.sequence, "draft"):
+            num_known, num_lacking, num_guarded = self.followed
+            num_tokens = len(drawn.tokens)
+            has_ended_early = num_tokens < stretch.num_tokens
+            if num_tokens == stretch.draft.num_free:
+                # Nothing was to follow.
+                self.followed = FollowedTokens(num_known + num_tokens - 1, num_lacking, num_guarded)
+                return drawn
+            grammar, state = _grammar_of(stretch), _state_of(stretch).state
+            for token_id, _ in drawn.tokens[:-1]:
+                state = _after(grammar, state, token_id)
+            last = drawn.tokens[-1][0]
+            after = _after(grammar, state, last)
+            is_lacking = self.transitions.put(grammar, state, last, after)
+            is_guarded = has_ended_early and not is_lacking and not grammar.is_terminated(after)
+            self.followed = FollowedTokens(
+                num_known + num_tokens - 1, num_lacking + (has_ended_early and is_lacking), num_guarded + is_guarded
+            )
+            return drawn._replace(is_lost=is_lacking or is_guarded)
 
 
 def _draws_ahead(sequence: Sequence) -> bool:

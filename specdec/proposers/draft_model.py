@@ -19,7 +19,7 @@ from specdec.attention import Span
 from specdec.batch import ScheduledSequence
 from specdec.faults import attributed_to
 from specdec.proposers.base import Draft, Source
-from specdec.proposers.draft_passes import DraftPasses, DrawnToken, FollowedTokens, Stretch
+from specdec.proposers.draft_passes import DraftPasses, DrawnStretch, DrawnToken, FollowedTokens, Stretch
 from specdec.sampler import SamplingRow
 from specdec.sequence import Sequence
 from specdec.speculative import SYNTHETIC
@@ -33,7 +33,7 @@ _SYNTHETIC: Final = Source(SYNTHETIC)
 class Drawn:
     """What a call drew."""
 
-    tokens: list[list[DrawnToken]]
+    stretches: list[DrawnStretch]
     """To follow each draft."""
     pass_tokens: list[int]
     """How many each pass computed."""
@@ -75,12 +75,12 @@ class DraftModel:
             for draft, count in zip(drafts, num_tokens, strict=True)
         ]
         silent = [_span_of_lag(scheduled) for scheduled in lagging]
-        tokens = self._passes.draw(stretches, silent)
+        drawn = self._passes.draw(stretches, silent)
         for scheduled, span in zip(lagging, silent, strict=True):
             scheduled.sequence.num_draft_computed_tokens += len(span.token_ids)
         pass_tokens = [sum(len(span.token_ids) for span in (*(stretch.span for stretch in stretches), *silent))]
         pass_tokens += [sum(count > i for count in num_tokens) for i in range(1, max(num_tokens, default=1))]
-        return Drawn(tokens, pass_tokens)
+        return Drawn(drawn, pass_tokens)
 
     @staticmethod
     def take(draft: Draft, num_tokens: int, drawn: AbstractSequence[DrawnToken], fill: Callable[[Draft], None]) -> None:

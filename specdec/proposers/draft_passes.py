@@ -46,6 +46,15 @@ class Stretch(NamedTuple):
     """What the model has not computed of the text and the draft."""
 
 
+class DrawnStretch(NamedTuple):
+    """What came of one."""
+
+    tokens: list[DrawnToken]
+    """As many as were asked for, or fewer, but one at least."""
+    is_lost: bool = False
+    """Whether it was not known where the model runs how to go on behind the last."""
+
+
 class DraftPasses(Protocol):
     """One draft model."""
 
@@ -56,8 +65,8 @@ class DraftPasses(Protocol):
         """The longest stretch that can be drawn for the sequence."""
         ...
 
-    def draw(self, stretches: AbstractSequence[Stretch], silent: AbstractSequence[Span]) -> list[list[DrawnToken]]:
-        """For each stretch its tokens, or fewer, but one at least; also computes the silent spans.
+    def draw(self, stretches: AbstractSequence[Stretch], silent: AbstractSequence[Span]) -> list[DrawnStretch]:
+        """What comes of each stretch; also computes the silent spans.
 
         The tokens of a stretch after the first are masked, as the first is, where its draft is. Passes for silent spans
         alone are waited for. Raises SequenceFaultError.
@@ -78,13 +87,13 @@ class SinglePasses:
         del sequence
         return 1
 
-    def draw(self, stretches: AbstractSequence[Stretch], silent: AbstractSequence[Span]) -> list[list[DrawnToken]]:
+    def draw(self, stretches: AbstractSequence[Stretch], silent: AbstractSequence[Span]) -> list[DrawnStretch]:
         logits = self._runner.forward([*(stretch.span for stretch in stretches), *silent], self.logits)
         if not stretches:
             # Whoever asks is going to time the pass.
             self._runner.wait()
             return []
-        return [[drawn] for drawn in self.sample(logits, stretches)]
+        return [DrawnStretch([drawn]) for drawn in self.sample(logits, stretches)]
 
     def sample(self, logits: Tensor, stretches: AbstractSequence[Stretch]) -> list[DrawnToken]:
         """The first token of each, of logits fp32 [R, V], overwritten, which their spans gave."""

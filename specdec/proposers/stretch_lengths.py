@@ -1,7 +1,8 @@
 """StretchLengths: how many tokens a draft model draws in a row before others are asked what follows.
 
 To ask takes a wait for the device; not to ask loses the passes behind a token that others would have gone on from for
-nothing. So a token is drawn ahead while it is likelier than not that it will be of use.
+nothing, or that led where the device does not know the mask. So a token is drawn ahead while it is likelier than not
+that it will be of use.
 """
 
 from __future__ import annotations
@@ -38,6 +39,6 @@ class StretchLengths:
         return 1 + int(math.log(_LEAST_CHANCE) / math.log(chance))
 
     def observe(self, sequence: Sequence, *, went_on: bool) -> None:
-        """Behind a token that the model drew, the model had to go on, or somebody knew what follows."""
+        """Behind a token that the model drew, the next it drew without the host was of use, or would have been."""
         self._chances[sequence] = _DECAY * self._chances.get(sequence, self._overall) + (1.0 - _DECAY) * went_on
         self._overall = _OVERALL_DECAY * self._overall + (1.0 - _OVERALL_DECAY) * went_on

@@ -156,7 +156,7 @@ def test_what_is_drawn_is_what_the_host_allows_however_little_the_device_can_kno
             # What other requests ask for meanwhile.
             table.intern(np.full_like(table.rows[0], next(others)))
         drawn = draw(stretches, silent)
-        for stretch, tokens in zip(stretches, drawn, strict=True):
+        for stretch, (tokens, _) in zip(stretches, drawn, strict=True):
             assert 1 <= len(tokens) <= stretch.num_tokens
             grammar, state = stretch.row.sequence.grammar, stretch.draft.state
             for token_id, _ in tokens if grammar is not None else ():
