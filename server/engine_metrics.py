@@ -60,17 +60,17 @@ class EngineCollector(Collector):
             (
                 "draft_tokens_followed",
                 "Tokens of a draft model under a grammar behind which it drew another without the host.",
-                stats.num_drafts_followed,
+                stats.num_draft_tokens_followed,
             ),
             (
                 "draft_tokens_unfollowed",
                 "Those behind which it could not: the device did not know where they lead.",
-                stats.num_drafts_unfollowed,
+                stats.num_draft_tokens_unfollowed,
             ),
             (
                 "draft_tokens_guarded",
                 "Those behind which it could not: the mask depends on the tokens left.",
-                stats.num_drafts_guarded,
+                stats.num_draft_tokens_guarded,
             ),
             ("grammar_forced_tokens", "Accepted tokens that the grammar drafted.", _num_forced_tokens(stats)),
             ("grammar_cache_hits", "Constraints found compiled.", stats.grammar_cache_hits),

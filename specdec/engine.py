@@ -333,9 +333,9 @@ class Engine:
                 sequence.is_undrafted and sequence.can_be_drafted_for(methods) for sequence in scheduler.running.copy()
             ),
             num_drafts_cut_by_grammar=self.proposer.num_drafts_cut_by_grammar,
-            num_drafts_followed=followed.num_known,
-            num_drafts_unfollowed=followed.num_lacking,
-            num_drafts_guarded=followed.num_guarded,
+            num_draft_tokens_followed=followed.num_known,
+            num_draft_tokens_unfollowed=followed.num_lacking,
+            num_draft_tokens_guarded=followed.num_guarded,
             grammar_cache_hits=compiler.cache_hits,
             grammar_cache_misses=compiler.cache_misses,
             grammar_cache_entries=compiler.cache_entries,

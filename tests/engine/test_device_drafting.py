@@ -13,6 +13,8 @@ from kernel_engines import kernel_engine, kernels_on
 from specdec import Engine, JsonSchema, Request, SamplingParams, SpeculativeConfig
 from specdec.kernels.dispatch import INTERPRETED
 from specdec.proposers.device_passes import DevicePasses
+from specdec.proposers.stretch_lengths import StretchLengths
+from specdec.speculative import MAX_DRAFT_TOKENS
 from specdec.transition_mirror import TransitionMirror
 
 PLACES = [pytest.param("cpu", id="interpreter" if INTERPRETED else "cpu")]
@@ -74,7 +76,7 @@ def queue(engine, names=tuple(REQUESTS)):
         )
 
 
-def drafts_of(engine, monkeypatch, *, abort_after=None):
+def drafts_of(engine, *, abort_after=None):
     """Every draft by choice and length of the text before it, and the answers."""
     propose, drafts, answers = engine.proposer.propose, {}, {}
 
@@ -88,7 +90,7 @@ def drafts_of(engine, monkeypatch, *, abort_after=None):
             assert not proposal.is_last_forbidden
         return proposals
 
-    monkeypatch.setattr(engine.proposer, "propose", recording)
+    engine.proposer.propose = recording
     queue(engine)
     num_steps = 0
     while engine.has_unfinished_requests():
@@ -99,35 +101,39 @@ def drafts_of(engine, monkeypatch, *, abort_after=None):
             engine.abort_request("schema")
     assert engine.stats().num_faults == {}
     assert engine.stats().num_kv_blocks_in_use == 0
-    monkeypatch.undo()
     return drafts, answers
 
 
 @pytest.mark.parametrize(
-    ("method", "num_tokens"),
-    [("draft_model", 4), ("draft_model+grammar+ngram", 5)] if not INTERPRETED else [("draft_model", 3)],
+    ("method", "num_tokens", "is_learnt"),
+    [("draft_model", 3, False)]
+    if INTERPRETED
+    else [("draft_model", 4, False), ("draft_model", 5, True), ("draft_model+grammar+ngram", 5, False)],
 )
-def test_drafts_are_those_that_are_drawn_one_by_one(device, config_of, method, num_tokens, monkeypatch):
+def test_drafts_are_those_that_are_drawn_one_by_one(device, config_of, method, num_tokens, is_learnt, monkeypatch):
+    """Stretches of learnt lengths, and of all that a draft has room for."""
+    if not is_learnt:
+        monkeypatch.setattr(StretchLengths, "num_tokens", lambda *_: MAX_DRAFT_TOKENS)
     engines = [kernel_engine(device, config_of(method, num_tokens)) for _ in range(2)]
-    ahead, answers = drafts_of(engines[0], monkeypatch)
-    single, expected = drafts_of(one_by_one(engines[1]), monkeypatch)
+    ahead, answers = drafts_of(engines[0])
+    single, expected = drafts_of(one_by_one(engines[1]))
     assert ahead == single
     assert answers == expected
     assert any(len(token_ids) > 2 for token_ids, _ in ahead.values())
     stats = engines[0].stats()
-    assert stats.num_drafts_followed > 0
-    assert stats.num_drafts_unfollowed > 0
-    assert engines[1].stats().num_drafts_followed == 0
+    assert stats.num_draft_tokens_followed > 0
+    assert stats.num_draft_tokens_unfollowed > 0
+    assert engines[1].stats().num_draft_tokens_followed == 0
 
 
 @pytest.mark.skipif(INTERPRETED, reason="nothing here is a kernel's own")
 @pytest.mark.parametrize(
     ("limits", "abort_after"), [({"num_kv_blocks": 8}, None), ({}, 4)], ids=["preempted", "aborted"]
 )
-def test_drafts_are_the_same_where_sequences_come_and_go(config_of, limits, abort_after, monkeypatch):
+def test_drafts_are_the_same_where_sequences_come_and_go(config_of, limits, abort_after):
     engines = [kernel_engine(torch.device("cpu"), config_of(**limits)) for _ in range(2)]
-    ahead, answers = drafts_of(engines[0], monkeypatch, abort_after=abort_after)
-    single, expected = drafts_of(one_by_one(engines[1]), monkeypatch, abort_after=abort_after)
+    ahead, answers = drafts_of(engines[0], abort_after=abort_after)
+    single, expected = drafts_of(one_by_one(engines[1]), abort_after=abort_after)
     assert (engines[0].stats().num_preemptions > 0) == (abort_after is None)
     assert ahead == single
     assert answers == expected
@@ -167,11 +173,37 @@ def test_what_is_drawn_is_what_the_host_allows_however_little_the_device_can_kno
         return drawn
 
     monkeypatch.setattr(passes, "draw", checked)
+    monkeypatch.setattr(StretchLengths, "num_tokens", lambda *_: MAX_DRAFT_TOKENS)
     queue(engine)
     while engine.has_unfinished_requests():
         engine.step()
     assert num_checked > 100
     assert (table.num_overwritten > 0) == (max_rows is not None)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="nothing here is a kernel's own")
+def test_the_device_learns_where_texts_have_gone(config_of):
+    engine = kernel_engine(torch.device("cpu"), config_of())
+    queue(engine, ("greedy schema",))
+    engine.step()
+    [sequence] = engine.scheduler.running
+    drafted_at = []
+    propose = engine.proposer.propose
+    engine.proposer.propose = lambda batch: drafted_at.append(sequence.num_tokens) or propose(batch)
+    while engine.has_unfinished_requests():
+        engine.step()
+    mirror = engine.proposer._draft_model._passes.transitions
+    grammar = sequence.grammar.grammar
+    state = grammar.initial_state
+    num_known = 0
+    for i, token_id in enumerate(sequence.output_token_ids[:-1]):
+        successor = grammar.advance(state, token_id)
+        # Behind the first draft and before the last: put already, or to be left out.
+        if drafted_at[0] <= sequence.num_prompt_tokens + i < drafted_at[-1] - 5:
+            num_known += 1
+            assert not mirror.put(grammar, state, token_id, successor) or grammar.unguarded_from(successor) is None
+        state = successor
+    assert num_known > 5
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +217,8 @@ def watched(config_of):
 @pytest.mark.skipif(INTERPRETED, reason="nothing here is a kernel's own")
 def test_a_draft_waits_for_the_device_once_however_many_tokens_it_has(watched, monkeypatch):
     watch, engine = watched
+    # However often that is of no use.
+    monkeypatch.setattr(StretchLengths, "num_tokens", lambda *_: MAX_DRAFT_TOKENS)
     # Each draws ahead.
     names = ("free", "greedy", "schema", "greedy schema", "choices")
     for is_known in (False, True):
@@ -202,8 +236,8 @@ def test_a_draft_waits_for_the_device_once_however_many_tokens_it_has(watched, m
         assert len(watch.waits) - len(drafting) == num_steps
         single = "specdec.device_sampler.DeviceSampler.sample_drafts"
         assert set(drafting) <= {"specdec.proposers.device_passes.DevicePasses._draw", single}
-        num_lacking = after.num_drafts_unfollowed - before.num_drafts_unfollowed
-        num_guarded = after.num_drafts_guarded - before.num_drafts_guarded
+        num_lacking = after.num_draft_tokens_unfollowed - before.num_draft_tokens_unfollowed
+        num_guarded = after.num_draft_tokens_guarded - before.num_draft_tokens_guarded
         # Once a step, and once more behind a token that led where the device knew nothing.
         assert 0 < len(drafting) <= num_steps + num_lacking + num_guarded
         assert (num_lacking == 0) == is_known
