@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from specdec.attention import Span
@@ -159,7 +160,7 @@ class DevicePasses:
         return drawn
 
     def _loop(self, stretches: AbstractSequence[Stretch]) -> _Loop:
-        """Everything that the host knows of the loop, in two copies at most."""
+        """What the host knows beforehand, on the device, in a few copies."""
         masked = [stretch for stretch in stretches if _is_masked(stretch)]
         for stretch in masked:
             with attributed_to(stretch.row.sequence, "draft"):
@@ -275,7 +276,7 @@ def _span_of_drawn(stretch: Stretch, position: int) -> Span:
     return Span((0,), start, stretch.span.block_table, num_logits=1)
 
 
-def _keys(stretches: AbstractSequence[Stretch]) -> np.ndarray:
+def _keys(stretches: AbstractSequence[Stretch]) -> NDArray[np.int64]:
     """int64 [S, W, 2]: of each position of each stretch the two words of its noise."""
     num_columns = -(-len(stretches) // _ALIGNED_COLUMNS) * _ALIGNED_COLUMNS
     keys = np.zeros((stretches[0].num_tokens, num_columns, 2), dtype=np.int64)
