@@ -12,7 +12,6 @@ about that far apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
 from typing import Final
 
@@ -21,7 +20,8 @@ from specdec.evals.law_cell import Cell
 from specdec.evals.law_world import World
 from specdec.proposers.base import NO_GUESS, Draft, Guess, Proposal
 from specdec.proposers.chain import ChainProposer
-from specdec.proposers.draft_model import SOURCE, DraftModel
+from specdec.proposers.draft_model import DraftModel, Drawn
+from specdec.proposers.draft_passes import DrawnStretch
 from specdec.proposers.length import DraftLengths
 from specdec.sampler import SamplingRow
 from specdec.sequence import Sequence
@@ -144,12 +144,19 @@ class _TableModel(DraftModel):
     def can_draft(scheduled: ScheduledSequence) -> bool:
         return scheduled.num_draft_slots > 0
 
-    def extend(self, drafts: AbstractSequence[Draft], lagging: Iterable[ScheduledSequence] = ()) -> int:
-        assert not list(lagging), "a table lags behind nothing"
+    def max_tokens(self, sequence: Sequence) -> int:
+        del sequence
+        return 1
+
+    def draw(
+        self,
+        drafts: AbstractSequence[Draft],
+        num_tokens: AbstractSequence[int],
+        lagging: AbstractSequence[ScheduledSequence] = (),
+    ) -> Drawn:
+        assert not lagging, "a table lags behind nothing"
+        assert set(num_tokens) <= {1}, "it was said to draw one at a time"
         rows = [SamplingRow(draft.sequence, tuple(draft.token_ids), None) for draft in drafts]
         logits = self._world.draft_logits[[self._world.text_of(draft) for draft in drafts]]
-        for draft, (token_id, distribution) in zip(
-            drafts, self._world.sampler.sample_drafts(logits, rows), strict=True
-        ):
-            draft.push_unmasked(token_id, SOURCE, distribution)
-        return len(drafts)
+        drawn = [DrawnStretch([each]) for each in self._world.sampler.sample_drafts(logits, rows)]
+        return Drawn(drawn, [len(drafts)])

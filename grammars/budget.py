@@ -46,22 +46,23 @@ class BudgetedGrammar:
                 f"{max_tokens}",
                 minimum_tokens=plan.num_tokens,
             )
-        self._grammar = grammar
+        self.grammar = grammar
+        """Without the budget."""
         self.initial_state = BudgetedState(grammar.initial_state, plan, max_tokens)
 
     @property
     def report(self) -> EnforcementReport:
-        return self._grammar.report
+        return self.grammar.report
 
     def advance(self, state: BudgetedState, token_id: int) -> BudgetedState | None:
         """The state after the token; None where it is not allowed, or what is left would not do."""
-        after = self._grammar.advance(state.state, token_id)
+        after = self.grammar.advance(state.state, token_id)
         if after is None:
             return None
-        if self._grammar.is_terminated(after):
+        if self.grammar.is_terminated(after):
             return BudgetedState(after, EMPTY, state.remaining)
-        plan = self._grammar.closing(after)
-        data = self._grammar.token_bytes(token_id)
+        plan = self.grammar.closing(after)
+        data = self.grammar.token_bytes(token_id)
         if data is not None and state.plan.data.startswith(data):
             rest = state.plan.rest(len(data))
             if plan is None or rest.num_tokens < plan.num_tokens:
@@ -74,18 +75,18 @@ class BudgetedGrammar:
 
         Where tokens are too many to be costed one by one, those that cost nearly as much as is left may be missing.
         """
-        grammar = self._grammar
+        grammar = self.grammar
         if grammar.is_terminated(state.state) or state.remaining == 0:
             return EOS_ROW
         return grammar.mask_row_within(state.state, state.remaining - 1, state.plan)
 
     def forced_tokens(self, state: BudgetedState, preceding: Sequence[int]) -> tuple[int, ...]:
         """Those of Grammar.forced_tokens, as many as fit the tokens left."""
-        return self._fitting(state, self._grammar.forced_tokens(state.state, preceding))
+        return self._fitting(state, self.grammar.forced_tokens(state.state, preceding))
 
     def likely_tokens(self, state: BudgetedState, preceding: Sequence[int]) -> tuple[int, ...]:
         """Those of Grammar.likely_tokens, as many as fit the tokens left."""
-        return self._fitting(state, self._grammar.likely_tokens(state.state, preceding))
+        return self._fitting(state, self.grammar.likely_tokens(state.state, preceding))
 
     def _fitting(self, state: BudgetedState, token_ids: tuple[int, ...]) -> tuple[int, ...]:
         after: BudgetedState | None = state
@@ -98,17 +99,17 @@ class BudgetedGrammar:
 
     def planned_token(self, state: BudgetedState) -> int | None:
         """A token of the fewest that complete the text; None where it needs no more."""
-        return min(self._grammar.first_tokens(state.plan, state.plan.num_tokens - 1), default=None)
+        return min(self.grammar.first_tokens(state.plan, state.plan.num_tokens - 1), default=None)
 
     def is_accepting(self, state: BudgetedState) -> bool:
-        return self._grammar.is_accepting(state.state)
+        return self.grammar.is_accepting(state.state)
 
     def is_terminated(self, state: BudgetedState) -> bool:
-        return self._grammar.is_terminated(state.state)
+        return self.grammar.is_terminated(state.state)
 
     def only_eos(self, state: BudgetedState) -> bool:
         """End-of-sequence is all that is allowed, by the grammar or because the budget is spent."""
-        return state.remaining == 0 or self._grammar.only_eos(state.state)
+        return state.remaining == 0 or self.grammar.only_eos(state.state)
 
     def allows(self, state: BudgetedState, token_id: int) -> bool:
         return self.advance(state, token_id) is not None

@@ -268,6 +268,18 @@ class Grammar:
             words |= table.eos_words
         return table.intern(words)
 
+    def unguarded_from(self, state: GrammarState) -> int | None:
+        """Tokens for which, and for any more, mask_row_within is mask_row, whatever the plan; None if not known."""
+        bound = self._closings.bound(state.stack)
+        reach = self._reach(state)
+        if reach is None:
+            return bound
+        config = state.position, state.stack
+        ceiling = self._ceilings.rough(config, reach)
+        if ceiling is None:
+            ceiling = self._ceilings.close(config, reach)
+        return bound if ceiling is None else ceiling if bound is None else min(bound, ceiling)
+
     def _guarded_row(self, state: GrammarState, num_tokens: int) -> int:
         """Row with the tokens after which so many more are known to complete the text."""
         table = self._runtime.mask_table
@@ -287,19 +299,23 @@ class Grammar:
 
     def _fits_all(self, state: GrammarState, num_tokens: int) -> bool:
         """Whether so many tokens are known to complete the text after any token of the state's mask."""
-        if state.stack is not None and state.stack.is_remembered:
-            # Some tokens are decided one by one, and where they lead is not kept.
+        reach = self._reach(state)
+        if reach is None:
             return False
+        config = state.position, state.stack
+        ceiling = self._ceilings.rough(config, reach)
+        if ceiling is None or ceiling > num_tokens:
+            ceiling = self._ceilings.close(config, reach)
+        return ceiling is not None and ceiling <= num_tokens
+
+    def _reach(self, state: GrammarState) -> Reach | None:
+        """Where the tokens of its mask lead; None where that is not kept, since some are decided one by one."""
+        if state.stack is not None and state.stack.is_remembered:
+            return None
         self.mask_row(state)
         mask = state._mask  # noqa: SLF001, the grammar's own cache on its state
         assert mask is not None, "the row was found"
-        if mask.reach is None:
-            return False
-        config = state.position, state.stack
-        ceiling = self._ceilings.rough(config, mask.reach)
-        if ceiling is None or ceiling > num_tokens:
-            ceiling = self._ceilings.close(config, mask.reach)
-        return ceiling is not None and ceiling <= num_tokens
+        return mask.reach
 
     def _intern(self, config: Config) -> GrammarState:
         state = self._states.get(config)

@@ -57,6 +57,21 @@ class EngineCollector(Collector):
             ("num_preemptions", "Choices preempted, to be computed again.", stats.num_preemptions),
             ("spec_decode_num_drafts", "Target passes that verified a draft.", stats.speculation.num_drafts),
             ("draft_invalidated_by_grammar", "Draft runs ended by the grammar.", stats.num_drafts_cut_by_grammar),
+            (
+                "draft_tokens_followed",
+                "Tokens of a draft model under a grammar behind which it drew another without the host.",
+                stats.num_draft_tokens_followed,
+            ),
+            (
+                "draft_tokens_unfollowed",
+                "Those behind which it could not: the device did not know where they lead.",
+                stats.num_draft_tokens_unfollowed,
+            ),
+            (
+                "draft_tokens_guarded",
+                "Those behind which it could not: the mask depends on the tokens left.",
+                stats.num_draft_tokens_guarded,
+            ),
             ("grammar_forced_tokens", "Accepted tokens that the grammar drafted.", _num_forced_tokens(stats)),
             ("grammar_cache_hits", "Constraints found compiled.", stats.grammar_cache_hits),
             ("grammar_cache_misses", "Constraints compiled.", stats.grammar_cache_misses),

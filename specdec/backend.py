@@ -17,7 +17,10 @@ from specdec.grammars import MaskTable
 from specdec.graph_capture import CudaGraphCapture, GraphCapture, RepeatCapture
 from specdec.kernels.paged_attention import MAX_HEAD_SIZE
 from specdec.kv_cache import KVCache
+from specdec.model_runner import ModelRunner
 from specdec.models.layer_ops import KernelOps, LayerOps, TorchOps
+from specdec.proposers.device_passes import DevicePasses
+from specdec.proposers.draft_passes import DraftPasses, SinglePasses
 from specdec.sampler import DraftSampler, Sampler
 from specdec.triton_attention import TritonAttention
 from specdec.verifier import DraftVerifier, Verifier
@@ -62,6 +65,12 @@ class Backend(Protocol):
         synthetic_acceptance_rates: AbstractSequence[float],
     ) -> tuple[DraftSampler, DraftVerifier]:
         """`pieces` is what each token id adds to a text; ids from num_token_ids on are padding."""
+        ...
+
+    def drafting(
+        self, runner: ModelRunner, sampler: DraftSampler, mask_table: MaskTable, num_token_ids: int
+    ) -> DraftPasses:
+        """Of a draft model, with what `sampling` gave."""
         ...
 
 
@@ -109,6 +118,12 @@ class CpuBackend:
     ) -> tuple[Sampler, Verifier]:
         sampler = Sampler(mask_table, num_token_ids)
         return sampler, Verifier(sampler, pieces, synthetic_acceptance_rates=synthetic_acceptance_rates)
+
+    def drafting(
+        self, runner: ModelRunner, sampler: DraftSampler, mask_table: MaskTable, num_token_ids: int
+    ) -> SinglePasses:
+        del mask_table, num_token_ids
+        return SinglePasses(runner, sampler)
 
 
 class KernelBackend:
@@ -159,6 +174,11 @@ class KernelBackend:
         sampler = DeviceSampler(mask_table, num_token_ids, self.device)
         verifier = DeviceVerifier(sampler, pieces, self.device, synthetic_acceptance_rates=synthetic_acceptance_rates)
         return sampler, verifier
+
+    def drafting(
+        self, runner: ModelRunner, sampler: DraftSampler, mask_table: MaskTable, num_token_ids: int
+    ) -> DevicePasses:
+        return DevicePasses(runner, sampler, mask_table, num_token_ids)
 
 
 def backend_of(device: torch.device) -> Backend:

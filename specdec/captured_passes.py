@@ -96,8 +96,11 @@ class CapturedPasses:
         self._replays[bucket] = graphs.capture(work)
         self._ascending = sorted(self._replays)
 
-    def forward(self, spans: AbstractSequence[Span]) -> Tensor | None:
-        """As of ModelRunner, in the buffer; None where no graph is large enough."""
+    def forward(self, spans: AbstractSequence[Span], drawn_ids: Tensor | None = None) -> Tensor | None:
+        """As of ModelRunner, in the buffer; None where no graph is large enough.
+
+        drawn_ids int64 [T] on the device stand in for the spans' tokens.
+        """
         num_rows = sum(span.num_logits for span in spans)
         bucket = smallest_bucket(
             self._ascending,
@@ -112,7 +115,9 @@ class CapturedPasses:
         for span in spans:
             token_ids += span.token_ids
             rows += range(len(token_ids) - span.num_logits, len(token_ids))
-        self._send(bucket, HostPlan.of(spans, self._cache.block_size), token_ids, rows)
+        sent_ids, *_ = self._send(bucket, HostPlan.of(spans, self._cache.block_size), token_ids, rows)
+        if drawn_ids is not None:
+            sent_ids[: len(token_ids)] = drawn_ids
         self._replays[bucket]()
         return self._logits[:num_rows]
 

@@ -119,7 +119,7 @@ class Engine:
         if self.runner.device.type == "cpu":
             num_rows = min(max_batched_tokens(config), _RESERVED_ROWS * config.max_num_seqs)
         self._logits.reserve(num_rows, self._runtime.model_config.vocab_size)
-        self.proposer = build_proposer(config, self._runtime, sampler)
+        self.proposer = build_proposer(config, self._runtime, sampler, self._compiler.mask_table)
         if self.runner.device.type == "cuda":
             warm_up_sampling(
                 self.verifier,
@@ -318,6 +318,7 @@ class Engine:
         speculative = self.config.speculative
         methods = frozenset[str]() if speculative is None else speculative.methods
         num_waiting_by_reason = scheduler.num_waiting_by_reason()
+        followed = self.proposer.followed
         return EngineStats(
             num_requests_running=len(scheduler.running),
             num_requests_waiting=sum(num_waiting_by_reason.values()),
@@ -341,6 +342,9 @@ class Engine:
                 sequence.is_undrafted and sequence.can_be_drafted_for(methods) for sequence in scheduler.running.copy()
             ),
             num_drafts_cut_by_grammar=self.proposer.num_drafts_cut_by_grammar,
+            num_draft_tokens_followed=followed.num_known,
+            num_draft_tokens_unfollowed=followed.num_lacking,
+            num_draft_tokens_guarded=followed.num_guarded,
             grammar_cache_hits=compiler.cache_hits,
             grammar_cache_misses=compiler.cache_misses,
             grammar_cache_entries=compiler.cache_entries,

@@ -81,8 +81,10 @@ class ModelRunner:
         return self.forward_eagerly(spans, buffer)
 
     @torch.inference_mode()
-    def forward_eagerly(self, spans: Sequence[Span], buffer: LogitsBuffer | None = None) -> Tensor:
-        """The same, one kernel after the other."""
+    def forward_eagerly(
+        self, spans: Sequence[Span], buffer: LogitsBuffer | None = None, drawn_ids: Tensor | None = None
+    ) -> Tensor:
+        """The same, one kernel after the other; int64 [T] on the device stand in for the spans' tokens."""
         token_ids: list[int] = []
         positions: list[int] = []
         rows: list[int] = []
@@ -104,12 +106,23 @@ class ModelRunner:
             self._cache,
             self._attention,
             plan,
-            token_ids=ids,
+            token_ids=ids if drawn_ids is None else drawn_ids,
             positions=places,
             logits_rows=logits_rows,
             logits=logits,
         )
         return logits
+
+    def forward_drawn(self, spans: Sequence[Span], token_ids: Tensor, buffer: LogitsBuffer) -> Tensor:
+        """As `forward` of spans whose tokens are those in int64 [T] on the device, whatever the spans say.
+
+        So nothing waits for what an earlier pass led to.
+        """
+        if self._captured is not None and buffer is self.logits:
+            logits = self._captured.forward(spans, token_ids)
+            if logits is not None:
+                return logits
+        return self.forward_eagerly(spans, buffer, token_ids)
 
     def wait(self) -> None:
         """Until the device has done all that was asked of it; before that, a clock tells nothing of a pass."""

@@ -44,6 +44,12 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Running choices that could be speculated on, and whose last pass verified no draft."""
     num_drafts_cut_by_grammar: int = 0
     """Draft runs that a proposer ended because the grammar forbade its next token."""
+    num_draft_tokens_followed: int = 0
+    """Tokens of the draft model under a grammar behind which it drew another without the host; none on a CPU."""
+    num_draft_tokens_unfollowed: int = 0
+    """Those behind which it could not, since the device did not know where they lead."""
+    num_draft_tokens_guarded: int = 0
+    """Those behind which it could not, since the mask depends on the tokens left."""
     grammar_cache_hits: int = 0
     grammar_cache_misses: int = 0
     grammar_cache_entries: int = 0

@@ -6,6 +6,7 @@ import functools
 
 from specdec.build import Runtime
 from specdec.config import EngineConfig
+from specdec.grammars import MaskTable
 from specdec.proposers.base import Drafter
 from specdec.proposers.chain import ChainProposer
 from specdec.proposers.draft_model import DraftModel
@@ -20,7 +21,9 @@ from specdec.speculative import SpeculativeConfig
 from specdec.step_time import measure_step_time
 
 
-def build_proposer(config: EngineConfig, runtime: Runtime, sampler: DraftSampler) -> ChainProposer:
+def build_proposer(
+    config: EngineConfig, runtime: Runtime, sampler: DraftSampler, mask_table: MaskTable
+) -> ChainProposer:
     """Every drafter, since a request may ask for any, and the draft model where there is one.
 
     Measures how long passes take, which is what the lengths of drafts are chosen by.
@@ -48,6 +51,7 @@ def build_proposer(config: EngineConfig, runtime: Runtime, sampler: DraftSampler
     target_time = measured(runtime.runner)
     draft_model, draft_time = None, None
     if runtime.draft_runner is not None:
-        draft_model = DraftModel(runtime.draft_runner, sampler)
+        num_token_ids = runtime.tokenizer.vocab_size
+        draft_model = DraftModel(runtime.backend.drafting(runtime.draft_runner, sampler, mask_table, num_token_ids))
         draft_time = measured(runtime.draft_runner)
     return ChainProposer(drafters, draft_model, DraftLengths(target_time, draft_time))

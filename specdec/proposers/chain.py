@@ -2,14 +2,15 @@
 
 For each sequence all drafters are asked, and again after every guess that the grammar took something of: a forced run
 may follow an n-gram, and an n-gram a forced run. What the grammar forces comes first, then the guess that is likeliest
-to be right by what became of its kind before. Where none has an idea, the draft model draws one token, and they are
-asked again.
+to be right by what became of its kind before. Where none has an idea, the draft model draws a token, or several in a
+row, and behind each of them they are asked again.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence as AbstractSequence
+from functools import partial
 from typing import Final
 
 from specdec.batch import Batch, ScheduledSequence
@@ -17,9 +18,11 @@ from specdec.faults import SequenceFaultError, attributed_to
 from specdec.proposers.base import Draft, Drafter, Guess, Proposal, Source
 from specdec.proposers.draft_model import SOURCE as DRAFT_MODEL
 from specdec.proposers.draft_model import DraftModel
+from specdec.proposers.draft_passes import FollowedTokens
 from specdec.proposers.drafter_time import DrafterTime
 from specdec.proposers.grammar import GrammarDrafter
 from specdec.proposers.length import DraftLengths
+from specdec.proposers.stretch_lengths import StretchLengths
 from specdec.sequence import Sequence, SequenceStatus
 from specdec.verifier import Outcome
 
@@ -42,7 +45,13 @@ class ChainProposer:
         self._drafters = drafters
         self._draft_model = draft_model
         self._lengths = lengths
+        self._stretches = StretchLengths()
         self._time = DrafterTime()
+
+    @property
+    def followed(self) -> FollowedTokens:
+        """Tokens of the draft model, by what came of following them without the host."""
+        return FollowedTokens() if self._draft_model is None else self._draft_model.followed
 
     def propose(self, batch: Batch) -> list[Proposal]:
         """One proposal a scheduled sequence, of at most its num_draft_slots tokens.
@@ -151,13 +160,37 @@ class ChainProposer:
             drafting = self._lengths.worth_drafting(batch, [draft for draft in able if not draft.is_full])
             if not drafting and not lagging:
                 return
+            wanted = self._in_a_row(model, batch, drafting)
             begin = time.perf_counter()
-            num_tokens = model.extend(drafting, lagging)
-            self._lengths.observe_draft_pass(num_tokens, time.perf_counter() - begin)
+            drawn = model.draw(drafting, wanted, lagging)
+            seconds = (time.perf_counter() - begin) / len(drawn.pass_tokens)
+            for num_tokens in drawn.pass_tokens:
+                self._lengths.observe_draft_pass(num_tokens, seconds)
             lagging = []
-            for draft in drafting:
+            for draft, num_tokens, (tokens, is_lost) in zip(drafting, wanted, drawn.stretches, strict=True):
+                fill = self._fill
+                if model.max_tokens(draft.sequence) > 1:
+                    lost_at = len(draft.token_ids) + len(tokens) if is_lost else None
+                    fill = partial(self._fill_and_observe, lost_at=lost_at)
                 with attributed_to(draft.sequence, "draft"):
-                    self._fill(draft)
+                    model.take(draft, num_tokens, tokens, fill)
+
+    def _in_a_row(self, model: DraftModel, batch: Batch, drafts: AbstractSequence[Draft]) -> list[int]:
+        """For each draft how many tokens the model is to draw before anyone is asked."""
+        limits = []
+        for draft in drafts:
+            limit = min(draft.num_free, model.max_tokens(draft.sequence))
+            limits.append(min(limit, self._stretches.num_tokens(draft.sequence)) if limit > 1 else 1)
+        return self._lengths.num_in_a_row(batch, drafts, limits)
+
+    def _fill_and_observe(self, draft: Draft, *, lost_at: int | None) -> None:
+        """Behind a token of the model; `lost_at` tokens is where it could not have drawn another by itself."""
+        num_before = len(draft.token_ids)
+        self._fill(draft)
+        if len(draft.token_ids) > num_before or num_before == lost_at:
+            self._stretches.observe(draft.sequence, went_on=False)
+        elif not draft.is_full:
+            self._stretches.observe(draft.sequence, went_on=True)
 
 
 def _lags(scheduled: ScheduledSequence) -> bool:

@@ -2,22 +2,26 @@
 
 It draws through the target's sampler, under the target's grammar mask, and keeps its KV in its own part of the target's
 blocks. Its watermark may lag: it then feeds what it missed before it drafts.
+
+Where it can draw several tokens in a row (DraftPasses), they are taken as if they had been drawn one by one: after each
+the drafters that need no model are asked, and what they know goes before what the model drew there. So a draft is the
+same however long the stretches are, and only passes are lost.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Final
-
-from torch import Tensor
 
 from specdec.attention import Span
 from specdec.batch import ScheduledSequence
-from specdec.faults import attributed_to, find_fault
-from specdec.model_runner import ModelRunner
-from specdec.proposers.base import Draft, DraftDistribution, Source
-from specdec.sampler import DraftSampler, SamplingRow
+from specdec.faults import attributed_to
+from specdec.proposers.base import Draft, Source
+from specdec.proposers.draft_passes import DraftPasses, DrawnStretch, DrawnToken, FollowedTokens, Stretch
+from specdec.sampler import SamplingRow
+from specdec.sequence import Sequence
 from specdec.speculative import SYNTHETIC
 
 SOURCE: Final = Source("draft_model")
@@ -25,13 +29,25 @@ _SYNTHETIC: Final = Source(SYNTHETIC)
 """Of its tokens where they are accepted at given rates (synthetic.py)."""
 
 
-class DraftModel:
-    """One pass and one token a draft with every call."""
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a call drew."""
 
-    def __init__(self, runner: ModelRunner, sampler: DraftSampler) -> None:
-        self._runner = runner
-        self._sampler = sampler
-        self._logits = runner.logits
+    stretches: list[DrawnStretch]
+    """To follow each draft."""
+    pass_tokens: list[int]
+    """How many each pass computed."""
+
+
+class DraftModel:
+    """Draws for drafts; what is drawn is then taken into them."""
+
+    def __init__(self, passes: DraftPasses) -> None:
+        self._passes = passes
+
+    @property
+    def followed(self) -> FollowedTokens:
+        return self._passes.followed
 
     @staticmethod
     def can_draft(scheduled: ScheduledSequence) -> bool:
@@ -40,42 +56,56 @@ class DraftModel:
         lag = sequence.num_tokens - sequence.num_draft_computed_tokens
         return scheduled.num_draft_slots > 0 and lag <= scheduled.num_draft_model_tokens
 
-    def extend(self, drafts: AbstractSequence[Draft], lagging: AbstractSequence[ScheduledSequence] = ()) -> int:
-        """Draw one more token for each draft; sequences that lag are fed what this step lets them.
+    def max_tokens(self, sequence: Sequence) -> int:
+        """That it can draw in a row for the sequence."""
+        return self._passes.max_tokens(sequence)
 
-        Returns the tokens of the pass.
+    def draw(
+        self,
+        drafts: AbstractSequence[Draft],
+        num_tokens: AbstractSequence[int],
+        lagging: AbstractSequence[ScheduledSequence] = (),
+    ) -> Drawn:
+        """So many tokens to follow each draft, or fewer; sequences that lag are fed what this step lets them.
+
+        The drafts' own watermarks move once they take their tokens.
         """
-        rows = [self._row(draft) for draft in drafts]
-        spans = [_span_of_missing(draft) for draft in drafts]
+        stretches = [
+            Stretch(draft, count, self._row(draft), _span_of_missing(draft))
+            for draft, count in zip(drafts, num_tokens, strict=True)
+        ]
         silent = [_span_of_lag(scheduled) for scheduled in lagging]
-        logits = self._runner.forward([*spans, *silent], self._logits)
-        for draft, span in zip(drafts, spans, strict=True):
-            draft.sequence.num_draft_computed_tokens += len(span.token_ids)
+        drawn = self._passes.draw(stretches, silent)
         for scheduled, span in zip(lagging, silent, strict=True):
             scheduled.sequence.num_draft_computed_tokens += len(span.token_ids)
-        if drafts:
-            for draft, (token_id, distribution) in zip(drafts, self._draw(logits, rows, spans), strict=True):
-                with attributed_to(draft.sequence, "draft"):
-                    is_synthetic = SYNTHETIC in draft.sequence.plan.methods
-                    draft.push_unmasked(token_id, _SYNTHETIC if is_synthetic else SOURCE, distribution)
-        else:
-            # Whoever asks is going to time the pass.
-            self._runner.wait()
-        return sum(len(span.token_ids) for span in (*spans, *silent))
+        pass_tokens = [sum(len(span.token_ids) for span in (*(stretch.span for stretch in stretches), *silent))]
+        pass_tokens += [sum(count > i for count in num_tokens) for i in range(1, max(num_tokens, default=1))]
+        return Drawn(drawn, pass_tokens)
 
-    def _draw(
-        self, logits: Tensor, rows: AbstractSequence[SamplingRow], spans: AbstractSequence[Span]
-    ) -> list[tuple[int, DraftDistribution | None]]:
-        """logits fp32 [R, V], overwritten, which the spans gave."""
-        try:
-            return self._sampler.sample_drafts(logits, rows)
-        except Exception:
-            logits = self._runner.forward(spans, self._logits)
-            draws = [partial(self._sampler.sample_drafts, logits[i : i + 1], [row]) for i, row in enumerate(rows)]
-            find_fault("draft", zip((row.sequence for row in rows), draws, strict=True))
-            raise
+    @staticmethod
+    def take(draft: Draft, num_tokens: int, drawn: AbstractSequence[DrawnToken], fill: Callable[[Draft], None]) -> None:
+        """Add what was drawn of num_tokens for this draft, and after each token what `fill` drafts for nothing.
 
-    def _row(self, draft: Draft) -> SamplingRow:
+        What does not hold behind that, or comes after the answer's end, is left out.
+        """
+        sequence, start = draft.sequence, len(draft.token_ids)
+        source = _SYNTHETIC if SYNTHETIC in sequence.plan.methods else SOURCE
+        token_ids = [token_id for token_id, _ in drawn]
+        while (count := len(draft.token_ids) - start) < len(drawn):
+            if count and (draft.is_full or draft.token_ids[start:] != token_ids[:count]):
+                break
+            draft.push_unmasked(token_ids[count], source, drawn[count][1])
+            fill(draft)
+        added = draft.token_ids[start:]
+        num_same = next((i for i, each in enumerate(zip(added, token_ids, strict=False)) if each[0] != each[1]), None)
+        if num_same is None:
+            num_same = min(len(added), len(token_ids))
+        # All that it drew was fed to it but the last token; the draft's last is fed in any case, for what follows it.
+        fed = sequence.num_tokens + start + min(num_same, num_tokens - 1)
+        sequence.num_draft_computed_tokens = min(fed, sequence.num_tokens + len(draft.token_ids) - 1)
+
+    @staticmethod
+    def _row(draft: Draft) -> SamplingRow:
         grammar = draft.sequence.grammar
         mask_row = None
         if grammar is not None and draft.sequence.plan.mask_drafts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
+from dataclasses import replace
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -120,6 +121,22 @@ class DraftLengths:
                     self.estimates.skip(draft.sequence, _DRAFT_MODEL)
         return chosen + [draft for _, draft in chances[:num_best]]
 
+    def num_in_a_row(self, batch: Batch, drafts: AbstractSequence[Draft], limits: AbstractSequence[int]) -> list[int]:
+        """For drafts that one more pass is for, how many passes in a row are, up to each one's limit of 1 or more.
+
+        As if `worth_drafting` were asked before each pass, with all tokens before it the draft model's.
+        """
+        counts = [1] * len(drafts)
+        going = [i for i, limit in enumerate(limits) if limit > 1]
+        while going:
+            ahead = {i: _with_model_tokens(drafts[i], counts[i]) for i in going}
+            chosen = {id(draft) for draft in self.worth_drafting(batch, list(ahead.values()))}
+            paying = [i for i, draft in ahead.items() if id(draft) in chosen]
+            for i in paying:
+                counts[i] += 1
+            going = [i for i in paying if counts[i] < limits[i]]
+        return counts
+
     def observe(self, batch: Batch, proposals: Iterable[Proposal], seconds: float) -> None:
         """What a pass of the target with everything after it took."""
         num_drafted = sum(len(proposal.token_ids) for proposal in proposals)
@@ -170,6 +187,16 @@ class DraftLengths:
         with attributed_to(draft.sequence, "draft"):
             own = self.estimates.probability(draft.sequence, _DRAFT_MODEL)
         return own * before[-1] if before else own
+
+
+def _with_model_tokens(draft: Draft, num_tokens: int) -> Draft:
+    """The draft and so many tokens more, of which only the source is known."""
+    return replace(
+        draft,
+        token_ids=[*draft.token_ids, *[0] * num_tokens],
+        sources=[*draft.sources, *[_DRAFT_MODEL] * num_tokens],
+        distributions=[*draft.distributions, *[None] * num_tokens],
+    )
 
 
 def _is_fixed(draft: Draft) -> bool:

@@ -19,7 +19,8 @@ ROOT = HERE.parent.parent
 @pytest.mark.skipif(not HAS_TRITON, reason="there is no triton on this platform")
 def test_the_interpreted_kernels_answer_as_the_cpu_path_does():
     pytest_here = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu"]
-    files = [str(HERE / name) for name in ("test_device_path.py", "test_device_sampling.py", "test_graphed_engine.py")]
+    names = ("test_device_path.py", "test_device_sampling.py", "test_graphed_engine.py", "test_device_drafts.py")
+    files = [str(HERE / name) for name in names]
     finished = subprocess.run(
         [*pytest_here, *files],
         cwd=ROOT,

@@ -54,13 +54,19 @@ def _check_state(compiler: GrammarCompiler, budgeted: BudgetedGrammar, state: Bu
     allowed = set(allowed_ids(compiler, budgeted, state))
     accepted = {token_id for token_id in range(vocabulary.size) if budgeted.advance(state, token_id) is not None}
     assert allowed <= accepted, [vocabulary.token_bytes(token_id) for token_id in allowed - accepted]
-    bound = min(_bounds(budgeted._grammar, state.state), default=None)
+    bound = min(_bounds(budgeted.grammar, state.state), default=None)
     if bound is not None:
-        for token_id in allowed_ids(compiler, budgeted._grammar, state.state):
-            after = budgeted._grammar.advance(state.state, token_id)
-            closing = None if after is None else budgeted._grammar.closing(after)
+        for token_id in allowed_ids(compiler, budgeted.grammar, state.state):
+            after = budgeted.grammar.advance(state.state, token_id)
+            closing = None if after is None else budgeted.grammar.closing(after)
             assert closing is not None, "bounds are known only where closings are"
             assert closing.num_tokens <= bound, f"{closing} takes more than {bound}"
+    unguarded_from = budgeted.grammar.unguarded_from(state.state)
+    if unguarded_from is not None:
+        # What a table on the device takes for granted of a state, however much more is left.
+        for remaining in {max(unguarded_from + 1, state.plan.num_tokens) + more for more in (0, 1, 40)}:
+            relaxed = BudgetedState(state.state, state.plan, remaining)
+            assert budgeted.mask_row(relaxed) == budgeted.grammar.mask_row(state.state), remaining
     if state.plan.data:
         following = [
             token_id

@@ -1,0 +1,54 @@
+"""Several tokens a draft without the host between them: the drafts are those that are drawn one by one.
+
+Both engines run by the kernels' references, or in Triton's interpreter, or on a GPU; one is held to a token a call.
+test_device_path_interpreted.py runs this file a second time, with TRITON_INTERPRET set.
+"""
+
+import functools
+
+import pytest
+import torch
+from drawn_ahead import drafting_config, drafts_of, one_by_one
+from kernel_engines import kernel_engine
+
+from specdec.kernels.dispatch import INTERPRETED
+from specdec.proposers.stretch_lengths import StretchLengths
+from specdec.speculative import MAX_DRAFT_TOKENS
+
+PLACES = [pytest.param("cpu", id="interpreter" if INTERPRETED else "cpu")]
+if not INTERPRETED:
+    PLACES.append(pytest.param("cuda", id="gpu", marks=pytest.mark.gpu))
+
+
+@pytest.fixture(scope="module", params=PLACES)
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="module")
+def config_of(tiny_model_folder, tiny_draft_folder):
+    return functools.partial(drafting_config, tiny_model_folder, tiny_draft_folder)
+
+
+@pytest.mark.parametrize(
+    ("method", "num_tokens", "is_learnt"),
+    [("draft_model", 3, False)]
+    if INTERPRETED
+    else [("draft_model", 4, False), ("draft_model", 5, True), ("draft_model+grammar+ngram", 5, False)],
+)
+def test_drafts_are_those_that_are_drawn_one_by_one(device, config_of, method, num_tokens, is_learnt, monkeypatch):
+    """Stretches of learnt lengths, and of all that a draft has room for."""
+    if not is_learnt:
+        monkeypatch.setattr(StretchLengths, "num_tokens", lambda *_: MAX_DRAFT_TOKENS)
+    engines = [kernel_engine(device, config_of(method, num_tokens)) for _ in range(2)]
+    ahead, answers = drafts_of(engines[0])
+    single, expected = drafts_of(one_by_one(engines[1]))
+    assert ahead == single
+    assert answers == expected
+    assert any(len(token_ids) > 2 for token_ids, _ in ahead.values())
+    stats = engines[0].stats()
+    assert stats.num_draft_tokens_followed > 0
+    assert stats.num_draft_tokens_unfollowed > 0
+    assert engines[1].stats().num_draft_tokens_followed == 0
