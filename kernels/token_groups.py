@@ -71,13 +71,13 @@ if TRITON_RUNS_HERE:
         temperature = source[2]
         return tl.where(temperature == 0.0, 1.0, tl.maximum(temperature, _LEAST_DIVISOR))
 
-    @triton.jit  # type: ignore[untyped-decorator]
+    @triton.jit
     def shaped_of(source, logits):  # type: ignore[no-untyped-def]  # noqa: ANN201
         """Raw logits over the temperature, with one zero. It keeps their order: the highest stays the highest."""
         shaped = tl.div_rn(logits, tl.zeros_like(logits) + divisor_of(source))
         return tl.where(shaped == 0.0, 0.0, shaped)
 
-    @triton.jit  # type: ignore[untyped-decorator]
+    @triton.jit
     def shaped_from_above(source, logits):  # type: ignore[no-untyped-def]  # noqa: ANN201
         """No less than `shaped_of`, by a product: a quotient that is rounded takes three times as many instructions.
 
@@ -86,7 +86,7 @@ if TRITON_RUNS_HERE:
         """
         inverse = 1.0 / divisor_of(source)
         return logits * tl.where(logits > 0.0, inverse * _ABOVE, inverse * _BELOW)
-
+  # type: ignore[untyped-decorator]
     @triton.jit
     def shaped_logits(source, group, lane, HAS_MASK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN201
         """Logits over the temperature, fp32: -inf for NaN and where there is no token or a forbidden one; one zero."""
