@@ -86,8 +86,8 @@ if TRITON_RUNS_HERE:
         """
         inverse = 1.0 / divisor_of(source)
         return logits * tl.where(logits > 0.0, inverse * _ABOVE, inverse * _BELOW)
-  # type: ignore[untyped-decorator]
-    @triton.jit
+
+    @triton.jit  # type: ignore[untyped-decorator]
     def shaped_logits(source, group, lane, HAS_MASK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN201
         """Logits over the temperature, fp32: -inf for NaN and where there is no token or a forbidden one; one zero."""
         return shaped_of(source, raw_logits(source, group, lane, HAS_MASK))
