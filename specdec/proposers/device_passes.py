@@ -80,6 +80,10 @@ class DevicePasses:
         return MAX_DRAFT_TOKENS if _draws_ahead(sequence) else 1
 
     def draw(self, stretches: AbstractSequence[Stretch], silent: AbstractSequence[Span]) -> list[DrawnStretch]:
+        for stretch in stretches:
+            if _is_masked(stretch) and _draws_ahead(stretch.row.sequence):
+                with attributed_to(stretch.row.sequence, "draft"):
+                    self._follow(stretch)
         if all(stretch.num_tokens == 1 for stretch in stretches):
             drawn = self._single.draw(stretches, silent)
             return [self._learnt(*each) for each in zip(stretches, drawn, strict=True)]
@@ -162,9 +166,6 @@ class DevicePasses:
     def _loop(self, stretches: AbstractSequence[Stretch]) -> _Loop:
         """What the host knows beforehand, on the device, in a few copies."""
         masked = [stretch for stretch in stretches if _is_masked(stretch)]
-        for stretch in masked:
-            with attributed_to(stretch.row.sequence, "draft"):
-                self._follow(stretch)
         numbers = iter(self.transitions.number([_state_of(stretch).state for stretch in masked]))
         rows = [FALLBACK_ROW if stretch.row.mask_row is None else stretch.row.mask_row for stretch in stretches]
         transitions = self.transitions.on_device(rows) if masked else None

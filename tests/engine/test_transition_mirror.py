@@ -210,8 +210,17 @@ def test_a_state_that_came_again_as_another_object_is_followed_again():
     del mirror._numbers[second[0]]
     assert mirror.put(grammar, *first)
     assert mirror.put(grammar, *second)
-    assert follows(mirror, first[0], first[1])
-    assert follows(mirror, second[0], second[1])
+    batch = {
+        "states": torch.tensor(mirror.number([first[0]]), dtype=torch.int32),
+        "remaining": torch.tensor([1000], dtype=torch.int32),
+        "is_known": torch.ones(1, dtype=torch.bool),
+        "mask_row_ids": torch.zeros(1, dtype=torch.int64),
+    }
+    table, _ = mirror.on_device([])
+    for _, token_id, successor in (first, second):
+        grammar_advance(token_ids=torch.tensor([token_id]), table=table, **batch)
+        assert batch["states"].tolist() == mirror.number([successor])
+        assert batch["is_known"].tolist() == [True]
 
 
 def test_near_its_budget_s_end_a_state_is_not_known():
