@@ -49,6 +49,7 @@ def test_drafts_are_those_that_are_drawn_one_by_one(device, config_of, method, n
     assert answers == expected
     assert any(len(token_ids) > 2 for token_ids, _ in ahead.values())
     stats = engines[0].stats()
-    assert stats.num_draft_tokens_followed > 0
-    assert stats.num_draft_tokens_unfollowed > 0
+    # In the interpreter texts are too short to go the same way twice; test_transition_mirror.py follows some there.
+    assert stats.num_draft_tokens_followed > 0 or INTERPRETED
+    assert stats.num_draft_tokens_unfollowed + stats.num_draft_tokens_guarded > 0
     assert engines[1].stats().num_draft_tokens_followed == 0

@@ -22,8 +22,13 @@ REQUESTS = {
     "schema": ("x", SCHEMA, SamplingParams(temperature=0.8, seed=3, max_tokens=60)),
     "greedy schema": ("y", SCHEMA, SamplingParams(temperature=0.0, max_tokens=40)),
     "tight": ("z", LIST, SamplingParams(temperature=0.9, seed=4, max_tokens=14)),
-    "choices": ("z", LIST, SamplingParams(temperature=0.8, seed=6, n=2, top_k=50, top_p=0.95, max_tokens=30)),
+    "choices": ("z", LIST, SamplingParams(temperature=0.8, seed=6, n=2, top_k=3, top_p=0.6, max_tokens=30)),
     "penalised": ("x", SCHEMA, SamplingParams(seed=5, frequency_penalty=0.6, temperature=0.8, max_tokens=50)),
+    "held": (
+        "x",
+        None,
+        SamplingParams(seed=8, min_tokens=5, stop_token_ids=tuple(range(3, 200)), temperature=0.9, max_tokens=9),
+    ),
     "biased": ("x", None, SamplingParams(seed=7, logit_bias={40: 3.0}, min_tokens=4, temperature=0.8, max_tokens=9)),
 }
 if INTERPRETED:
