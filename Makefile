@@ -11,9 +11,10 @@ WORKERS ?= 2
 # Tests run beside other work: threads that wait should sleep.
 test test-model test-slow test-peers test-clients check: export OMP_WAIT_POLICY ?= passive
 
-# Workers that each take every core slow each other down. Files stay whole: what a file's tests share is built once.
+# Workers that each take every core slow each other down. Files stay whole: what a file's tests share is built once. They
+# come in the order of tests/conftest.py, not by how many tests they have: one of few would come last, and alone.
 test test-slow: export OMP_NUM_THREADS ?= 1
-PARALLEL := -n $(WORKERS) --dist loadfile
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Keeps the checkout's folders `kernels`, `server` and `evals` from being importable under those bare names.
 SAFE := PYTHONSAFEPATH=1

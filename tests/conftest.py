@@ -30,6 +30,15 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+_LONG = ("test_interpreter.py", "test_device_path_interpreted.py", "evals/test_equivalence.py")
+"""Files with a test of minutes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first, so that none is left to run alone."""
+    items.sort(key=lambda item: not str(item.path).endswith(_LONG))
+
+
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers, 4 query heads over 2 key/value heads, tied, fp32, byte-level BPE."""

@@ -106,6 +106,22 @@ def passes(draw):
     return spans
 
 
+@settings(max_examples=25, deadline=None)
+@given(spans=passes())
+def test_tokens_that_the_device_drew_stand_in_for_those_of_the_spans(models, spans):
+    drawn_ids = torch.tensor([token_id for span in spans for token_id in span.token_ids], device=CPU)
+    others = [Span([0] * len(span.token_ids), span.start_position, span.block_table, span.num_logits) for span in spans]
+    caches = []
+    for capture in (None, CountingCapture()):
+        runner, _ = runner_of(models[True], True, capture=capture)
+        expected = runner.forward(spans, runner.logits).clone()
+        # So that what was written before is no help.
+        runner, cache = runner_of(models[True], True, capture=capture)
+        assert torch.equal(runner.forward_drawn(others, drawn_ids, runner.logits), expected)
+        caches.append(contents(cache))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*caches, strict=True))
+
+
 @pytest.mark.parametrize("exact", [False, True])
 @settings(max_examples=25, deadline=None)
 @given(steps=st.lists(passes(), min_size=1, max_size=3))

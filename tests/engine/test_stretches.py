@@ -129,7 +129,8 @@ def test_as_many_in_a_row_as_pass_after_pass_would_be_asked_for(seconds, limits)
         going = [each for each in going if expected[chosen.index(each)] < own_limits[chosen.index(each)]]
         going = [draft for draft in lengths.worth_drafting(batch, going) if draft in going]
     assert counts == expected
-    assert (sum(counts) > len(counts)) or seconds > 0.0002
+    # Where drafting costs next to nothing and no limit forbids it.
+    assert sum(counts) > len(counts) or seconds > 0.0002 or limits[0] == 1
 
 
 def test_a_fixed_length_is_drawn_whole():
