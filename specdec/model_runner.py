@@ -113,6 +113,7 @@ class ModelRunner:
         )
         return logits
 
+    @torch.inference_mode()
     def forward_drawn(self, spans: Sequence[Span], token_ids: Tensor, buffer: LogitsBuffer) -> Tensor:
         """As `forward` of spans whose tokens are those in int64 [T] on the device, whatever the spans say.
 
