@@ -401,6 +401,10 @@ class ShortValues:
         parts: list[bytes] = []
         size = 0
         taken = set(seen or ())
+        # An item is a byte and a comma at least, and claims at most one of each.
+        fewest = max(rule.min_items - num_items, *_missing(rule, counted), 0)
+        if 2 * fewest > _MAX_BYTES:
+            return None
         while must_continue or not rule.may_close(num_items, counted):
             best: tuple[tuple[int, int, int], bytes, tuple[int, ...]] | None = None
             missing_before = _num_missing(rule, counted)
@@ -415,12 +419,13 @@ class ShortValues:
             if best is None or (is_past_all and best[0][0] >= missing_before > 0):
                 # Where items may not repeat, some of those that are asked for may have been used up.
                 return None
-            _, text, counted = best
+            _, text, claimed = best
+            repeats = 1
             if seen is not None:
                 taken.add(text)
-            # Past the prefix, items that need not differ are all alike.
-            is_alike = seen is None and not rule.counts and num_items >= len(rule.prefix)
-            repeats = max(1, rule.min_items - num_items) if is_alike else 1
+            elif num_items >= len(rule.prefix):
+                repeats = _num_alike(rule, num_items, counted, claimed)
+            counted = _after(counted, claimed, repeats)
             size += (len(text) + 1) * repeats
             if size > _MAX_BYTES:
                 return None
@@ -519,6 +524,26 @@ def _numerals_of(automaton: NumeralAutomaton) -> Iterator[bytes]:
         frontier = following
 
 
+def _missing(rule: ArrayRule, counted: tuple[int, ...]) -> tuple[int, ...]:
+    """How many claims the array still has to show, for each of its counts."""
+    return tuple(max(0, count.minimum - done) for count, done in zip(rule.counts, counted, strict=True))
+
+
 def _num_missing(rule: ArrayRule, counted: tuple[int, ...]) -> int:
-    """How many claims the array still has to show."""
-    return sum(max(0, count.minimum - done) for count, done in zip(rule.counts, counted, strict=True))
+    return sum(_missing(rule, counted))
+
+
+def _num_alike(rule: ArrayRule, num_items: int, counted: tuple[int, ...], claimed: tuple[int, ...]) -> int:
+    """How many items in a row can be the one that turns `counted` into `claimed`, past the prefix, where items repeat.
+
+    Until it makes up for one of the things that are missing, nothing tells one item from the next.
+    """
+    missing = _missing(rule, counted)
+    steps = [each for each, done, after in zip(missing, counted, claimed, strict=True) if each and after > done]
+    num = max(1, min(steps, default=rule.min_items - num_items))
+    return num if rule.can_finish(num_items + num, _after(counted, claimed, num)) else 1
+
+
+def _after(counted: tuple[int, ...], claimed: tuple[int, ...], num_times: int) -> tuple[int, ...]:
+    """The counts after as many steps as the one between both."""
+    return tuple(done + num_times * (after - done) for done, after in zip(counted, claimed, strict=True))
