@@ -76,6 +76,8 @@ class AcceptanceGrid(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the draft model is held to the grammar."""
     concurrencies: tuple[int, ...] = (1,)
     verification: Verification = Verification.COUPLED
+    has_control: bool = False
+    """Whether a second plain arm shows what noise alone makes of a speed-up."""
 
 
 def run_acceptance(
@@ -187,4 +189,5 @@ def _arms(group: str, grid: AcceptanceGrid) -> list[Arm]:
         masks=grid.masks,
         verification=grid.verification,
         is_predicted=group == PREDICTED,
+        has_control=grid.has_control,
     )

@@ -19,6 +19,8 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True):
 
 
 PLAIN = Arm(name="plain", params=SpeculativeParams(enabled=False))
+CONTROL = Arm(name="plain, again", params=PLAIN.params)
+"""What it seems to gain over PLAIN is what the machine's noise makes of nothing."""
 
 
 def arms_of(
@@ -28,12 +30,13 @@ def arms_of(
     masks: Sequence[bool] = (True,),
     verification: Verification = Verification.COUPLED,
     is_predicted: bool = False,
+    has_control: bool = False,
 ) -> list[Arm]:
-    """The plain arm, then every method with every length; None is a length chosen draft by draft.
+    """The plain arm, the control, then every method with every length; None is a length chosen draft by draft.
 
     Raises RequestError for a method that is none.
     """
-    arms = [PLAIN]
+    arms = [PLAIN, CONTROL] if has_control else [PLAIN]
     for method in methods:
         for length in lengths:
             for masked in masks:

@@ -140,7 +140,12 @@ def _arms(grid: AcceptanceGrid | None, group: str, server: ChatServer) -> list[A
     if grid is None:
         return [*arms_of((), ()), as_served]
     return arms_of(
-        grid.methods, grid.lengths, masks=grid.masks, verification=grid.verification, is_predicted=is_predicted
+        grid.methods,
+        grid.lengths,
+        masks=grid.masks,
+        verification=grid.verification,
+        is_predicted=is_predicted,
+        has_control=grid.has_control,
     )
 
 

@@ -360,5 +360,6 @@ _LIMITS = {
 _ENDLESS = frozenset({
     "minLength 10^9", "minLength 10^9 of a pattern", "minItems and maxItems 10^9", "minProperties 10^9",
     "const of 3,000 digits", "enum of 1,000 integers of 4,000 digits", "contains from 10^6 to 10^6",
-    "contains 2,000 times among 30,000 items", "two contains of 10^6", "a constant of 1 MB", "an enum of two strings of 1 MB", "required of 1,000 keys",
+    "contains 2,000 times among 30,000 items", "two contains of 10^6", "a constant of 1 MB",
+    "an enum of two strings of 1 MB", "required of 1,000 keys",
 })  # fmt: skip

@@ -187,6 +187,14 @@ def acceptance(
             rich_help_panel=WORK,
         ),
     ] = 1,
+    control: Annotated[
+        bool,
+        typer.Option(
+            "--control",
+            help="Answer plainly once more a run: what that seems to gain over plain is the machine's noise.",
+            rich_help_panel=WORK,
+        ),
+    ] = False,
     max_tokens: MaxTokens = None,
     csv: Annotated[
         Path | None,
@@ -239,6 +247,7 @@ def acceptance(
         masks=(True, False) if compare_masks else (True,),
         concurrencies=numbers_of(concurrency, 1024, "--concurrency"),
         verification=verification,
+        has_control=control,
     )
     for method in grid.methods:
         try:
@@ -260,6 +269,8 @@ def acceptance(
         from specdec.evals.acceptance_served import run_acceptance_on_server  # noqa: PLC0415
 
         is_chosen = spec or num_speculative_tokens or compare_masks or verification is not Verification.COUPLED
+        if control and not is_chosen:
+            raise typer.BadParameter("a control stands beside arms that are asked for; name one by --spec")
         result = run_acceptance_on_server(
             url=url,
             model=model,

@@ -166,6 +166,19 @@ def test_tasks_of_ones_own_are_a_group(tiny_model_folder, tmp_path):
     assert [(group["group"], group["num_requests"]) for group in shown["groups"]] == [("mine", 2)] * 2
 
 
+def test_a_control_is_a_plain_arm_held_against_the_plain_arm(tiny_model_folder, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "a b a b a b"}\n{"prompt": "one of two", "schema": {"enum": ["one", "two"]}}\n')
+    exit_code, shown = acceptance(tiny_model_folder, 2, "--dataset", str(path), "--spec", "ngram", "--control")
+    assert exit_code == 0, shown["failures"]
+    for group in shown["groups"]:
+        assert [arm["arm"] for arm in group["arms"]] == ["plain", "plain, again", "ngram"]
+        control = group["arms"][1]
+        assert control["rates"]["num_draft_tokens"] == 0
+        assert control["num_differing"] == 0
+        assert len(control["speedup"]["values"]) == 2
+
+
 def test_rounds_may_share_the_tasks_out(tiny_model_folder, tmp_path):
     path = tmp_path / "mine.jsonl"
     schema = {"enum": ["one", "two"]}
@@ -185,6 +198,7 @@ def test_rounds_may_share_the_tasks_out(tiny_model_folder, tmp_path):
     [
         (["--parts", "3", "--repeats", "2"], "leave tasks of 3 parts unanswered"),
         (["--parts", "2", "--url", "http://127.0.0.1:1"], "a server answers all tasks"),
+        (["--control", "--url", "http://127.0.0.1:1"], "name one by --spec"),
         (["--group", "poems"], "there is no group 'poems' of tasks"),
         (["--spec", "eagle"], "speculative method 'eagle' is unknown"),
         (["--dataset", "nowhere.jsonl"], "nowhere.jsonl"),

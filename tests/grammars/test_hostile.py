@@ -25,7 +25,8 @@ _GRAMMARS = (
     "not, 25 deep, around oneOf", "unevaluatedProperties over 2^6 cells", "items nested 500 deep",
     "allOf nested 300 deep", "not nested 500 deep", "const nested 900 deep", "multipleOf 1e308 and 1e-300",
     "const of 3,000 digits", "minLength 10^9", "minItems and maxItems 10^9", "minProperties 10^9",
-    "contains from 10^6 to 10^6", "contains 2,000 times among 30,000 items", "enum of 5,000 strings", "uniqueItems over 5,000 strings", "required of 1,000 keys",
+    "contains from 10^6 to 10^6", "contains 2,000 times among 30,000 items", "enum of 5,000 strings",
+    "uniqueItems over 5,000 strings", "required of 1,000 keys",
     "1,000 optional properties", "a constant of 1 MB", "20,000 definitions, 50 reached",
     "5,000 definitions, all reached", "NUL and lone surrogates",
 )  # fmt: skip
