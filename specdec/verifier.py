@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -41,8 +41,7 @@ from specdec.sampler import Sampler, SamplingRow, chunks, distributions, draw, d
 from specdec.speculative import SYNTHETIC
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What one target pass gave one sequence."""
 
     token_ids: list[int]
