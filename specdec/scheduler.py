@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from collections import deque
 from collections.abc import Sequence as AbstractSequence
 from typing import Final
@@ -317,7 +318,7 @@ class Scheduler:
             hashes = sequence.hashes(num_full_blocks, self._block_size)
         block_ids = self.block_pool.match_prefix(hashes)
         self.block_pool.share(block_ids)
-        sequence.block_table = list(block_ids)
+        sequence.block_table = array("i", block_ids)
         sequence.num_registered_blocks = len(block_ids)
         sequence.num_computed_tokens = len(block_ids) * self._block_size
         num_ready = 0
