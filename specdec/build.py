@@ -50,6 +50,8 @@ class Runtime:
     description: EngineDescription
     folder: Path
     """Of the target."""
+    graphs: PassGraphs | None
+    """None where steps are launched kernel by kernel."""
 
 
 def build_runtime(
@@ -136,6 +138,7 @@ def build_runtime(
             num_graphs=sum(runner.num_graphs for runner in runners),
         ),
         folder=folder,
+        graphs=graphs,
     )
 
 

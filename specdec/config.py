@@ -45,7 +45,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     exact: bool = False
     """Row-invariant arithmetic: a row's logits do not depend on the rows beside it (docs/design/001)."""
     enforce_eager: bool = False
-    """Launch a GPU's kernels one by one in every pass, where small passes are otherwise replayed as graphs."""
+    """Launch a GPU's kernels one by one, where small passes and sampling are otherwise replayed as graphs."""
     speculative: SpeculativeConfig | None = SpeculativeConfig(method="grammar")
     """Who drafts where a request does not say: unless told otherwise, what a constraint forces, where that pays.
 

@@ -8,7 +8,7 @@ R rows, B sequences, V vocabulary (the logits' width).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as AbstractSequence
 from itertools import accumulate
 from typing import Final, Literal
@@ -18,9 +18,12 @@ import torch
 from torch import Tensor
 
 from specdec.batch import Batch
+from specdec.captured_sampling import KINDS, CapturedSampling, DrawnStep
 from specdec.device_logprobs import explain, explained_logprobs, explained_rows, num_top_of
 from specdec.device_sampler import CHUNK_PROBS, DeviceSampler
 from specdec.device_tensors import as_bytes, named_on_device, taken_apart
+from specdec.graph_buckets import SamplingBucket
+from specdec.graph_capture import GraphCapture
 from specdec.kernels.verify_by_rule import verify_by_rule
 from specdec.kernels.verify_coupled import verify_coupled
 from specdec.noise import Stream, uniform
@@ -62,6 +65,33 @@ class DeviceVerifier:
         self._pieces = pieces
         self._device = device
         self._synthetic_rates = synthetic_acceptance_rates
+        self._captured: CapturedSampling | None = None
+
+    @property
+    def num_graphs(self) -> int:
+        return 0 if self._captured is None else len(self._captured)
+
+    def capture(
+        self,
+        logits: Tensor,
+        buckets: AbstractSequence[SamplingBucket],
+        graphs: GraphCapture,
+        *,
+        report: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Steps that fit one of the buckets are replayed from now on; `report` is told how many graphs there are.
+
+        logits fp32 [R, V]: where passes leave them, and as many rows as the largest bucket has. Raises RuntimeError
+        where the device refuses; all steps are then launched kernel by kernel.
+        """
+        sampler = self._sampler
+        captured = CapturedSampling(logits, buckets, graphs, num_token_ids=sampler.num_token_ids)
+        for bucket in buckets:
+            for kind in KINDS:
+                report(len(captured))
+                captured.capture(bucket, kind, sampler.mask_rows)
+        report(len(captured))
+        self._captured = captured
 
     def verify(
         self,
@@ -91,20 +121,33 @@ class DeviceVerifier:
         given_rows = [row for walk in walks.values() for row in self._given_rows(walk)]
         explained = explained_rows(rows)
         sampler = self._sampler
-        parts = sampler.draw_parts(rows) | sampler.edit_parts(rows) | sampler.mask_parts(rows) | rows.draft_parts()
+        parts = sampler.parts(rows) | rows.draft_parts()
         parts["row_starts"] = (np.int32, rows.starts)
         if given_rows:
             parts["given_rows"] = (np.int64, given_rows)
         if explained:
             parts["explained_rows"] = (np.int64, explained)
-        given = sampler.moved(parts)
+        # Tokens that are accepted whatever the target draws stand between the two that a graph does in one.
+        captured = None if given_rows else self._captured
+        step = None if captured is None else captured.send(logits, rows, parts)
+        if step is None:
+            given = sampler.moved(parts)
+        else:
+            given = step.given
+            sampler.write(given)
         raw = logits.index_select(0, given["explained_rows"]) if explained else None
         sampler.edit(logits, rows, given)
-        target_ids = sampler.draw_given(logits, given)
+        drawn: DrawnStep | None = None
+        if captured is None or step is None:
+            target_ids = sampler.draw_given(logits, given)
+            num_accepted, output_ids = self._coupled(rows, given, target_ids)
+        else:
+            drawn = captured.replay(step, sampler.mask_rows)
+            target_ids, num_accepted = drawn.target_ids, drawn.num_accepted
+            output_ids = drawn.output_ids[: rows.num_rows]
         by_rule = {i: walk for i, walk in walks.items() if walk.goes_by_rule}
         sampler.mask(logits, rows, _row_ids(by_rule.values()))
-        num_accepted, output_ids = self._coupled(rows, given, target_ids)
-        for rule in _RULES:
+        for rule in _RULES if by_rule else ():
             own_rule = {i: walk for i, walk in by_rule.items() if walk.rows[0].sequence.plan.verification is rule}
             for chunk in _chunks(own_rule, logits.shape[1]):
                 self._walk_by_rule(logits, target_ids, chunk, rule, num_accepted, output_ids)
@@ -112,8 +155,13 @@ class DeviceVerifier:
         if raw is not None:
             emitted_ids = output_ids.index_select(0, given["explained_rows"])
             results += explained_logprobs(raw, emitted_ids, num_top_of(rows), num_token_ids=len(self._pieces))
+        if drawn is None or raw is not None:
+            joined = as_bytes(results)
+        else:
+            # What a replay leaves is in one piece as it is, with what fills it up.
+            joined, results = drawn.joined, [drawn.output_ids, drawn.num_accepted]
         # The one wait.
-        emitted, accepted, *explanation = taken_apart(as_bytes(results).cpu().numpy(), results)
+        emitted, accepted, *explanation = taken_apart(joined.cpu().numpy(), results)
         outcomes = iter(_outcomes(drafted, starts, emitted.tolist(), accepted.tolist()))
         answers = [next(outcomes) if masks else Outcome([], 0, 0, []) for masks in mask_rows]
         if raw is not None:

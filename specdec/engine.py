@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from specdec.admission import PreparedRequest, admit
@@ -18,6 +19,7 @@ from specdec.block_pool import BlockPool
 from specdec.build import build_runtime
 from specdec.config import EngineConfig
 from specdec.description import EngineDescription
+from specdec.device_verifier import DeviceVerifier
 from specdec.errors import EngineError, GenerationError, RequestError, RequestFaultError, SpecdecError
 from specdec.faults import SequenceFaultError
 from specdec.grammars import (
@@ -129,6 +131,12 @@ class Engine:
                 vocab_size=self._runtime.model_config.vocab_size,
                 max_drafts=min(num_rows - 1, MAX_DRAFT_TOKENS),
             )
+        self._description = self._runtime.description
+        if self._runtime.graphs is not None:
+            assert isinstance(self.verifier, DeviceVerifier), "what is captured are kernels"
+            vocab_size = self._runtime.model_config.vocab_size
+            self._runtime.graphs.capture_sampling(self.verifier, self._logits, vocab_size, progress)
+            self._description = replace(self._description, num_sampling_graphs=self.verifier.num_graphs)
         self._pool_tokens = self._runtime.description.num_kv_blocks * config.block_size
         self.scheduler = Scheduler(
             BlockPool(self._runtime.description.num_kv_blocks, enable_prefix_caching=config.enable_prefix_caching),
@@ -310,7 +318,7 @@ class Engine:
 
     def describe(self) -> EngineDescription:
         """What was built: model, dtype, device, pool, proposer."""
-        return self._runtime.description
+        return self._description
 
     def stats(self) -> EngineStats:
         """A snapshot; cheap, and readable from any thread."""
