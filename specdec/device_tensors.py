@@ -1,4 +1,4 @@
-"""Numbers of a step from the host to where the model runs: one copy, for as many lists as there are."""
+"""Numbers of a step between the host and where the model runs: one copy each way, for as many lists as there are."""
 
 from __future__ import annotations
 
@@ -87,6 +87,29 @@ def _pinned(array: _Array, device: torch.device) -> Tensor:
 def as_bytes(tensors: AbstractSequence[Tensor]) -> Tensor:
     """uint8: the bytes of all of them, one after the other, so that one copy brings them to the host."""
     return torch.cat([each.flatten().view(torch.uint8) for each in tensors])
+
+
+class HostCopy:
+    """Tensors on their way to the host, by one copy that comes behind all that the device was asked for before."""
+
+    __slots__ = ("_arrived", "_bytes", "_tensors")
+
+    def __init__(self, device: torch.device, tensors: AbstractSequence[Tensor]) -> None:
+        self._tensors = tensors
+        self._bytes = as_bytes(tensors)
+        self._arrived: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            # Into pinned memory, or the copy would be waited for; it is not given to another while the copy is made.
+            host = torch.empty(self._bytes.shape, dtype=torch.uint8, device="cpu", pin_memory=True)
+            self._bytes = host.copy_(self._bytes, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(device))
+
+    def arrays(self) -> list[_Array]:
+        """Each tensor's numbers; waits for them, and for nothing that the device was asked for after them."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return taken_apart(self._bytes.cpu().numpy(), self._tensors)
 
 
 def taken_apart(host_bytes: NDArray[np.uint8], tensors: AbstractSequence[Tensor]) -> list[_Array]:
