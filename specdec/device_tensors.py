@@ -102,7 +102,7 @@ class HostCopy:
             # Into pinned memory, or the copy would be waited for; it is not given to another while the copy is made.
             host = torch.empty(self._bytes.shape, dtype=torch.uint8, device="cpu", pin_memory=True)
             self._bytes = host.copy_(self._bytes, non_blocking=True)
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             self._arrived.record(torch.cuda.current_stream(device))
 
     def arrays(self) -> list[_Array]:
