@@ -94,14 +94,15 @@ class HostCopy:
 
     __slots__ = ("_arrived", "_bytes", "_tensors")
 
-    def __init__(self, device: torch.device, tensors: AbstractSequence[Tensor]) -> None:
+    def __init__(self, device: torch.device, joined: Tensor, tensors: AbstractSequence[Tensor]) -> None:
+        """joined uint8, what `as_bytes` makes of the tensors; where that is the host it stays as it is until asked."""
         self._tensors = tensors
-        self._bytes = as_bytes(tensors)
+        self._bytes = joined
         self._arrived: torch.cuda.Event | None = None
         if device.type == "cuda":
             # Into pinned memory, or the copy would be waited for; it is not given to another while the copy is made.
-            host = torch.empty(self._bytes.shape, dtype=torch.uint8, device="cpu", pin_memory=True)
-            self._bytes = host.copy_(self._bytes, non_blocking=True)
+            host = torch.empty(joined.shape, dtype=torch.uint8, device="cpu", pin_memory=True)
+            self._bytes = host.copy_(joined, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             self._arrived.record(torch.cuda.current_stream(device))
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from specdec.batch import Batch
 from specdec.device_logprobs import explain, explained_logprobs, explained_rows, num_top_of
 from specdec.device_sampler import CHUNK_PROBS, DeviceSampler
-from specdec.device_tensors import HostCopy, named_on_device
+from specdec.device_tensors import HostCopy, as_bytes, named_on_device
 from specdec.kernels.verify_by_rule import verify_by_rule
 from specdec.kernels.verify_coupled import verify_coupled
 from specdec.noise import Stream, uniform
@@ -120,7 +120,7 @@ class DeviceVerifier:
             emitted_ids = output_ids.index_select(0, given["explained_rows"])
             results += explained_logprobs(raw, emitted_ids, num_top_of(rows), num_token_ids=len(self._pieces))
         have_rows = [bool(masks) for masks in mask_rows]
-        wait = partial(self._arrived, HostCopy(self._device, results), drafted, starts, have_rows)
+        wait = partial(self._arrived, HostCopy(self._device, as_bytes(results), results), drafted, starts, have_rows)
         return PendingOutcomes(wait, output_ids)
 
     def _arrived(

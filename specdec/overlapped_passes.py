@@ -164,7 +164,8 @@ class OverlappedPasses:
         if rows == list(range(len(logits))):
             return logits
         (chosen,) = on_device(self._runner.device, np.int64, rows)
-        return logits.index_select(0, chosen)
+        # In their place: a step's logits are where every step's are.
+        return logits[: len(rows)].copy_(logits.index_select(0, chosen))
 
     def _drop(self) -> None:
         if self._ahead is not None:

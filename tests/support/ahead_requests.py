@@ -15,6 +15,7 @@ SCHEMA = (
     '{"type": "object", "properties": {"kind": {"enum": ["one", "two"]}, "size": {"type": "integer"}}, '
     '"required": ["kind", "size"]}'
 )
+_TOLERANCE = 1e-4
 _PENALTIES = {"frequency_penalty": 0.7, "presence_penalty": 0.4, "repetition_penalty": 1.2}
 REQUESTS = {
     "greedy": ("The quick brown fox jumps over", None, SamplingParams(temperature=0.0, max_tokens=14)),
@@ -26,27 +27,42 @@ REQUESTS = {
     "explained": ("u", None, SamplingParams(seed=5, temperature=0.8, logprobs=3, max_tokens=9)),
     "penalised": ("x y x y", None, SamplingParams(seed=6, temperature=0.8, max_tokens=17, **_PENALTIES)),
     "choices": ("z z", None, SamplingParams(seed=7, n=2, top_k=40, top_p=0.9, max_tokens=8)),
-    "ended": ("v", None, SamplingParams(seed=8, logit_bias={END_ID: 4.0}, max_tokens=40)),
+    "ended": ("v", None, SamplingParams(seed=8, logit_bias={END_ID: 6.0}, max_tokens=40)),
     "short": ("w", None, SamplingParams(seed=9, max_tokens=2)),
 }
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Answer:
-    """Of one choice, as far as it came."""
+    """Of one choice, as far as it came; equal to another of the same text, if about as likely."""
 
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
+    __hash__ = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Answer) or len(self.logprobs) != len(other.logprobs):
+            return NotImplemented
+        own, others = (
+            (each.token_ids, each.text, each.finish_reason, [logprob.token_id for logprob in each.logprobs])
+            for each in (self, other)
+        )
+        # The last bits depend on who else is computed.
+        return own == others and all(
+            abs(one.logprob - two.logprob) < _TOLERANCE
+            for a, b in zip(self.logprobs, other.logprobs, strict=True)
+            for one, two in zip((a, *a.top), (b, *b.top), strict=True)
+        )
+
 
 def ahead_config(model: Path, **changes: object) -> EngineConfig:
-    """Of an engine whose answers do not depend on who else is computed, and that drafts nothing."""
+    """Of an engine that drafts nothing."""
     config = {
         "model": str(model),
         "dtype": "float32",
-        "exact": True,
         "max_model_len": 80,
         "num_kv_blocks": 60,
         "block_size": 8,
