@@ -17,7 +17,7 @@ from specdec.model_runner import ModelRunner
 
 @dataclass(frozen=True, slots=True)
 class StepPasses:
-    """Of one step, in milliseconds."""
+    """Launched in one step, in milliseconds; the target's may be for the next."""
 
     target_ms: tuple[float, ...]
     draft_ms: tuple[float, ...]

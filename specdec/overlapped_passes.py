@@ -127,7 +127,8 @@ class OverlappedPasses:
     def seconds(self) -> float:
         """How long a step took from its pass on; to be asked at the end of every step that was not given up.
 
-        The device turned to a pass launched ahead when it was through with the step before: at about that step's end.
+        The device turned to a pass launched ahead when it was through with the step before: at about that step's end,
+        from which on it counts, with whatever the caller has done since.
         """
         ended = time.perf_counter()
         seconds, self._began = ended - self._began, ended

@@ -70,6 +70,7 @@ def ahead_config(model: Path, **changes: object) -> EngineConfig:
         "max_num_batched_tokens": 64,
         "speculative": None,
         "async_scheduling": True,
+        "num_compile_workers": 0,
     }
     return EngineConfig(**(config | changes))
 
