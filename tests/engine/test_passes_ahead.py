@@ -194,15 +194,15 @@ def test_the_host_does_not_wait_between_a_steps_sampling_and_the_next_pass(confi
 
 
 class Clocked:
-    """A device that takes 10 seconds a pass beside a host that takes 4 to commit, as a clock of both shows them."""
+    """A device that takes 10 seconds a pass beside a host that takes 3 before it and 4 after it, by a clock of both."""
 
-    PASS_S, COMMIT_S = 10.0, 4.0
+    PASS_S, SCHEDULE_S, COMMIT_S = 10.0, 3.0, 4.0
 
     def __init__(self, engine, monkeypatch):
         self.now, self.done, self.told = 0.0, 0.0, []
         runner, verifier, scheduler, proposer = engine.runner, engine.verifier, engine.scheduler, engine.proposer
         forward, forward_drawn, launch = runner.forward, runner.forward_drawn, verifier.launch
-        commit, learn = scheduler.commit, proposer.learn
+        schedule, commit, learn = scheduler.schedule, scheduler.commit, proposer.learn
 
         def busy(*_):
             self.done = max(self.done, self.now) + self.PASS_S
@@ -219,6 +219,10 @@ class Clocked:
 
             return PendingOutcomes(wait, given.emitted_ids)
 
+        def scheduling():
+            self.now += self.SCHEDULE_S
+            return schedule()
+
         def committing(*args):
             self.now += self.COMMIT_S
             return commit(*args)
@@ -232,6 +236,7 @@ class Clocked:
         monkeypatch.setattr(runner, "forward_drawn", lambda *args: busy() or forward_drawn(*args))
         monkeypatch.setattr(runner, "wait", waited)
         monkeypatch.setattr(verifier, "launch", pending)
+        monkeypatch.setattr(scheduler, "schedule", scheduling)
         monkeypatch.setattr(scheduler, "commit", committing)
         monkeypatch.setattr(proposer, "learn", learning)
 
@@ -241,9 +246,9 @@ def test_a_step_takes_what_its_pass_takes_and_the_host_its_time_meanwhile(config
     engine = kernel_engine(CPU, config_of(async_scheduling=is_ahead))
     clock = Clocked(engine, monkeypatch)
     engine.generate("x", params_of(6)[0])
-    # The first step waits for its own pass alone; then one comes every 10 seconds. Else it is 10 and 4 in turn.
+    # The first step waits for its own pass alone; then a token comes every 10 seconds. Else it is 3, 10 and 4 in turn.
     assert clock.told == [14.0] + ([10.0] * 5 if is_ahead else [14.0] * 5)
-    assert clock.now == sum(clock.told)
+    assert clock.now == (17.0 + 5 * 10.0 if is_ahead else 6 * 17.0)
 
 
 def test_a_pass_that_came_to_nothing_does_not_count_for_the_next_step(config_of, monkeypatch):
@@ -253,8 +258,8 @@ def test_a_pass_that_came_to_nothing_does_not_count_for_the_next_step(config_of,
     engine.generate("x", stop)
     engine.generate("x", stop)
     assert clock.told == [14.0, 14.0]
-    # It was launched at 10, when the first was done, and took until 20; the next until 30, and its commit until 34.
-    assert clock.now == 34.0
+    # It began at 13, when the first was done, and took until 23; the next until 33, and its commit until 37.
+    assert clock.now == 37.0
 
 
 def test_a_cpu_has_nothing_to_overlap():
