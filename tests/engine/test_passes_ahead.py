@@ -262,9 +262,9 @@ def test_a_pass_that_came_to_nothing_does_not_count_for_the_next_step(config_of,
     assert clock.now == 37.0
 
 
-def test_a_cpu_has_nothing_to_overlap():
+def test_a_cpu_has_nothing_to_overlap(config_of):
     with pytest.raises(ConfigError, match="leave it out, or use a GPU") as refused:
-        CpuBackend(CPU).overlaps(True)
+        Engine(config_of(device="cpu"))
     assert refused.value.flag == "--async-scheduling"
     assert not CpuBackend(CPU).overlaps(None)
     assert not CpuBackend(CPU).overlaps(False)
