@@ -1,4 +1,4 @@
-"""Numbers of a step from the host to where the model runs: one copy, for as many lists as there are."""
+"""Numbers of a step between the host and where the model runs: one copy each way, for as many lists as there are."""
 
 from __future__ import annotations
 
@@ -72,6 +72,30 @@ def array_on_device(device: torch.device, array: _Array) -> Tensor:
 def as_bytes(tensors: AbstractSequence[Tensor]) -> Tensor:
     """uint8: the bytes of all of them, one after the other, so that one copy brings them to the host."""
     return torch.cat([each.flatten().view(torch.uint8) for each in tensors])
+
+
+class HostCopy:
+    """Tensors on their way to the host, by one copy that comes behind all that the device was asked for before."""
+
+    __slots__ = ("_arrived", "_bytes", "_tensors")
+
+    def __init__(self, device: torch.device, joined: Tensor, tensors: AbstractSequence[Tensor]) -> None:
+        """joined uint8, what `as_bytes` makes of the tensors; where that is the host it stays as it is until asked."""
+        self._tensors = tensors
+        self._bytes = joined
+        self._arrived: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            # Into pinned memory, or the copy would be waited for; it is not given to another while the copy is made.
+            host = torch.empty(joined.shape, dtype=torch.uint8, device="cpu", pin_memory=True)
+            self._bytes = host.copy_(joined, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            self._arrived.record(torch.cuda.current_stream(device))
+
+    def arrays(self) -> list[_Array]:
+        """Each tensor's numbers; waits for them, and for nothing that the device was asked for after them."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return taken_apart(self._bytes.cpu().numpy(), self._tensors)
 
 
 def taken_apart(host_bytes: NDArray[np.uint8], tensors: AbstractSequence[Tensor]) -> list[_Array]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as AbstractSequence
+from functools import partial
 from itertools import accumulate
 from typing import Final, Literal
 
@@ -21,7 +22,7 @@ from specdec.batch import Batch
 from specdec.captured_sampling import KINDS, CapturedSampling, DrawnStep
 from specdec.device_logprobs import explain, explained_logprobs, explained_rows, num_top_of
 from specdec.device_sampler import CHUNK_PROBS, DeviceSampler
-from specdec.device_tensors import as_bytes, named_on_device, taken_apart
+from specdec.device_tensors import HostCopy, as_bytes, named_on_device
 from specdec.graph_buckets import SamplingBucket
 from specdec.graph_capture import GraphCapture
 from specdec.kernels.verify_by_rule import verify_by_rule
@@ -30,7 +31,7 @@ from specdec.noise import Stream, uniform
 from specdec.proposers.base import Proposal
 from specdec.row_group import RowBatch, RowGroup
 from specdec.speculative import SYNTHETIC, SpeculationPlan, Verification
-from specdec.verifier import Outcome, Walk
+from specdec.verifier import Outcome, PendingOutcomes, Walk
 
 _BYTES_PER_DRAFT_PROB: Final = 16
 """fp64 of target and draft each."""
@@ -100,16 +101,22 @@ class DeviceVerifier:
         batch: Batch,
         proposals: AbstractSequence[Proposal],
     ) -> list[Outcome]:
+        return self.launch(logits, mask_rows, batch, proposals).wait()
+
+    def launch(
+        self,
+        logits: Tensor,
+        mask_rows: AbstractSequence[AbstractSequence[int | None]],
+        batch: Batch,
+        proposals: AbstractSequence[Proposal],
+    ) -> PendingOutcomes:
         drafted = [
             (RowGroup(scheduled.sequence, proposal.token_ids, masks), proposal)
             for scheduled, proposal, masks in zip(batch.scheduled, proposals, mask_rows, strict=True)
             if masks
         ]
         if not drafted:
-            # A pass over prompts alone gives nothing to wait for, and its step would seem to take no time.
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-            return [Outcome([], 0, 0, []) for _ in proposals]
+            return PendingOutcomes(partial(self._nothing_emitted, len(proposals)))
         rows = RowBatch([group for group, _ in drafted])
         starts = rows.starts.tolist()
         # The others need not be looked at token by token.
@@ -158,15 +165,32 @@ class DeviceVerifier:
         if drawn is None or raw is not None:
             joined = as_bytes(results)
         else:
-            # What a replay leaves is in one piece as it is, with what fills it up.
+            # What a replay leaves is in one piece as it is, with what fills it up; it is copied before the next one.
             joined, results = drawn.joined, [drawn.output_ids, drawn.num_accepted]
-        # The one wait.
-        emitted, accepted, *explanation = taken_apart(joined.cpu().numpy(), results)
-        outcomes = iter(_outcomes(drafted, starts, emitted.tolist(), accepted.tolist()))
-        answers = [next(outcomes) if masks else Outcome([], 0, 0, []) for masks in mask_rows]
-        if raw is not None:
-            explain(self._pieces, rows.groups, [each for each in answers if each.token_ids], *explanation)
-        return answers
+        have_rows = [bool(masks) for masks in mask_rows]
+        wait = partial(self._arrived, HostCopy(self._device, joined, results), drafted, starts, have_rows)
+        return PendingOutcomes(wait, output_ids)
+
+    def _arrived(
+        self,
+        copy: HostCopy,
+        drafted: AbstractSequence[tuple[RowGroup, Proposal]],
+        starts: AbstractSequence[int],
+        have_rows: AbstractSequence[bool],
+    ) -> list[Outcome]:
+        """Of the sequences that have rows of logits, and of the others; the one wait."""
+        emitted, accepted, *explanation = copy.arrays()
+        outcomes = list(_outcomes(drafted, starts, emitted.tolist(), accepted.tolist()))
+        if explanation:
+            explain(self._pieces, [group for group, _ in drafted], outcomes, *explanation)
+        own = iter(outcomes)
+        return [next(own) if has_rows else Outcome([], 0, 0, []) for has_rows in have_rows]
+
+    def _nothing_emitted(self, num_sequences: int) -> list[Outcome]:
+        # A pass over prompts alone gives nothing to wait for, and its step would seem to take no time.
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return [Outcome([], 0, 0, []) for _ in range(num_sequences)]
 
     def _given_rows(self, walk: Walk) -> list[int]:
         """Of a synthetic draft the rows of the tokens that are accepted whatever the target draws."""

@@ -48,8 +48,8 @@ def forwards(graphed, monkeypatch):
     captured = graphed.runner._captured
     forward = captured.forward
 
-    def watched(spans):
-        logits = forward(spans)
+    def watched(spans, *drawn):
+        logits = forward(spans, *drawn)
         seen.append(logits is not None)
         return logits
 
