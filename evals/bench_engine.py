@@ -139,6 +139,7 @@ def _engine(run: EngineRun, loads: Sequence[LoadShape]) -> Iterator[Engine]:
             dtype=run.dtype,
             device=run.device,
             enforce_eager=run.enforce_eager,
+            async_scheduling=None if run.async_scheduling else False,
             kv_cache_dtype=run.kv_cache_dtype,
             max_model_len=max(NUM_TOKENS, *(load.model_len for load in loads)),
             max_num_seqs=max_batch,

@@ -17,7 +17,7 @@ from specdec.model_runner import ModelRunner
 
 @dataclass(frozen=True, slots=True)
 class StepPasses:
-    """Of one step, in milliseconds."""
+    """Launched in one step, in milliseconds; the target's may be for the next."""
 
     target_ms: tuple[float, ...]
     draft_ms: tuple[float, ...]
@@ -46,13 +46,14 @@ class PassClock:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Wrap the passes of all engines of the process; nothing else may step meanwhile."""
-        original = ModelRunner.__dict__["forward"]
+        originals = {name: ModelRunner.__dict__[name] for name in ("forward", "forward_drawn")}
         try:
-            # Not a plain assignment, which would be one to a method.
-            setattr(ModelRunner, "forward", self._timed(original))  # noqa: B010
+            for name, original in originals.items():
+                setattr(ModelRunner, name, self._timed(original))
             yield
         finally:
-            setattr(ModelRunner, "forward", original)  # noqa: B010
+            for name, original in originals.items():
+                setattr(ModelRunner, name, original)
 
     def begin_step(self) -> None:
         """Passes from now on are those of another step."""

@@ -71,6 +71,14 @@ def engine(
     enforce_eager: Annotated[
         bool, typer.Option("--enforce-eager", help="As of a server: no captured graphs.", rich_help_panel=_DEVICE)
     ] = False,
+    async_scheduling: Annotated[
+        bool,
+        typer.Option(
+            "--async-scheduling/--no-async-scheduling",
+            help="As of a server: the next pass launched before this step's tokens are known, on a GPU.",
+            rich_help_panel=_DEVICE,
+        ),
+    ] = True,
     beside: Annotated[
         Literal["transformers"] | None,
         typer.Option(
@@ -136,6 +144,7 @@ def engine(
         kv_cache_dtype=kv_cache_dtype,
         device=device,
         enforce_eager=enforce_eager,
+        async_scheduling=async_scheduling,
         phases=tuple(name for name in PHASES if name in phases),
         batches=numbers_of(batch, _MAX_BATCH, "--batch"),
         contexts=numbers_of(context, _MAX_TOKENS, "--context"),

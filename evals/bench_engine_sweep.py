@@ -27,6 +27,7 @@ class EngineRun(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_dtype: Literal["auto", "fp8"]
     device: Literal["auto", "cpu", "cuda"]
     enforce_eager: bool = False
+    async_scheduling: bool = True
     phases: tuple[Phase, ...]
     batches: tuple[int, ...]
     contexts: tuple[int, ...]

@@ -17,6 +17,7 @@ from specdec.attention import RowInvariantAttention, TorchAttention
 from specdec.engine import Engine
 from specdec.linear import Linear
 from specdec.model_runner import ModelRunner
+from specdec.overlapped_passes import OverlappedPasses
 from specdec.sampler import Sampler
 from specdec.scheduler import Scheduler
 from specdec.tokenizer import Detokenizer
@@ -86,8 +87,9 @@ class StepProfile:
             (Scheduler, "schedule", "schedule"),
             (Scheduler, "commit", "commit"),
             (type(engine.proposer), "propose", "propose"),
-            (type(engine.verifier), "verify", "verify"),
+            (OverlappedPasses, "verify", "verify"),
             (ModelRunner, "forward", "forward: other"),
+            (ModelRunner, "forward_drawn", "forward: other"),
             (Linear, "__call__", "forward: linear"),
             *(
                 (kind, name, "forward: attention")

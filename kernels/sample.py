@@ -6,7 +6,8 @@
 R rows, V vocabulary, of which ids below num_token_ids are tokens. With tokens in descending order of shaped, equal
 ones in ascending order of id, and weights[v] = exp(shaped[v] - max shaped): top-k keeps the first top_k tokens;
 top-p of these the first whose weights sum to top_p of all of theirs; min-p of these those with weights of min_p or
-more. Ties of the maximum go to the lowest id. A NaN counts as -inf, and a row of nothing else gives id 0.
+more. Ties of the maximum go to the lowest id. A NaN counts as -inf, and a row of nothing else gives id 0. So does a row
+that is nobody's, with a temperature below 0, and its logits are not read.
 
 The logits are read once. Of each 32 tokens that pass writes one number, what the best of them can come to: the highest
 logit, or the highest sum with a bound of the noise where nothing is cut. Few groups can then hold the winner, or what
@@ -365,12 +366,12 @@ def sample(
     """Draw one token a row into output; no id is num_token_ids or above.
 
     logits: [R, V] float32, finite or -inf, penalised, any stride from row to row; they stay as they are. keys: [R, 2]
-    int64, the words of each row's noise key. temperatures: [R] float32, 0 for the highest logit. output: [R] int64.
-    top_k: [R] int32, 0 for all. top_p, min_p: [R] float64, 1 and 0 for all; None is all for every row. mask_rows: [N,
-    W] int32 as in token_mask, any stride from row to row; mask_row_ids: [R] int64; is_constrained: [R] bool, where
-    False every token is allowed and the row id counts for nothing. Either all three or none are given: None constrains
-    no row. That ids are in range is the caller's to know. Raises ValueError for other shapes, dtypes, devices or
-    strides.
+    int64, the words of each row's noise key. temperatures: [R] float32, 0 for the highest logit, NOBODY of
+    token_groups.py for a row that fills the batch up. output: [R] int64. top_k: [R] int32, 0 for all. top_p, min_p: [R]
+    float64, 1 and 0 for all; None is all for every row. mask_rows: [N, W] int32 as in token_mask, any stride from row
+    to row; mask_row_ids: [R] int64; is_constrained: [R] bool, where False every token is allowed and the row id counts
+    for nothing. Either all three or none are given: None constrains no row. That ids are in range is the caller's to
+    know. Raises ValueError for other shapes, dtypes, devices or strides.
     """
     _check(logits, num_token_ids, {"keys": keys}, torch.int64, 2)
     _check(logits, num_token_ids, {"temperatures": temperatures}, torch.float32)

@@ -28,12 +28,15 @@ def sample_reference(
     """Arguments as in sample; one row at a time, with all noise, all of it sorted."""
     if mask_rows is not None and mask_row_ids is not None and is_constrained is not None:
         logits = logits.clone()
-        constrained = is_constrained.nonzero().flatten()
+        constrained = (is_constrained & (temperatures >= 0.0)).nonzero().flatten()
         apply_token_mask_reference(logits, mask_rows, mask_row_ids[constrained], constrained)
     token_ids = torch.arange(num_token_ids, device=logits.device)
     for row in range(logits.shape[0]):
-        shaped = logits[row, :num_token_ids].nan_to_num(-math.inf, math.inf, -math.inf)
         temperature = float(temperatures[row])
+        if temperature < 0.0:
+            output[row] = 0
+            continue
+        shaped = logits[row, :num_token_ids].nan_to_num(-math.inf, math.inf, -math.inf)
         if temperature > 0.0:
             shaped = shaped / torch.tensor(max(temperature, MIN_TEMPERATURE), device=logits.device)
             kept = _kept(

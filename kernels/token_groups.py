@@ -14,6 +14,8 @@ GROUP: Final = 32
 """Tokens in a group."""
 MIN_TEMPERATURE: Final = 1e-30
 """Logits over less could overflow. So little already leaves nothing but the highest logits, and lots among equals."""
+NOBODY: Final = -1.0
+"""The temperature of a row that fills a batch up: it has no tokens, so that none of its logits is read."""
 
 if TRITON_RUNS_HERE:
     import triton
@@ -44,14 +46,15 @@ if TRITON_RUNS_HERE:
         row,
         HAS_MASK: tl.constexpr,
     ):
-        """Where one row's logits, temperature and mask are."""
+        """Where one row's logits, temperature and mask are, and how many tokens it has: none if it is nobody's."""
         mask_ptr = logits_ptr
         is_constrained = row < 0
         if HAS_MASK:
             mask_ptr = mask_rows_ptr + tl.load(mask_row_ids_ptr + row).to(tl.int64) * mask_row_stride
             is_constrained = tl.load(is_constrained_ptr + row) != 0
         temperature = tl.load(temperatures_ptr + row)
-        return logits_ptr + row * logits_row_stride, mask_ptr, temperature, is_constrained, num_token_ids, num_words
+        own_tokens = tl.where(temperature < 0.0, 0, num_token_ids)
+        return logits_ptr + row * logits_row_stride, mask_ptr, temperature, is_constrained, own_tokens, num_words
 
     @triton.jit  # type: ignore[untyped-decorator]
     def raw_logits(source, group, lane, HAS_MASK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN201

@@ -42,6 +42,13 @@ class Backend(Protocol):
         """Of the KV cache; None is the model's own. Raises ConfigError."""
         ...
 
+    def overlaps(self, wanted: bool | None) -> bool:
+        """Whether the next step's pass may be launched before this one's tokens are known; None is where that pays.
+
+        Raises ConfigError.
+        """
+        ...
+
     # What these hand on between their own calls is their own business.
     def layer_ops(self) -> LayerOps[Any]: ...
 
@@ -89,6 +96,15 @@ class CpuBackend:
                 "of fp8 need a GPU",
                 flag="--kv-cache-dtype",
             )
+
+    def overlaps(self, wanted: bool | None) -> bool:
+        if wanted:
+            raise ConfigError(
+                "async_scheduling is on, and the engine runs on a CPU, which has done a step's work when the next "
+                "one comes; leave it out, or use a GPU",
+                flag="--async-scheduling",
+            )
+        return False
 
     def layer_ops(self) -> TorchOps:
         return TorchOps()
@@ -147,6 +163,9 @@ class KernelBackend:
                     flag="--kv-cache-dtype",
                 )
         return torch.float8_e4m3fn
+
+    def overlaps(self, wanted: bool | None) -> bool:
+        return self.device.type == "cuda" if wanted is None else wanted
 
     def layer_ops(self) -> KernelOps:
         return KernelOps()

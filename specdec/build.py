@@ -50,6 +50,10 @@ class Runtime:
     description: EngineDescription
     folder: Path
     """Of the target."""
+    graphs: PassGraphs | None
+    """None where steps are launched kernel by kernel."""
+    overlaps: bool
+    """Whether the next step's pass may be launched before this one's tokens are known."""
 
 
 def build_runtime(
@@ -63,6 +67,7 @@ def build_runtime(
     device = _device(config)
     backend = backend_of(device)
     kv_dtype = backend.kv_dtype(config.kv_cache_dtype)
+    overlaps = backend.overlaps(config.async_scheduling)
     memory = CudaMemory(device) if device.type == "cuda" else None
     torch.set_num_threads(_num_threads())
     folder = resolve_model(config.model, progress=progress)
@@ -136,6 +141,8 @@ def build_runtime(
             num_graphs=sum(runner.num_graphs for runner in runners),
         ),
         folder=folder,
+        graphs=graphs,
+        overlaps=overlaps,
     )
 
 

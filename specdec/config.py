@@ -45,7 +45,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     exact: bool = False
     """Row-invariant arithmetic: a row's logits do not depend on the rows beside it (docs/design/001)."""
     enforce_eager: bool = False
-    """Launch a GPU's kernels one by one in every pass, where small passes are otherwise replayed as graphs."""
+    """Launch a GPU's kernels one by one, where small passes and sampling are otherwise replayed as graphs."""
+    async_scheduling: bool | None = None
+    """Launch the next step's pass before this one's tokens are known to the host, where nothing can be drafted.
+
+    None is on a GPU; a CPU has nothing to overlap (docs/design/008).
+    """
     speculative: SpeculativeConfig | None = SpeculativeConfig(method="grammar")
     """Who drafts where a request does not say: unless told otherwise, what a constraint forces, where that pays.
 

@@ -65,7 +65,7 @@ class DeviceSampler:
         self._masks = MaskMirror(mask_table, device)
         self._lists = TokenLists(device)
         self._constants = PerSequence(self._constants_of)
-        self._num_token_ids = num_token_ids
+        self.num_token_ids = num_token_ids
         """Ids at or above this are padding of the embedding and can never be drawn."""
         self._device = device
 
@@ -73,7 +73,7 @@ class DeviceSampler:
         self, logits: Tensor, rows: AbstractSequence[SamplingRow]
     ) -> list[tuple[int, DraftDistribution | None]]:
         batch = RowBatch([RowGroup.of(row) for row in rows])
-        given = self.moved(self.draw_parts(batch) | self.edit_parts(batch) | self.mask_parts(batch))
+        given = self.moved(self.parts(batch))
         by_distribution = [i for i, row in enumerate(rows) if row.draws_by_distribution]
         self.edit(logits, batch, given)
         self.mask(logits, batch, by_distribution)
@@ -100,19 +100,23 @@ class DeviceSampler:
         if not rows:
             return
         batch = RowBatch([RowGroup.of(row) for row in rows])
-        self.edit(logits, batch, self.moved(self.edit_parts(batch)))
+        self.edit(logits, batch, self.moved(self._edit_parts(batch, self._constants_of_groups(batch))))
         self.mask(logits, batch, range(len(rows)))
 
     def draw(self, logits: Tensor, rows: AbstractSequence[SamplingRow]) -> Tensor:
         """The target's own token at every row, of what `shape` left: logits fp32 [R, V] -> int64 [R]."""
         batch = RowBatch([RowGroup.of(row) for row in rows])
-        return self.draw_given(logits, self.moved(self.draw_parts(batch)))
+        return self.draw_given(logits, self.moved(self._draw_parts(batch, self._constants_of_groups(batch))))
 
-    def draw_parts(self, batch: RowBatch) -> Parts:
-        """What `draw_given` needs to be given of the rows, but for their masks."""
-        constants = [self._constants[group.sequence] for group in batch.groups]
+    def parts(self, batch: RowBatch) -> Parts:
+        """What `edit` and `draw_given` need to be given of the rows."""
+        constants = self._constants_of_groups(batch)
+        return self._draw_parts(batch, constants) | self._edit_parts(batch, constants) | self._mask_parts(batch)
+
+    def _draw_parts(self, batch: RowBatch, constants: AbstractSequence[_Constants]) -> Parts:
+        """What is drawn by, but for masks."""
         of_groups = np.frombuffer(b"".join([each.record for each in constants]), _RECORD)
-        records = np.repeat(of_groups, batch.sizes)
+        records = of_groups if batch.is_single else np.repeat(of_groups, batch.sizes)
         parts: Parts = {
             "keys": (np.int64, noise_keys(records["noise"], batch.positions(), Stream.TOKEN).ravel()),
             "temperatures": (np.float32, records["temperature"]),
@@ -123,8 +127,8 @@ class DeviceSampler:
             parts["min_p"] = (np.float64, records["min_p"])
         return parts
 
-    def mask_parts(self, batch: RowBatch) -> Parts:
-        """What `draw_given` needs to be given of the rows' masks: nothing, where no row is constrained."""
+    def _mask_parts(self, batch: RowBatch) -> Parts:
+        """The rows' masks: nothing, where no row is constrained."""
         mask_rows = batch.mask_rows()
         if mask_rows.count(None) == len(mask_rows):
             return {}
@@ -133,9 +137,9 @@ class DeviceSampler:
         parts = self._masks.parts(row for row in mask_rows if row is not None)
         return parts | {"mask_row_ids": (np.int64, row_ids), "is_constrained": (np.bool_, constrained)}
 
-    def edit_parts(self, batch: RowBatch) -> Parts:
-        """What `edit` needs to be given of the rows: nothing, where none is edited."""
-        if not any(self._constants[group.sequence].is_edited for group in batch.groups):
+    def _edit_parts(self, batch: RowBatch, constants: AbstractSequence[_Constants]) -> Parts:
+        """What `edit` needs: nothing, where no row is edited."""
+        if not any(each.is_edited for each in constants):
             return {}
         return (
             batch.draft_parts()
@@ -150,9 +154,18 @@ class DeviceSampler:
     def moved(self, parts: Parts) -> dict[str, Tensor]:
         """All parts on the device, in one copy, and what is kept there of lists and masks brought up to date."""
         given = named_on_device(self._device, parts)
+        self.write(given)
+        return given
+
+    def write(self, given: Mapping[str, Tensor]) -> None:
+        """Bring what is kept of lists and masks up to date, by what `parts` said of them."""
         self._lists.write(given)
         self._masks.write(given)
-        return given
+
+    @property
+    def mask_rows(self) -> Tensor:
+        """int32 [N, W]: the mirror of the mask table; another tensor once it has grown."""
+        return self._masks.memory
 
     def edit(self, logits: Tensor, batch: RowBatch, given: Mapping[str, Tensor]) -> None:
         """Bias, penalties, and ends that cannot come yet, in place: logits fp32 [R, V]."""
@@ -171,7 +184,7 @@ class DeviceSampler:
         """
         if not rows:
             return
-        logits[:, self._num_token_ids :] = -math.inf
+        logits[:, self.num_token_ids :] = -math.inf
         mask_rows = batch.mask_rows()
         constrained = [(i, row_id) for i in rows if (row_id := mask_rows[i]) is not None]
         if not constrained:
@@ -189,7 +202,7 @@ class DeviceSampler:
             given["keys"].view(-1, 2),
             given["temperatures"],
             output,
-            num_token_ids=self._num_token_ids,
+            num_token_ids=self.num_token_ids,
             top_k=given.get("top_k"),
             top_p=given.get("top_p"),
             min_p=given.get("min_p"),
@@ -212,12 +225,16 @@ class DeviceSampler:
             probs[part] = distributions(logits.index_select(0, chosen[part]) / divisors[part, None], rows[part])
         return probs
 
+    def _constants_of_groups(self, batch: RowBatch) -> list[_Constants]:
+        constants = self._constants
+        return [constants[group.sequence] for group in batch.groups]
+
     def _constants_of(self, sequence: Sequence) -> _Constants:
         params = sequence.params
         record = np.zeros((), _RECORD)
         record["noise"] = noise_state(sequence.seed, sequence.choice_index)
         record["temperature"] = 0.0 if params.temperature == 0.0 else divisor_of(params.temperature)
-        record["top_k"] = min(params.top_k, self._num_token_ids)
+        record["top_k"] = min(params.top_k, self.num_token_ids)
         record["top_p"] = params.top_p
         record["min_p"] = params.min_p
         is_edited = penalises(params) or bool(params.logit_bias) or params.min_tokens > 0

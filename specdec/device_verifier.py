@@ -8,8 +8,9 @@ R rows, B sequences, V vocabulary (the logits' width).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as AbstractSequence
+from functools import partial
 from itertools import accumulate
 from typing import Final, Literal
 
@@ -18,16 +19,19 @@ import torch
 from torch import Tensor
 
 from specdec.batch import Batch
+from specdec.captured_sampling import KINDS, CapturedSampling, DrawnStep
 from specdec.device_logprobs import explain, explained_logprobs, explained_rows, num_top_of
 from specdec.device_sampler import CHUNK_PROBS, DeviceSampler
-from specdec.device_tensors import as_bytes, named_on_device, taken_apart
+from specdec.device_tensors import HostCopy, as_bytes, named_on_device
+from specdec.graph_buckets import SamplingBucket
+from specdec.graph_capture import GraphCapture
 from specdec.kernels.verify_by_rule import verify_by_rule
 from specdec.kernels.verify_coupled import verify_coupled
 from specdec.noise import Stream, uniform
 from specdec.proposers.base import Proposal
 from specdec.row_group import RowBatch, RowGroup
 from specdec.speculative import SYNTHETIC, SpeculationPlan, Verification
-from specdec.verifier import Outcome, Walk
+from specdec.verifier import Outcome, PendingOutcomes, Walk
 
 _BYTES_PER_DRAFT_PROB: Final = 16
 """fp64 of target and draft each."""
@@ -62,6 +66,33 @@ class DeviceVerifier:
         self._pieces = pieces
         self._device = device
         self._synthetic_rates = synthetic_acceptance_rates
+        self._captured: CapturedSampling | None = None
+
+    @property
+    def num_graphs(self) -> int:
+        return 0 if self._captured is None else len(self._captured)
+
+    def capture(
+        self,
+        logits: Tensor,
+        buckets: AbstractSequence[SamplingBucket],
+        graphs: GraphCapture,
+        *,
+        report: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Steps that fit one of the buckets are replayed from now on; `report` is told how many graphs there are.
+
+        logits fp32 [R, V]: where passes leave them, and as many rows as the largest bucket has. Raises RuntimeError
+        where the device refuses; all steps are then launched kernel by kernel.
+        """
+        sampler = self._sampler
+        captured = CapturedSampling(logits, buckets, graphs, num_token_ids=sampler.num_token_ids)
+        for bucket in buckets:
+            for kind in KINDS:
+                report(len(captured))
+                captured.capture(bucket, kind, sampler.mask_rows)
+        report(len(captured))
+        self._captured = captured
 
     def verify(
         self,
@@ -70,16 +101,22 @@ class DeviceVerifier:
         batch: Batch,
         proposals: AbstractSequence[Proposal],
     ) -> list[Outcome]:
+        return self.launch(logits, mask_rows, batch, proposals).wait()
+
+    def launch(
+        self,
+        logits: Tensor,
+        mask_rows: AbstractSequence[AbstractSequence[int | None]],
+        batch: Batch,
+        proposals: AbstractSequence[Proposal],
+    ) -> PendingOutcomes:
         drafted = [
             (RowGroup(scheduled.sequence, proposal.token_ids, masks), proposal)
             for scheduled, proposal, masks in zip(batch.scheduled, proposals, mask_rows, strict=True)
             if masks
         ]
         if not drafted:
-            # A pass over prompts alone gives nothing to wait for, and its step would seem to take no time.
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-            return [Outcome([], 0, 0, []) for _ in proposals]
+            return PendingOutcomes(partial(self._nothing_emitted, len(proposals)))
         rows = RowBatch([group for group, _ in drafted])
         starts = rows.starts.tolist()
         # The others need not be looked at token by token.
@@ -91,20 +128,33 @@ class DeviceVerifier:
         given_rows = [row for walk in walks.values() for row in self._given_rows(walk)]
         explained = explained_rows(rows)
         sampler = self._sampler
-        parts = sampler.draw_parts(rows) | sampler.edit_parts(rows) | sampler.mask_parts(rows) | rows.draft_parts()
+        parts = sampler.parts(rows) | rows.draft_parts()
         parts["row_starts"] = (np.int32, rows.starts)
         if given_rows:
             parts["given_rows"] = (np.int64, given_rows)
         if explained:
             parts["explained_rows"] = (np.int64, explained)
-        given = sampler.moved(parts)
+        # Tokens that are accepted whatever the target draws stand between the two that a graph does in one.
+        captured = None if given_rows else self._captured
+        step = None if captured is None else captured.send(logits, rows, parts)
+        if step is None:
+            given = sampler.moved(parts)
+        else:
+            given = step.given
+            sampler.write(given)
         raw = logits.index_select(0, given["explained_rows"]) if explained else None
         sampler.edit(logits, rows, given)
-        target_ids = sampler.draw_given(logits, given)
+        drawn: DrawnStep | None = None
+        if captured is None or step is None:
+            target_ids = sampler.draw_given(logits, given)
+            num_accepted, output_ids = self._coupled(rows, given, target_ids)
+        else:
+            drawn = captured.replay(step, sampler.mask_rows)
+            target_ids, num_accepted = drawn.target_ids, drawn.num_accepted
+            output_ids = drawn.output_ids[: rows.num_rows]
         by_rule = {i: walk for i, walk in walks.items() if walk.goes_by_rule}
         sampler.mask(logits, rows, _row_ids(by_rule.values()))
-        num_accepted, output_ids = self._coupled(rows, given, target_ids)
-        for rule in _RULES:
+        for rule in _RULES if by_rule else ():
             own_rule = {i: walk for i, walk in by_rule.items() if walk.rows[0].sequence.plan.verification is rule}
             for chunk in _chunks(own_rule, logits.shape[1]):
                 self._walk_by_rule(logits, target_ids, chunk, rule, num_accepted, output_ids)
@@ -112,13 +162,35 @@ class DeviceVerifier:
         if raw is not None:
             emitted_ids = output_ids.index_select(0, given["explained_rows"])
             results += explained_logprobs(raw, emitted_ids, num_top_of(rows), num_token_ids=len(self._pieces))
-        # The one wait.
-        emitted, accepted, *explanation = taken_apart(as_bytes(results).cpu().numpy(), results)
-        outcomes = iter(_outcomes(drafted, starts, emitted.tolist(), accepted.tolist()))
-        answers = [next(outcomes) if masks else Outcome([], 0, 0, []) for masks in mask_rows]
-        if raw is not None:
-            explain(self._pieces, rows.groups, [each for each in answers if each.token_ids], *explanation)
-        return answers
+        if drawn is None or raw is not None:
+            joined = as_bytes(results)
+        else:
+            # What a replay leaves is in one piece as it is, with what fills it up; it is copied before the next one.
+            joined, results = drawn.joined, [drawn.output_ids, drawn.num_accepted]
+        have_rows = [bool(masks) for masks in mask_rows]
+        wait = partial(self._arrived, HostCopy(self._device, joined, results), drafted, starts, have_rows)
+        return PendingOutcomes(wait, output_ids)
+
+    def _arrived(
+        self,
+        copy: HostCopy,
+        drafted: AbstractSequence[tuple[RowGroup, Proposal]],
+        starts: AbstractSequence[int],
+        have_rows: AbstractSequence[bool],
+    ) -> list[Outcome]:
+        """Of the sequences that have rows of logits, and of the others; the one wait."""
+        emitted, accepted, *explanation = copy.arrays()
+        outcomes = list(_outcomes(drafted, starts, emitted.tolist(), accepted.tolist()))
+        if explanation:
+            explain(self._pieces, [group for group, _ in drafted], outcomes, *explanation)
+        own = iter(outcomes)
+        return [next(own) if has_rows else Outcome([], 0, 0, []) for has_rows in have_rows]
+
+    def _nothing_emitted(self, num_sequences: int) -> list[Outcome]:
+        # A pass over prompts alone gives nothing to wait for, and its step would seem to take no time.
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return [Outcome([], 0, 0, []) for _ in range(num_sequences)]
 
     def _given_rows(self, walk: Walk) -> list[int]:
         """Of a synthetic draft the rows of the tokens that are accepted whatever the target draws."""

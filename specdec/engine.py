@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from msgspec.structs import replace
 
 from specdec.admission import PreparedRequest, admit
 from specdec.batch import Batch
@@ -18,6 +18,7 @@ from specdec.block_pool import BlockPool
 from specdec.build import build_runtime
 from specdec.config import EngineConfig
 from specdec.description import EngineDescription
+from specdec.device_verifier import DeviceVerifier
 from specdec.errors import EngineError, GenerationError, RequestError, RequestFaultError, SpecdecError
 from specdec.faults import SequenceFaultError
 from specdec.grammars import (
@@ -33,6 +34,7 @@ from specdec.models.loader import WeightLoader, load_weights
 from specdec.models.progress import ModelProgress, ProgressCallback
 from specdec.output_check import OutputChecker
 from specdec.output_types import constraint_of
+from specdec.overlapped_passes import OverlappedPasses
 from specdec.pool_size import max_batched_tokens, max_logits_rows
 from specdec.proposers.base import Proposal
 from specdec.proposers.build import build_proposer
@@ -43,9 +45,8 @@ from specdec.sequence import Sequence
 from specdec.speculative import MAX_DRAFT_TOKENS, SpeculativeParams
 from specdec.stats import EngineStats
 from specdec.stop import StopChecker
-from specdec.target_pass import RowMasks, find_fault_of_verifying, masks_of_rows, target_spans
+from specdec.target_pass import RowMasks, masks_of_rows
 from specdec.tokenizer import Detokenizer, Tokenizer
-from specdec.verifier import Outcome
 from specdec.warm_up import warm_up_sampling
 
 Prompt: TypeAlias = str | AbstractSequence[int] | AbstractSequence[Mapping[str, object]]
@@ -129,6 +130,12 @@ class Engine:
                 vocab_size=self._runtime.model_config.vocab_size,
                 max_drafts=min(num_rows - 1, MAX_DRAFT_TOKENS),
             )
+        self._description = self._runtime.description
+        if self._runtime.graphs is not None:
+            assert isinstance(self.verifier, DeviceVerifier), "what is captured are kernels"
+            vocab_size = self._runtime.model_config.vocab_size
+            self._runtime.graphs.capture_sampling(self.verifier, self._logits, vocab_size, progress)
+            self._description = replace(self._description, num_sampling_graphs=self.verifier.num_graphs)
         self._pool_tokens = self._runtime.description.num_kv_blocks * config.block_size
         self.scheduler = Scheduler(
             BlockPool(self._runtime.description.num_kv_blocks, enable_prefix_caching=config.enable_prefix_caching),
@@ -136,6 +143,15 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=max_batched_tokens(config),
             stop_checker=StopChecker(),
+        )
+        self._passes = OverlappedPasses(
+            self.runner,
+            self.verifier,
+            self.scheduler,
+            may_draft=self.proposer.may_draft,
+            vocab_size=tokenizer.vocab_size,
+            block_size=config.block_size,
+            overlaps=self._runtime.overlaps,
         )
 
     @torch.inference_mode()
@@ -147,14 +163,13 @@ class Engine:
             if not batch:
                 return self._nothing_scheduled()
             proposals = self.proposer.propose(batch)
-            begin = time.perf_counter()
-            logits = self.runner.forward(target_spans(batch, proposals, self.tokenizer.vocab_size), self._logits)
+            logits = self._passes.forward(batch, proposals)
             masks = self._masks_of_rows(batch, proposals)
-            outcomes = self._verify(logits, masks, batch, proposals)
+            outcomes = self._passes.verify(logits, masks, batch, proposals)
         except SequenceFaultError as fault:
             return self._account(self.scheduler.withdraw(fault), start)
         deltas = self.scheduler.commit(batch, proposals, outcomes)
-        for failed in self.proposer.learn(batch, proposals, outcomes, time.perf_counter() - begin):
+        for failed in self.proposer.learn(batch, proposals, outcomes, self._passes.seconds()):
             deltas += self.scheduler.end(failed)
         return self._account(deltas, start)
 
@@ -310,7 +325,7 @@ class Engine:
 
     def describe(self) -> EngineDescription:
         """What was built: model, dtype, device, pool, proposer."""
-        return self._runtime.description
+        return self._description
 
     def stats(self) -> EngineStats:
         """A snapshot; cheap, and readable from any thread."""
@@ -332,6 +347,9 @@ class Engine:
             step_tokens=scheduler.step_tokens.freeze(),
             num_prompt_tokens=scheduler.num_prompt_tokens,
             num_generation_tokens=scheduler.num_generation_tokens,
+            num_passes_ahead=self._passes.num_launched,
+            num_passes_ahead_used=self._passes.num_used,
+            num_passes_ahead_dropped=self._passes.num_dropped,
             prefix_cache_queries=scheduler.prefix_cache_queries,
             prefix_cache_hits=scheduler.prefix_cache_hits,
             num_preemptions=scheduler.num_preemptions,
@@ -381,15 +399,6 @@ class Engine:
         masks = masks_of_rows(batch, proposals)
         self._mask_seconds += time.perf_counter() - begin
         return masks
-
-    def _verify(self, logits: Tensor, masks: list[RowMasks], batch: Batch, proposals: list[Proposal]) -> list[Outcome]:
-        """logits fp32 [R, V], overwritten."""
-        try:
-            return self.verifier.verify(logits, masks, batch, proposals)
-        except Exception:
-            logits = self.runner.forward(target_spans(batch, proposals, self.tokenizer.vocab_size), self._logits)
-            find_fault_of_verifying(self.verifier, logits, masks, batch, proposals)
-            raise
 
     def _account(self, deltas: list[TokenDelta], start: float) -> list[TokenDelta]:
         deltas = self._with_ids_freed(deltas if self._checker is None else self._checker.hold(deltas))

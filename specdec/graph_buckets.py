@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as AbstractSequence
 from typing import Final, NamedTuple
 
+from specdec.speculative import MAX_DRAFT_TOKENS
+
 _STEPS: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Tokens. What fills a small pass up costs nothing, as a pass of few tokens takes as long as reading the weights; at
 most half of a pass is filled up."""
@@ -25,6 +27,18 @@ class GraphBucket(NamedTuple):
         return num_tokens <= self.num_tokens and num_sequences <= self.num_sequences and num_rows <= self.num_rows
 
 
+class SamplingBucket(NamedTuple):
+    """The sizes for which drawing and verification are captured."""
+
+    num_rows: int
+    num_sequences: int
+    max_num_rows: int
+    """Of a sequence."""
+
+    def holds(self, *, num_sequences: int, max_num_rows: int) -> bool:
+        return num_sequences <= self.num_sequences and max_num_rows <= self.max_num_rows
+
+
 def target_buckets(*, max_tokens: int, max_sequences: int, max_rows: int) -> list[GraphBucket]:
     """For passes with logits of every token: verification, and decoding. The largest first."""
     return _largest_first(
@@ -41,6 +55,14 @@ def draft_buckets(*, max_tokens: int, max_sequences: int) -> list[GraphBucket]:
         GraphBucket(num_tokens, num_sequences, num_sequences, queries_each)
         for num_tokens, num_sequences, queries_each in _sizes(max_tokens, max_sequences)
     )
+
+
+def sampling_buckets(*, max_sequences: int, max_rows: int) -> list[SamplingBucket]:
+    """For the rows of a step's sequences, however they are shared among these. The largest first."""
+    return [
+        SamplingBucket(num_rows, min(num_rows, max_sequences), min(num_rows, 1 + MAX_DRAFT_TOKENS))
+        for num_rows in reversed(_steps(max_rows))
+    ]
 
 
 def smallest_bucket(

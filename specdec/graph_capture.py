@@ -67,3 +67,8 @@ class RepeatCapture:
     def capture(self, work: Work) -> Work:
         work()
         return work
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """What came before all else: a capture that was broken off fails once more where it ends."""
+    return error if error.__context__ is None else first_cause(error.__context__)

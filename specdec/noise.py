@@ -17,6 +17,9 @@ _MASK_64 = 0xFFFFFFFFFFFFFFFF
 _INCREMENT: Final = 0x9E3779B97F4A7C15
 _FIRST_FACTOR: Final = 0xBF58476D1CE4E5B9
 _SECOND_FACTOR: Final = 0x94D049BB133111EB
+_NUMBERS: Final = tuple(np.uint64(each) for each in (_INCREMENT, 30, _FIRST_FACTOR, 27, _SECOND_FACTOR, 31))
+_FEW: Final = 8
+"""Up to so many keys are sooner made one by one than by calls for all of them."""
 
 
 class Stream(enum.IntEnum):
@@ -59,9 +62,16 @@ def noise_state(seed: int, choice_index: int) -> int:
 
 def noise_keys(states: NDArray[np.uint64], positions: NDArray[np.int64], stream: Stream) -> NDArray[np.int64]:
     """[N, 2]: noise_key of each of N states and positions, [N] each."""
-    states = _mixed_64(states ^ positions.view(np.uint64))
-    states = _mixed_64(states ^ np.uint64(stream))
-    return states.astype("<u8").view("<u4").reshape(-1, 2).astype(np.int64)
+    if len(states) <= _FEW:
+        word = int(stream)
+        pairs = zip(states.tolist(), positions.tolist(), strict=True)
+        mixed = np.array([_mix_64(_mix_64(state ^ position) ^ word) for state, position in pairs], "<u8")
+    else:
+        mixed = states ^ positions.view(np.uint64)
+        _mix_each_64(mixed)
+        mixed ^= np.uint64(stream)
+        _mix_each_64(mixed)
+    return mixed.astype("<u8", copy=False).view("<u4").reshape(-1, 2).astype(np.int64)
 
 
 def uniform(key: tuple[int, int]) -> float:
@@ -77,9 +87,12 @@ def _mix_64(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def _mixed_64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """_mix_64 of each; sums and products of arrays wrap around."""
-    x = x + np.uint64(_INCREMENT)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST_FACTOR)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND_FACTOR)
-    return x ^ (x >> np.uint64(31))
+def _mix_each_64(x: NDArray[np.uint64]) -> None:
+    """_mix_64 of each, in place; sums and products of arrays wrap around."""
+    increment, first_shift, first_factor, second_shift, second_factor, last_shift = _NUMBERS
+    x += increment
+    x ^= x >> first_shift
+    x *= first_factor
+    x ^= x >> second_shift
+    x *= second_factor
+    x ^= x >> last_shift

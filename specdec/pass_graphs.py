@@ -1,4 +1,4 @@
-"""PassGraphs: which passes of an engine's models are graphs, what these will hold, and capturing them."""
+"""PassGraphs: which of an engine's passes, and of its sampling, are graphs, what they hold, and capturing them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Final
 import torch
 
 from specdec.captured_passes import CapturedPasses
+from specdec.captured_sampling import KINDS, CapturedSampling
 from specdec.device_memory import DeviceMemory
-from specdec.graph_buckets import GraphBucket, draft_buckets, target_buckets
-from specdec.graph_capture import GraphCapture
+from specdec.device_verifier import DeviceVerifier
+from specdec.graph_buckets import GraphBucket, SamplingBucket, draft_buckets, sampling_buckets, target_buckets
+from specdec.graph_capture import GraphCapture, first_cause
 from specdec.kv_cache import allocate_arena
 from specdec.logits_buffer import LogitsBuffer
 from specdec.model_runner import ModelRunner
@@ -24,6 +26,7 @@ from specdec.triton_attention import TritonAttention
 _MAX_PARTIAL_BYTES: Final = 2**28
 """Of attention's partial results in a graph."""
 _CAPTURING: Final = "Capturing graphs"
+_CAPTURING_SAMPLING: Final = "Capturing graphs of sampling"
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,10 @@ class PassGraphs:
             for index, model in enumerate(models)
         ]
 
+    def sampling_buckets(self) -> list[SamplingBucket]:
+        """The largest first."""
+        return sampling_buckets(max_sequences=self.max_sequences, max_rows=self.max_rows)
+
     def num_bytes(self, models: AbstractSequence[LlamaModel], memory: DeviceMemory, block_size: int) -> int:
         """What the graphs will hold: a few are captured over a pool of one block, and let go.
 
@@ -62,7 +69,7 @@ class PassGraphs:
             raise
         except RuntimeError as error:
             # Told here as well: some versions of torch answer the next capture with an error of their own.
-            cause = _first_of(error)
+            cause = first_cause(error)
             logger.warning("no graph could be captured for a trial (%s: %s)", type(cause).__name__, cause)
             return 0
 
@@ -72,8 +79,8 @@ class PassGraphs:
         caches = allocate_arena(shapes, num_blocks=1, block_size=block_size, device=models[0].device)
         kept: list[CapturedPasses] = []
         total = 0
-        for model, cache, buckets in zip(models, caches, self.buckets(models), strict=True):
-            logits = LogitsBuffer(model.device)
+        target_logits, *_ = every_logits = [LogitsBuffer(model.device) for model in models]
+        for model, cache, logits, buckets in zip(models, caches, every_logits, self.buckets(models), strict=True):
             logits.reserve(self._num_rows(len(kept)), model.config.vocab_size)
             free_before, _ = memory.free_and_total()
             captured = CapturedPasses(model, cache, self.attention, logits, buckets, max_model_len=self.max_model_len)
@@ -86,7 +93,23 @@ class PassGraphs:
             free_after_all, _ = memory.free_and_total()
             each = max(0, free_after_one - free_after_all) / max(1, len(others))
             total += max(0, free_before - free_after_one) + round(each * (len(buckets) - 1))
-        return total
+        return total + self._measured_bytes_of_sampling(target_logits, models[0].config.vocab_size, memory)
+
+    def _measured_bytes_of_sampling(self, logits: LogitsBuffer, vocab_size: int, memory: DeviceMemory) -> int:
+        """As of passes, in memory of its own; the kind of graph that is told the most stands for all."""
+        buckets = self.sampling_buckets()
+        rows = logits.rows(buckets[0].num_rows, vocab_size)
+        no_masks = torch.zeros(1, -(-vocab_size // 32), dtype=torch.int32, device=rows.device)
+        free_before, _ = memory.free_and_total()
+        captured = CapturedSampling(rows, buckets, self.new_capture(), num_token_ids=vocab_size)
+        captured.capture(buckets[0], KINDS[-1], no_masks)
+        free_after_one, _ = memory.free_and_total()
+        others = {buckets[len(buckets) // 2], buckets[-1]} - {buckets[0]}
+        for bucket in others:
+            captured.capture(bucket, KINDS[-1], no_masks)
+        free_after_all, _ = memory.free_and_total()
+        each = max(0, free_after_one - free_after_all) / max(1, len(others))
+        return max(0, free_before - free_after_one) + round(each * (len(KINDS) * len(buckets) - 1))
 
     def capture(self, runners: AbstractSequence[ModelRunner], progress: ProgressCallback | None) -> None:
         """All of them; where the device refuses, the log says why, and that model's passes are eager."""
@@ -107,7 +130,7 @@ class PassGraphs:
             try:
                 runner.capture(buckets, capture, max_model_len=self.max_model_len, report=report)
             except RuntimeError as error:
-                cause = _first_of(error)
+                cause = first_cause(error)
                 logger.warning(
                     "passes of the %s model are launched kernel by kernel, which is slower: a graph of them could not "
                     "be captured (%s: %s)",
@@ -118,6 +141,33 @@ class PassGraphs:
             num_before += len(buckets)
         report(0)
 
+    def capture_sampling(
+        self, verifier: DeviceVerifier, logits: LogitsBuffer, vocab_size: int, progress: ProgressCallback | None
+    ) -> None:
+        """Likewise, once there is a verifier, which draws from the target's logits."""
+        buckets = self.sampling_buckets()
+        num_graphs = len(KINDS) * len(buckets)
+
+        def report(num_captured: int) -> None:
+            if progress is not None:
+                progress(
+                    ModelProgress(
+                        stage="preparing", description=_CAPTURING_SAMPLING, completed=num_captured, total=num_graphs
+                    )
+                )
+
+        rows = logits.rows(buckets[0].num_rows, vocab_size)
+        try:
+            verifier.capture(rows, buckets, self.new_capture(), report=report)
+        except RuntimeError as error:
+            cause = first_cause(error)
+            logger.warning(
+                "sampling is launched kernel by kernel, which is slower: a graph of it could not be captured (%s: %s)",
+                type(cause).__name__,
+                cause,
+            )
+            report(num_graphs)
+
     def _max_tokens(self, model: LlamaModel) -> int:
         config = model.config
         each = self.attention.partial_bytes(config.num_attention_heads, config.head_dim, self.max_model_len)
@@ -125,8 +175,3 @@ class PassGraphs:
 
     def _num_rows(self, index: int) -> int:
         return self.max_rows if index == 0 else self.max_sequences
-
-
-def _first_of(error: BaseException) -> BaseException:
-    """What came before all else: a capture that was broken off fails once more where it ends."""
-    return error if error.__context__ is None else _first_of(error.__context__)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import accumulate, chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,7 @@ from specdec.sampler import SamplingRow
 from specdec.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class RowGroup:
+class RowGroup(NamedTuple):
     """Where some rows of logits stand: each after one more of a sequence's draft tokens than the row before it."""
 
     sequence: Sequence
@@ -55,19 +55,21 @@ class RowBatch:
     """[G]"""
     starts: NDArray[np.int64] = field(init=False)
     """[G + 1]: each group's first row."""
+    num_rows: int = field(init=False)
+    max_num_rows: int = field(init=False)
+    """Of a group."""
 
     def __post_init__(self) -> None:
-        self.sizes = np.array([len(group.mask_rows) for group in self.groups], np.int64)
-        self.starts = _starts(self.sizes)
+        sizes = [len(group.mask_rows) for group in self.groups]
+        starts = list(accumulate(sizes, initial=0))
+        self.sizes, self.starts = np.array(sizes, np.int64), np.array(starts, np.int64)
+        self.num_rows = starts[-1]
+        self.max_num_rows = max(sizes, default=0)
 
     @property
-    def num_rows(self) -> int:
-        return int(self.starts[-1])
-
-    @property
-    def max_num_rows(self) -> int:
-        """Of a group."""
-        return int(self.sizes.max())
+    def is_single(self) -> bool:
+        """Whether each group has one row, so that numbers of the groups are numbers of the rows."""
+        return self.max_num_rows <= 1 and self.num_rows == len(self.groups)
 
     @property
     def max_num_preceding(self) -> int:
@@ -80,8 +82,8 @@ class RowBatch:
 
     def positions(self) -> NDArray[np.int64]:
         """[R]: of the token to draw at each row."""
-        numbers = [group.sequence.num_tokens + group.num_preceding for group in self.groups]
-        return self._ascending(np.array(numbers, np.int64))
+        numbers = np.array([len(group.sequence.token_ids) + group.num_preceding for group in self.groups], np.int64)
+        return numbers if self.is_single else self._ascending(numbers)
 
     def draft_starts(self) -> NDArray[np.int64]:
         """[R]: where the draft tokens of each row's group begin among those of all, `draft_parts`."""
@@ -97,8 +99,13 @@ class RowBatch:
 
     def draft_parts(self) -> Parts:
         """`draft_ids`: those of each group, and 0 after them, where nothing is drafted."""
-        ids = [(*group.draft_ids[: group.num_drafts], 0) for group in self.groups]
-        return {"draft_ids": (np.int64, list(chain.from_iterable(ids)))}
+        if self.is_single and not any(group.num_preceding for group in self.groups):
+            return {"draft_ids": (np.int64, np.zeros(self.num_rows, np.int64))}
+        ids: list[int] = []
+        for group in self.groups:
+            ids += group.draft_ids[: group.num_drafts]
+            ids.append(0)
+        return {"draft_ids": (np.int64, ids)}
 
     def _of_groups(self, name: str) -> NDArray[np.int64]:
         return np.array([getattr(group, name) for group in self.groups], np.int64)

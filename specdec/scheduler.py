@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from collections import deque
 from collections.abc import Sequence as AbstractSequence
 from typing import Final
@@ -53,6 +54,8 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self._turn = 0
         """The highest of those admitted."""
+        self._num_slots_ahead = 0
+        """Of each running sequence, behind the tokens that a step computes: 1 where `reserve_ahead` has seen to it."""
         self.num_preemptions = 0
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
@@ -105,7 +108,12 @@ class Scheduler:
         return aborted
 
     def schedule(self) -> Batch:
-        """Share out the step's tokens and reserve the slots that they and their drafts need."""
+        """Share out the step's tokens and reserve the slots that they and their drafts need.
+
+        After `reserve_ahead` nobody is admitted: the pass for those that run is under way, and whoever came now would
+        be computed after it in any case.
+        """
+        is_ahead, self._num_slots_ahead = self._num_slots_ahead > 0 and bool(self.running), 0
         budget = self._max_num_batched_tokens
         shares: list[ScheduledSequence] = []
         num_preemptions_before = self.num_preemptions
@@ -116,7 +124,7 @@ class Scheduler:
                 break
             shares.append(share)
             budget -= _cost(share)
-        if self.num_preemptions == num_preemptions_before:
+        if self.num_preemptions == num_preemptions_before and not is_ahead:
             while self.waiting and budget > 0 and len(self.running) < self._max_num_seqs:
                 sequence = self._next_waiting()
                 if sequence is None:
@@ -130,6 +138,25 @@ class Scheduler:
                 shares.append(share)
                 budget -= _cost(share)
         return Batch(self._with_draft_slots(shares, budget))
+
+    def reserve_ahead(self, batch: Batch) -> list[int]:
+        """The batch's sequences, by their places, that alone run in the next step, with this one's token.
+
+        Those are left out that end with the token; any other may yet end. Each has a slot for it until the next
+        `schedule`. None where others might run, or where there is no block for a slot: what others got of them
+        goes back with this step.
+        """
+        going = [place for place, each in enumerate(batch.scheduled) if each.sequence.num_remaining_tokens > 1]
+        are_all = len(batch.scheduled) == len(self.running) and all(each.reaches_end for each in batch.scheduled)
+        # Where all places stay taken those that wait can only be let in by an end that nobody knows of yet.
+        if not are_all or (self.waiting and len(going) < self._max_num_seqs):
+            return []
+        for place in going:
+            scheduled = batch.scheduled[place]
+            if not self._reserve(scheduled.sequence, scheduled.num_tokens + 1):
+                return []
+        self._num_slots_ahead = 1 if going else 0
+        return going
 
     def commit(
         self, batch: Batch, proposals: AbstractSequence[Proposal], outcomes: AbstractSequence[Outcome]
@@ -160,6 +187,7 @@ class Scheduler:
 
     def withdraw(self, fault: SequenceFaultError) -> list[TokenDelta]:
         """Undo a step that was not committed, and end the sequence at fault: the others take the step again."""
+        self._num_slots_ahead = 0
         deltas = self.end(fault)
         for sequence in self.running:
             sequence.num_draft_computed_tokens = min(sequence.num_draft_computed_tokens, sequence.num_computed_tokens)
@@ -317,7 +345,7 @@ class Scheduler:
             hashes = sequence.hashes(num_full_blocks, self._block_size)
         block_ids = self.block_pool.match_prefix(hashes)
         self.block_pool.share(block_ids)
-        sequence.block_table = list(block_ids)
+        sequence.block_table = array("i", block_ids)
         sequence.num_registered_blocks = len(block_ids)
         sequence.num_computed_tokens = len(block_ids) * self._block_size
         num_ready = 0
@@ -342,7 +370,7 @@ class Scheduler:
 
     def _trim(self, sequence: Sequence) -> None:
         """Give back the blocks past the computed tokens: they were reserved for drafts that were not accepted."""
-        needed = math.ceil(sequence.num_computed_tokens / self._block_size)
+        needed = math.ceil((sequence.num_computed_tokens + self._num_slots_ahead) / self._block_size)
         if len(sequence.block_table) > needed:
             self.block_pool.release(sequence.block_table[needed:])
             del sequence.block_table[needed:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from array import array
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -157,7 +158,8 @@ class Sequence:
 
     status: SequenceStatus = SequenceStatus.WAITING
     finish_reason: FinishReason | None = None
-    block_table: list[int] = field(default_factory=list)
+    block_table: array[int] = field(default_factory=lambda: array("i"))
+    """As numpy copies it without a look at each id."""
     num_computed_tokens: int = 0
     num_draft_computed_tokens: int = 0
     num_cached_tokens: int = 0
@@ -226,9 +228,9 @@ class Sequence:
             self.block_hashes.append(hash_block(parent, block, salt=self.cache_salt))
         return self.block_hashes[:num_blocks]
 
-    def drop_blocks(self) -> list[int]:
+    def drop_blocks(self) -> AbstractSequence[int]:
         """Forget all KV, as at preemption; returns the blocks to release."""
-        block_ids, self.block_table = self.block_table, []
+        block_ids, self.block_table = self.block_table, array("i")
         self.num_computed_tokens = 0
         self.num_draft_computed_tokens = 0
         self.num_registered_blocks = 0

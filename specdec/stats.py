@@ -30,6 +30,11 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_prompt_tokens: int = 0
     """Prompt tokens computed, prefix-cache hits included."""
     num_generation_tokens: int = 0
+    num_passes_ahead: int = 0
+    """Passes of the target launched before the last step's tokens were known; none on a CPU."""
+    num_passes_ahead_used: int = 0
+    num_passes_ahead_dropped: int = 0
+    """Those that came to nothing; of the one under way it is not known yet."""
     prefix_cache_queries: int = 0
     """Prompt tokens looked up in the prefix cache."""
     prefix_cache_hits: int = 0

@@ -27,10 +27,11 @@ def target_spans(batch: Batch, proposals: AbstractSequence[Proposal], vocab_size
     spans = []
     for scheduled, proposal in zip(batch.scheduled, proposals, strict=True):
         sequence, draft_ids = scheduled.sequence, proposal.token_ids
-        with attributed_to(sequence, "draft"):
-            # The pass fails for everybody with an id that is none, and past the slots it writes into others' blocks.
-            assert len(draft_ids) <= scheduled.num_draft_slots, "a draft fits its slots"
-            assert all(0 <= token_id < vocab_size for token_id in draft_ids), "a draft is made of tokens"
+        if draft_ids:
+            with attributed_to(sequence, "draft"):
+                # The pass fails for all with an id that is none, and past the slots it writes into others' blocks.
+                assert len(draft_ids) <= scheduled.num_draft_slots, "a draft fits its slots"
+                assert all(0 <= token_id < vocab_size for token_id in draft_ids), "a draft is made of tokens"
         start = sequence.num_computed_tokens
         spans.append(
             Span(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -57,37 +57,30 @@ class HostPlan:
     slot_mapping: NDArray[np.int64]
     """[T]"""
     block_tables: NDArray[np.int32]
-    """[B, M]"""
+    """[B, M], or as wide as asked for"""
     query_starts: NDArray[np.int32]
     """[B + 1]"""
     context_lens: NDArray[np.int32]
     """[B]"""
+    max_context_len: int
 
     @classmethod
-    def of(cls, spans: Sequence[Span], block_size: int) -> HostPlan:
+    def of(cls, spans: Sequence[Span], block_size: int, width: int = 1) -> HostPlan:
+        """`width`: of the tables, if M is not more."""
         num_sequences = len(spans)
-        lengths = np.fromiter((len(span.token_ids) for span in spans), np.int32, num_sequences)
-        contexts = np.fromiter((span.context_len for span in spans), np.int32, num_sequences)
-        starts = np.zeros(num_sequences + 1, dtype=np.int32)
-        np.cumsum(lengths, out=starts[1:])
-        widths = -(-contexts // block_size)
-        tables = np.zeros((num_sequences, int(widths.max(initial=1))), dtype=np.int32)
-        for row, span, width in zip(tables, spans, widths.tolist(), strict=True):
-            row[:width] = span.block_table[:width]
+        lengths = [len(span.token_ids) for span in spans]
+        contexts = [span.start_position + length for span, length in zip(spans, lengths, strict=True)]
+        max_context_len = max(contexts, default=0)
+        context_lens, starts = np.array(contexts, np.int32), np.zeros(num_sequences + 1, np.int32)
+        np.array(lengths, np.int32).cumsum(out=starts[1:])
+        tables = np.zeros((num_sequences, max(width, -(-max_context_len // block_size))), dtype=np.int32)
+        for row, span, context in zip(tables, spans, contexts, strict=True):
+            num_blocks = -(-context // block_size)
+            row[:num_blocks] = span.block_table[:num_blocks]
         sequences = np.repeat(np.arange(num_sequences), lengths)
-        positions = np.arange(starts[-1], dtype=np.int64) + (contexts - starts[1:])[sequences]
+        positions = np.arange(starts[-1]) + (context_lens - starts[1:])[sequences]
         slots = tables[sequences, positions // block_size] * np.int64(block_size) + positions % block_size
-        return cls(positions, slots, tables, starts, contexts)
-
-    def filled(self, num_tokens: int, num_sequences: int) -> HostPlan:
-        """With tokens that are nobody's and written nowhere, and sequences without any; the tables stay as they are."""
-        return HostPlan(
-            positions=_filled(self.positions, num_tokens, 0),
-            slot_mapping=_filled(self.slot_mapping, num_tokens, NO_SLOT),
-            block_tables=self.block_tables,
-            query_starts=_filled(self.query_starts, num_sequences + 1, int(self.query_starts[-1])),
-            context_lens=_filled(self.context_lens, num_sequences, 0),
-        )
+        return cls(positions, slots, tables, starts, context_lens, max_context_len)
 
 
 class TritonAttention:
@@ -129,7 +122,7 @@ class TritonAttention:
             query_starts=starts,
             context_lens=contexts,
             max_num_queries=max((len(span.token_ids) for span in spans), default=0),
-            max_context_len=int(host.context_lens.max(initial=0)),
+            max_context_len=host.max_context_len,
             tiling=self.tiling(num_groups),
         )
 
@@ -164,9 +157,3 @@ class TritonAttention:
             tiling=plan.tiling,
         )
         return output
-
-
-def _filled(array: NDArray[Any], size: int, number: int) -> NDArray[Any]:
-    filled = np.full(size, number, dtype=array.dtype)
-    filled[: len(array)] = array
-    return filled

@@ -24,10 +24,10 @@ B sequences, V vocabulary (the logits' width).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -41,8 +41,7 @@ from specdec.sampler import Sampler, SamplingRow, chunks, distributions, draw, d
 from specdec.speculative import SYNTHETIC
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What one target pass gave one sequence."""
 
     token_ids: list[int]
@@ -51,6 +50,18 @@ class Outcome:
     num_drafted: int
     logprobs: list[TokenLogprob]
     """One a token, where the request asks for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingOutcomes:
+    """What one target pass gives its sequences, which may not be known to the host yet."""
+
+    wait: Callable[[], list[Outcome]]
+    """One a sequence, once all that leads to them is done, and without waiting for what the device was asked for after
+    it; to be called once."""
+    emitted_ids: Tensor | None = None
+    """int64 [R] on the device, without waiting: of each sequence's rows the first have its tokens. None where the host
+    knows them no later."""
 
 
 @dataclass(slots=True)
@@ -105,6 +116,16 @@ class DraftVerifier(Protocol):
         """
         ...
 
+    def launch(
+        self,
+        logits: Tensor,
+        mask_rows: AbstractSequence[AbstractSequence[int | None]],
+        batch: Batch,
+        proposals: AbstractSequence[Proposal],
+    ) -> PendingOutcomes:
+        """As `verify`, without waiting: the logits may be overwritten by what the device is asked for from now on."""
+        ...
+
 
 class Verifier:
     """The CPU path, and the definition of the other (device_verifier.py)."""
@@ -135,6 +156,16 @@ class Verifier:
         _walk_by_rule(logits, by_rule)
         drawn = draw(logits, rows, _rows_to_draw(walks))
         return [self._outcome(walk, drawn, raw) for walk in walks]
+
+    def launch(
+        self,
+        logits: Tensor,
+        mask_rows: AbstractSequence[AbstractSequence[int | None]],
+        batch: Batch,
+        proposals: AbstractSequence[Proposal],
+    ) -> PendingOutcomes:
+        outcomes = self.verify(logits, mask_rows, batch, proposals)
+        return PendingOutcomes(lambda: outcomes)
 
     def _outcome(self, walk: Walk, drawn: Mapping[int, int], raw: Tensor | None) -> Outcome:
         """raw fp32 [R, V], the logits as they came."""

@@ -69,6 +69,7 @@ def test_flags_have_the_names_that_vllm_users_know():
         *["some/model", "--dtype", "float16", "--device", "cpu", "--max-model-len", "100", "--seed", "7", "--exact"],
         *["--max-num-seqs", "3", "--max-num-batched-tokens", "200", "--block-size", "8"],
         *["--kv-cache-memory", "2GiB", "--no-enable-prefix-caching", "--check-outputs", "--enforce-eager"],
+        "--no-async-scheduling",
         *["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3}'],
     )
     assert config == EngineConfig(
@@ -79,6 +80,7 @@ def test_flags_have_the_names_that_vllm_users_know():
         seed=7,
         exact=True,
         enforce_eager=True,
+        async_scheduling=False,
         max_num_seqs=3,
         max_num_batched_tokens=200,
         block_size=8,

@@ -82,6 +82,15 @@ class EngineFlags:
             rich_help_panel="Model",
         ),
     ] = _DEFAULTS.enforce_eager
+    async_scheduling: Annotated[
+        bool | None,
+        typer.Option(
+            "--async-scheduling/--no-async-scheduling",
+            help="Launch the next step's pass before this one's tokens are known, where nothing can be drafted.",
+            show_default="on a GPU",
+            rich_help_panel="Scheduling & memory",
+        ),
+    ] = _DEFAULTS.async_scheduling
     spec: Annotated[
         str | None,
         typer.Option(
@@ -223,6 +232,7 @@ class EngineFlags:
             enable_prefix_caching=self.enable_prefix_caching,
             exact=self.exact,
             enforce_eager=self.enforce_eager,
+            async_scheduling=self.async_scheduling,
             speculative=self._speculative(),
             grammar_limits=self._grammar_limits(),
             num_compile_workers=self.num_compile_workers,

@@ -53,6 +53,12 @@ class ChainProposer:
         """Tokens of the draft model, by what came of following them without the host."""
         return FollowedTokens() if self._draft_model is None else self._draft_model.followed
 
+    def may_draft(self, sequence: Sequence) -> bool:
+        """Whether the step after this one may have a draft for the sequence, whatever token this one brings."""
+        if not sequence.can_be_drafted_for(frozenset()):
+            return False
+        return sequence.plan.has_draft_model or not self._lengths.is_pausing(sequence)
+
     def propose(self, batch: Batch) -> list[Proposal]:
         """One proposal a scheduled sequence, of at most its num_draft_slots tokens.
 

@@ -56,6 +56,11 @@ class DraftLengths:
         pause.num_left -= 1
         return False
 
+    def is_pausing(self, sequence: Sequence) -> bool:
+        """Whether `is_worth_a_look` is going to say no the next time."""
+        pause = self._pauses.get(sequence)
+        return pause is not None and pause.num_left > 0
+
     def chance_of_all(self, draft: Draft) -> float:
         """That every token of the draft is accepted."""
         chances = self._chances(draft)

@@ -5,14 +5,16 @@ changed would be stale, as in a graph. test_graphed_engine.py replays graphs on 
 """
 
 import random
+from array import array
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specdec import device_tensors
+from specdec import captured_passes, device_tensors
 from specdec.attention import Span
+from specdec.fixed_inputs import _Turn
 from specdec.graph_buckets import GraphBucket, draft_buckets, smallest_bucket, target_buckets
 from specdec.graph_capture import RepeatCapture
 from specdec.kv_cache import allocate_arena
@@ -122,6 +124,15 @@ def test_tokens_that_the_device_drew_stand_in_for_those_of_the_spans(models, spa
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*caches, strict=True))
 
 
+@pytest.fixture(scope="module", params=[2**15, 150])
+def tables(request):
+    """Sent as a graph reads them, or, where that is more bytes, spread out on the device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(captured_passes, "_WHOLE_TABLES_BYTES", request.param)
+        yield
+
+
+@pytest.mark.usefixtures("tables")
 @pytest.mark.parametrize("exact", [False, True])
 @settings(max_examples=25, deadline=None)
 @given(steps=st.lists(passes(), min_size=1, max_size=3))
@@ -178,15 +189,18 @@ def test_captured_logits_lie_in_the_runners_buffer_and_a_copy_of_them_where_ther
     assert captured.forward(span, other).data_ptr() == other.rows(1, models[False].config.vocab_size).data_ptr()
 
 
-def test_a_pass_has_one_copy_to_the_device(models, monkeypatch):
+@pytest.mark.parametrize("are_spread", [False, True])
+def test_a_pass_has_one_copy_to_the_device(models, monkeypatch, are_spread):
+    if are_spread:
+        monkeypatch.setattr(captured_passes, "_WHOLE_TABLES_BYTES", 0)
     captured, _ = runner_of(models[False], False, capture=RepeatCapture())
     copies = []
-    pinned = device_tensors._pinned
-    monkeypatch.setattr(device_tensors, "_pinned", lambda *given: copies.append(given[0].nbytes) or pinned(*given))
+    send = _Turn.send
+    monkeypatch.setattr(_Turn, "send", lambda *given: copies.append(given[-1]) or send(*given))
+    monkeypatch.setattr(device_tensors, "together_on_device", None)
     captured.forward([Span([1, 2], 20, list(range(6)), 2), Span([3], 9, [7, 8, 9], 1)], captured.logits)
-    assert len(copies) == 1
-    # Tokens, positions, rows, slots, starts and contexts of a bucket of 4, then 2 tables of 6 blocks.
-    assert copies == [6 * 64 + 64]
+    # Tokens, positions, rows, slots, starts and contexts of a bucket of 4, then 2 tables of 6 blocks, or of 10.
+    assert copies == [6 * 64 + (64 if are_spread else 128)]
 
 
 def test_a_context_longer_than_the_graphs_are_laid_out_for_is_eager(models):
@@ -281,12 +295,27 @@ def test_decoding_and_drafts_have_buckets_of_their_own():
     assert smallest_bucket(drafts, num_tokens=100, num_sequences=60, num_rows=60) == GraphBucket(128, 64, 64, 16)
 
 
-def test_what_fills_a_plan_up_has_no_slot_and_no_queries():
-    host = HostPlan.of([Span([1, 2, 3], 2, [7, 4], 1)], BLOCK_SIZE)
-    assert host.slot_mapping.tolist() == [7 * 4 + 2, 7 * 4 + 3, 4 * 4]
-    filled = host.filled(6, 3)
-    assert filled.slot_mapping.tolist() == [30, 31, 16, NO_SLOT, NO_SLOT, NO_SLOT]
-    assert filled.positions.tolist() == [2, 3, 4, 0, 0, 0]
-    assert filled.query_starts.tolist() == [0, 3, 3, 3]
-    assert filled.context_lens.tolist() == [5, 0, 0]
-    assert filled.block_tables.tolist() == [[7, 4]]
+def test_what_fills_a_pass_up_has_no_slot_and_no_queries(models):
+    captured, _ = runner_of(models[False], False, capture=RepeatCapture(), buckets=[GraphBucket(6, 3, 4, 6)])
+    captured.forward([Span([9] * 6, 3, [1, 2, 3], 4)], captured.logits)
+    captured.forward([Span([1, 2, 3], 2, [7, 4], 1)], captured.logits)
+    (layout,) = captured._captured._layouts.values()
+    sent = {name: tensor.tolist() for name, tensor in layout.tensors.items()}
+    assert sent["token_ids"] == [1, 2, 3, 0, 0, 0]
+    assert sent["slot_mapping"] == [7 * 4 + 2, 7 * 4 + 3, 4 * 4, NO_SLOT, NO_SLOT, NO_SLOT]
+    assert sent["positions"] == [2, 3, 4, 0, 0, 0]
+    assert sent["logits_rows"] == [2, 0, 0, 0]
+    assert sent["query_starts"] == [0, 3, 3, 3]
+    assert sent["context_lens"] == [5, 0, 0]
+    assert sent["block_tables"] == [7, 4, *[0] * (3 * 10 - 2)]
+
+
+def test_the_tables_of_a_plan_are_as_wide_as_its_contexts_or_as_asked_for():
+    spans = [Span([1, 2, 3], 2, array("i", [7, 4, 9]), 1), Span([5], 0, [3], 1)]
+    host = HostPlan.of(spans, BLOCK_SIZE)
+    assert host.block_tables.tolist() == [[7, 4], [3, 0]]
+    assert host.slot_mapping.tolist() == [30, 31, 16, 12]
+    assert host.max_context_len == 5
+    assert HostPlan.of(spans, BLOCK_SIZE, 4).block_tables.tolist() == [[7, 4, 0, 0], [3, 0, 0, 0]]
+    assert HostPlan.of(spans, BLOCK_SIZE, 4).slot_mapping.tolist() == host.slot_mapping.tolist()
+    assert HostPlan.of([], BLOCK_SIZE).query_starts.tolist() == [0]

@@ -56,7 +56,7 @@ def test_a_step_waits_for_the_device_once(watched, sampling, monkeypatch):
     with watch:
         answers(engine, sampling, "none")
     assert len(watch.waits) == engine.stats().num_steps - num_steps > 0
-    assert set(watch.waits) == {"specdec.device_verifier.DeviceVerifier.verify"}
+    assert set(watch.waits) == {"specdec.device_tensors.HostCopy.arrays"}
 
 
 def test_a_coupled_draft_waits_for_the_device_once_a_pass(watched, monkeypatch):
@@ -65,7 +65,7 @@ def test_a_coupled_draft_waits_for_the_device_once_a_pass(watched, monkeypatch):
     num_steps = engine.stats().num_steps
     with watch:
         answers(engine, "sampled", "coupled")
-    verifying = [each for each in watch.waits if each == "specdec.device_verifier.DeviceVerifier.verify"]
+    verifying = [each for each in watch.waits if each == "specdec.device_tensors.HostCopy.arrays"]
     waiting = {
         "specdec.device_sampler.DeviceSampler.sample_drafts",
         "specdec.proposers.device_passes.DevicePasses._draw",

@@ -351,16 +351,3 @@ def test_parts_of_several_dtypes_are_packed_at_aligned_places():
     assert all(place.start % 64 == 0 for place in places)
     assert len(all_bytes) == 4 * 64 * 3 + 64 * (1 + 2 + 2)
     assert packed([])[1] == []
-
-
-def test_parts_lie_in_the_given_memory_at_the_same_places_every_time(device):
-    memory = torch.full((1024,), 255, dtype=torch.uint8, device=device)
-    first = together_on_device(device, (np.int32, [1, 2]), (np.float64, [0.5, 0.25]), into=memory)
-    assert [each.tolist() for each in first] == [[1, 2], [0.5, 0.25]]
-    assert [each.dtype for each in first] == [torch.int32, torch.float64]
-    second = together_on_device(device, (np.int32, [3, 4]), (np.float64, [8.0, 16.0]), into=memory)
-    assert [each.tolist() for each in first] == [[3, 4], [8.0, 16.0]]
-    assert [each.data_ptr() for each in first] == [each.data_ptr() for each in second]
-    assert memory[128:].eq(255).all(), "what is behind them is left alone"
-    loose = together_on_device(device, (np.int32, [1, 2]), (np.float64, [0.5]))
-    assert [each.tolist() for each in loose] == [[1, 2], [0.5]]

@@ -103,11 +103,15 @@ def test_the_keys_of_many_draws_are_those_of_each():
     choices = [i % 7 for i in range(len(seeds))]
     positions = np.array([*generator.integers(0, 2**20, len(seeds) - 2).tolist(), 0, 2**31])
     states = np.array([noise_state(*each) for each in zip(seeds, choices, strict=True)], np.uint64)
-    for stream in (Stream.TOKEN, Stream.RECOVERED):
-        keys = noise_keys(states, positions, stream)
+    for stream, count in itertools.product((Stream.TOKEN, Stream.RECOVERED), (1, 3, 8, 9, len(seeds))):
+        # The last have the extremes.
+        few = slice(len(seeds) - count, None)
+        before = states.copy()
+        keys = noise_keys(states[few], positions[few], stream)
         assert keys.dtype == np.int64
         assert [tuple(key) for key in keys.tolist()] == [
             noise_key(seed, choice, position, stream)
-            for seed, choice, position in zip(seeds, choices, positions.tolist(), strict=True)
+            for seed, choice, position in zip(seeds[few], choices[few], positions[few].tolist(), strict=True)
         ]
+        assert np.array_equal(states, before)
     assert noise_keys(states[:0], positions[:0], Stream.TOKEN).shape == (0, 2)

@@ -15,6 +15,7 @@ from specdec import Engine, SamplingParams, build
 from specdec.attention import Span
 from specdec.backend import KernelBackend
 from specdec.captured_passes import CapturedPasses
+from specdec.captured_sampling import KINDS
 from specdec.device_memory import CudaMemory
 from specdec.errors import ConfigError
 from specdec.graph_capture import CudaGraphCapture, RepeatCapture
@@ -93,12 +94,16 @@ def test_captures_are_told_of(device, config_of):
             config_of(device=device.type, enforce_eager=False, max_num_batched_tokens=8, max_num_seqs=2),
             progress=seen.append,
         )
-    told = [each for each in seen if each.description == "Capturing graphs"]
-    num_graphs = engine.describe().num_graphs
-    assert {each.completed for each in told} == set(range(num_graphs + 1))
-    assert told[-1] == ModelProgress(
-        stage="preparing", description="Capturing graphs", completed=num_graphs, total=num_graphs
-    )
+    described = engine.describe()
+    for description, num_graphs in (
+        ("Capturing graphs", described.num_graphs),
+        ("Capturing graphs of sampling", described.num_sampling_graphs),
+    ):
+        told = [each for each in seen if each.description == description]
+        assert {each.completed for each in told} == set(range(num_graphs + 1))
+        assert told[-1] == ModelProgress(
+            stage="preparing", description=description, completed=num_graphs, total=num_graphs
+        )
 
 
 def test_a_capture_that_fails_is_logged_and_the_engine_is_eager(config_of, caplog, monkeypatch, eager, device):
@@ -114,19 +119,24 @@ def test_a_capture_that_fails_is_logged_and_the_engine_is_eager(config_of, caplo
     monkeypatch.setattr(KernelBackend, "graphs", lambda _: Refusing)
     with caplog.at_level(logging.WARNING, logger="specdec"):
         engine = kernel_engine(device, config_of(device=device.type, enforce_eager=False))
-    assert [record.getMessage() for record in caplog.records] == [
+    *of_passes, of_sampling = [record.getMessage() for record in caplog.records]
+    assert of_passes == [
         f"passes of the {name} model are launched kernel by kernel, which is slower: a graph of them could not be "
         "captured (RuntimeError: operation not permitted when stream is capturing)"
         for name in ("target", "draft")
     ]
-    assert engine.describe().num_graphs == 0
+    assert of_sampling == (
+        "sampling is launched kernel by kernel, which is slower: a graph of it could not be captured (RuntimeError: "
+        "operation not permitted when stream is capturing)"
+    )
+    assert engine.describe().num_graphs == engine.describe().num_sampling_graphs == 0
     ours, theirs = (each.generate(PROMPTS[:1], params_of()[:1]) for each in (engine, eager))
     assert ours[0].choices[0].token_ids == theirs[0].choices[0].token_ids
 
 
 def test_a_cpu_has_no_graphs(config_of):
     engine = Engine(config_of(device="cpu", enforce_eager=False))
-    assert engine.describe().num_graphs == 0
+    assert engine.describe().num_graphs == engine.describe().num_sampling_graphs == 0
     assert engine.runner.forward.__func__ is type(engine.runner).forward
     assert engine.runner._captured is None
 
@@ -204,8 +214,9 @@ def test_what_graphs_will_hold_is_measured_by_a_few(engine):
         max_rows=64,
     )
     (buckets,) = graphs.buckets([model])
-    assert graphs.num_bytes([model], memory, block_size=16) == 10**6 + 1000 * len(buckets)
-    assert memory.num_captured == 3 < len(buckets)
+    num_sampling_graphs = len(KINDS) * len(graphs.sampling_buckets())
+    assert graphs.num_bytes([model], memory, block_size=16) == 10**6 + 1000 * (len(buckets) + num_sampling_graphs)
+    assert memory.num_captured == 3 + 3 < len(buckets)
 
 
 def test_exact_graphs_hold_no_more_partial_results_than_there_is_room_for(engine):

@@ -36,8 +36,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         block_size=st.integers(1, 5),
         budget=st.integers(6, 24),
         caching=st.booleans(),
+        overlaps=st.booleans(),
     )
-    def build(self, block_size, budget, caching):
+    def build(self, block_size, budget, caching, overlaps):
+        self.overlaps = overlaps
+        self.ahead = None
+        """Who runs next with a token each, where that was said."""
         self.block_size = block_size
         self.budget = budget
         self.pool = BlockPool(NUM_BLOCKS, enable_prefix_caching=caching)
@@ -114,7 +118,14 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def run_step(self, draw, draw_token):
         oldest = self.scheduler.running[0] if self.scheduler.running else None
+        expected, self.ahead = self.ahead, None
+        expected = [s for s in expected or () if s.finish_reason is None]
+        tables = [list(s.block_table) for s in expected]
         batch = self.scheduler.schedule()
+        if expected:
+            assert [each.sequence for each in batch.scheduled] == expected
+            assert all(each.num_tokens == 1 and each.reaches_end for each in batch.scheduled)
+            assert all(s.block_table[: len(own)] == own for s, own in zip(expected, tables, strict=True))
         assert bool(batch) == bool(self.alive), "something unfinished can always run"
         if oldest is not None:
             assert self.scheduler.running[0] is oldest, "the oldest is never preempted"
@@ -140,6 +151,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             sources = [Source(PROPOSERS[draw(len(PROPOSERS) - 1)]) for _ in range(num_drafted)]
             proposals.append(Proposal([1] * num_drafted, sources, [None] * num_drafted))
             outcomes.append(Outcome([draw_token() for _ in range(num_accepted + 1)], num_accepted, num_drafted, []))
+        if self.overlaps and not any(each.token_ids for each in proposals):
+            going = [batch.scheduled[place].sequence for place in self.scheduler.reserve_ahead(batch)]
+            assert all(s.num_tokens < len(s.block_table) * self.block_size for s in going), "the token has a slot"
+            self.ahead = going or None
         before = {id(s): s.num_tokens for s in self.alive}
         deltas = self.scheduler.commit(batch, proposals, outcomes)
         for delta in deltas:
@@ -175,7 +190,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.pool.num_in_use == len(set(held))
         assert all(self.pool[block_id].ref_count == held.count(block_id) for block_id in set(held))
         for sequence in self.scheduler.running:
-            assert len(sequence.block_table) == math.ceil(sequence.num_computed_tokens / self.block_size)
+            slots = sequence.num_computed_tokens + (self.ahead is not None)
+            assert len(sequence.block_table) == math.ceil(slots / self.block_size)
             assert sequence.num_draft_computed_tokens <= sequence.num_computed_tokens < sequence.num_tokens
         assert all(not s.block_table for s in self.scheduler.waiting)
 

@@ -12,6 +12,7 @@ from specdec.kernels.dispatch import INTERPRETED
 from specdec.kernels.gumbel import gumbel
 from specdec.kernels.sample import sample
 from specdec.kernels.sample_reference import sample_reference
+from specdec.kernels.token_groups import NOBODY
 from specdec.kernels.token_mask import apply_token_mask_reference
 from specdec.sampler import draw
 
@@ -300,6 +301,25 @@ def test_ids_beyond_the_tokens_are_never_drawn(vocab_size, mode, device):
         tokens = drawn(sample, logits, random_keys(4), [temperature] * 4, device, num_token_ids=vocab_size, **options)
         assert tokens[:3] == [0, 0, vocab_size - 1]
         assert 0 <= tokens[3] < vocab_size
+
+
+@pytest.mark.parametrize("mode", ["plain", "top_p", "all"])
+@pytest.mark.parametrize("vocab_size", [1, 4097])
+def test_a_row_of_nobody_draws_the_first_id_whatever_its_logits_and_leaves_the_others_theirs(vocab_size, mode, device):
+    logits, keys = random_logits(5, vocab_size, seed=4), random_keys(5, seed=4)
+    logits[1], logits[3], logits[4] = math.nan, 1e30, -math.inf
+    words = torch.full((1, vocab_size // 32 + 1), -1, dtype=torch.int32, device=device)
+    is_constrained = torch.tensor([False, True, False, False, True], device=device)
+    mask = {
+        "mask_rows": words,
+        "mask_row_ids": torch.zeros(5, dtype=torch.int64, device=device),
+        "is_constrained": is_constrained,
+    }
+    temperatures = [0.7, NOBODY, 0.0, NOBODY, NOBODY]
+    expected = by_the_engine(logits[[0, 2]], keys[[0, 2]], [0.7, 0.0], **options_of(2, "cpu", **MODES[mode]))
+    for own in ({}, mask):
+        drawn_ids = drawn(sample, logits, keys, temperatures, device, **options_of(5, device, **MODES[mode]), **own)
+        assert drawn_ids == [expected[0], 0, expected[1], 0, 0]
 
 
 def test_rows_may_be_a_view_of_wider_ones(device):

@@ -86,6 +86,9 @@ class DeviceWatch(TorchFunctionMode):
         elif func is Tensor.copy_:
             place = _place(args[0])
         result = func(*args, **kwargs)
+        if func is Tensor.cpu and result is args[0]:
+            # Where there are two devices, what comes of a copy is another tensor.
+            result = result.clone()
         for each in _tensors(result):
             each._place = place
         return result

@@ -1,0 +1,190 @@
+"""An engine that launches passes ahead gives the answers of one that does not, whoever comes, goes, ends or fails."""
+
+import functools
+
+import ahead_requests
+import pytest
+import torch
+from ahead_requests import run
+from kernel_engines import kernel_engine
+
+from specdec import FinishReason, SamplingParams, device_verifier, target_pass
+from specdec.device_sampler import DeviceSampler
+from specdec.sequence import Sequence
+from specdec.tokenizer import Detokenizer
+
+PLACES = [pytest.param("cpu", id="cpu"), pytest.param("cuda", id="gpu", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(scope="module", params=PLACES)
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="module")
+def config_of(tiny_model_folder, device):
+    return functools.partial(ahead_requests.ahead_config, tiny_model_folder, device=device.type)
+
+
+@pytest.fixture(scope="module")
+def make(device, config_of):
+    return lambda **changes: kernel_engine(device, config_of(**changes))
+
+
+@pytest.fixture(scope="module")
+def ahead(make):
+    return make()
+
+
+@pytest.fixture(scope="module")
+def waiting(make):
+    """The engine that waits for each step's tokens before it launches the next pass."""
+    return make(async_scheduling=False)
+
+
+@pytest.fixture(scope="module")
+def expected(waiting):
+    answers = run(waiting)
+    assert waiting.stats().num_passes_ahead == 0
+    return answers
+
+
+def num_used(engine):
+    return engine.stats().num_passes_ahead_used
+
+
+def num_dropped(before, after):
+    """Of two snapshots: passes that came to nothing, without one that was left over before."""
+    left = before.num_passes_ahead - before.num_passes_ahead_used - before.num_passes_ahead_dropped
+    return after.num_passes_ahead_dropped - before.num_passes_ahead_dropped - left
+
+
+def test_answers_are_those_of_an_engine_that_waits(ahead, expected):
+    before = ahead.stats()
+    answers = run(ahead)
+    assert answers == expected
+    reasons = {name: answer.finish_reason for (name, _), answer in answers.items()}
+    assert {name for name, reason in reasons.items() if reason is FinishReason.STOP} >= {"schema", "held", "ended"}
+    assert len({len(answer.token_ids) for answer in answers.values()}) > 6, "they end at different steps"
+    stats = ahead.stats()
+    num_steps = stats.num_steps - before.num_steps
+    assert num_steps - 5 < stats.num_passes_ahead_used - before.num_passes_ahead_used < num_steps
+    assert num_dropped(before, stats) == 0
+    assert stats.num_faults == before.num_faults
+
+
+def test_eager_passes_are_launched_ahead_as_well(make, expected):
+    engine = make(enforce_eager=True)
+    assert run(engine) == expected
+    assert num_used(engine) > 10
+
+
+@pytest.mark.parametrize("name", ["greedy", "schema", "penalised", "ended", "choices"])
+def test_alone_as_among_others(ahead, expected, name):
+    for (request_id, choice), answer in run(ahead, (name,)).items():
+        assert answer == expected[request_id, choice]
+
+
+@pytest.mark.parametrize("num_steps", range(16))
+def test_whoever_comes_at_any_step_changes_nobodys_answer(ahead, expected, num_steps):
+    names = ("sampled", "schema", "ended", "short")
+    before = num_used(ahead)
+    answers = run(ahead, names, arrivals={num_steps: "explained", num_steps + 1: "choices", num_steps + 3: "greedy"})
+    assert len(answers) == 8
+    assert all(answer == expected[key] for key, answer in answers.items())
+    assert num_used(ahead) > before + 5
+
+
+@pytest.mark.parametrize("num_steps", range(14))
+def test_whoever_is_aborted_at_any_step_changes_nobodys_answer(ahead, expected, num_steps):
+    names = ("greedy", "choices", "schema", "sampled")
+    answers = run(ahead, names, aborts={num_steps: "greedy"}, arrivals={num_steps: "penalised"})
+    aborted = answers.pop(("greedy", 0), None)
+    assert all(answer == expected[key] for key, answer in answers.items())
+    assert len(answers) == 5
+    if aborted is not None:
+        whole = expected["greedy", 0].token_ids
+        assert aborted.token_ids == whole[:num_steps] or aborted == expected["greedy", 0]
+
+
+def test_all_may_be_aborted_and_others_come_at_once(ahead, expected):
+    before = ahead.stats()
+    answers = run(ahead, ("greedy",), aborts={4: "greedy"}, arrivals={4: "sampled"})
+    assert answers["sampled", 0] == expected["sampled", 0]
+    assert num_dropped(before, ahead.stats()) == 1, "nobody was left for the one that was under way"
+
+
+def test_preempted_answers_go_on(make, expected):
+    names = ("greedy", "schema", "penalised", "sampled", "ended")
+    engine = make(num_kv_blocks=9)
+    answers = run(engine, names)
+    assert all(answer == expected[key] for key, answer in answers.items())
+    assert engine.stats().num_preemptions > 0
+    assert num_used(engine) > 5
+
+
+def test_what_the_prefix_cache_finds_was_not_overwritten(make, waiting):
+    """Each answer is the next prompt: its blocks were full while passes were under way for what came after it."""
+    engine = make(num_kv_blocks=14)
+    prompts, answers = ([1, 7, 9, 12, 5], [1, 8]), {}
+    for each in (engine, waiting):
+        texts, answers[each] = list(prompts), []
+        params = [SamplingParams(max_tokens=12, seed=i, ignore_eos=True) for i in range(2)]
+        for _ in range(5):
+            outputs = each.generate(texts, params)
+            texts = [[*text, *output.choices[0].token_ids] for text, output in zip(texts, outputs, strict=True)]
+            answers[each].append(texts)
+    assert answers[engine] == answers[waiting]
+    assert engine.stats().prefix_cache_hits >= 8 * 8
+    assert num_used(engine) >= 50
+
+
+class Planted(Exception):
+    """A bug that nobody foresaw."""
+
+
+def plant(monkeypatch, kind, name, is_due):
+    function = getattr(kind, name)
+
+    def faulty(*args, **kwargs):
+        if is_due(*args):
+            raise Planted
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(kind, name, faulty)
+
+
+@pytest.mark.parametrize("stage", ["mask", "sample", "wait", "commit", "hash", "learn"])
+def test_a_fault_of_one_changes_nobody_elses_answer(ahead, expected, monkeypatch, stage):
+    """Also one that comes out once the next pass has overwritten the logits by which it is traced."""
+    before = ahead.stats()
+    bad = "explained" if stage == "wait" else "schema"
+
+    def is_bad(sequence):
+        return sequence.request_id == bad and sequence.num_output_tokens >= 4
+
+    def running():
+        return next((each for each in ahead.scheduler.running if is_bad(each)), None)
+
+    def has_bad(groups):
+        return any(is_bad(group.sequence) for group in groups)
+
+    faults = {
+        "mask": (target_pass, "draft_rows", lambda _: running() is not None),
+        "sample": (DeviceSampler, "draw_parts", lambda _, rows: has_bad(rows.groups)),
+        "wait": (device_verifier, "explain", lambda _, groups, *__: has_bad(groups)),
+        "commit": (Detokenizer, "push", lambda own, _: running() is not None and own is running().detokenizer),
+        "hash": (Sequence, "hashes", lambda own, *_: is_bad(own)),
+        "learn": (ahead.proposer, "_learn", lambda own, *_: is_bad(own)),
+    }
+    plant(monkeypatch, *faults[stage])
+    answers = run(ahead, ("greedy", "sampled", "schema", "explained", "choices"))
+    assert answers.pop((bad, 0)).finish_reason is FinishReason.ERROR
+    assert len(answers) == 5
+    assert all(answer == expected[key] for key, answer in answers.items())
+    stats = ahead.stats()
+    assert sum(stats.num_faults.values()) == sum(before.num_faults.values()) + 1
+    assert stats.num_passes_ahead_used > before.num_passes_ahead_used + 5
+    assert num_dropped(before, stats) == (1 if stage == "wait" else 0)
