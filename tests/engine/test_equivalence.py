@@ -75,6 +75,7 @@ def engine_of(tiny_model_folder, tiny_draft_folder):
                     max_model_len=256,
                     speculative=speculative,
                     check_outputs=True,
+                    num_compile_workers=0,
                     **({"num_kv_blocks": 200} | pool),
                 )
             )

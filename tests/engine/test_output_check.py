@@ -45,7 +45,8 @@ def brief_checks(monkeypatch, patient_checks) -> None:
 @pytest.fixture(scope="module")
 def make_engine(tiny_model_folder) -> Callable[..., Engine]:
     def make(**fields: object) -> Engine:
-        settings = {"max_model_len": 256, "num_kv_blocks": 200, "check_outputs": True, **fields}
+        settings = {"max_model_len": 256, "num_kv_blocks": 200, "check_outputs": True, "num_compile_workers": 0}
+        settings |= fields
         return Engine(EngineConfig(model=str(tiny_model_folder), **settings))
 
     return make

@@ -28,6 +28,7 @@ def engine_of(tiny_model_folder, tiny_draft_folder):
                     num_kv_blocks=60,
                     max_num_seqs=8,
                     check_outputs=True,
+                    num_compile_workers=0,
                     speculative=SpeculativeConfig(**({"model": str(tiny_draft_folder)} | speculative)),
                 )
             )

@@ -16,6 +16,8 @@ from specdec.linear import Linear
 from specdec.sequence import SpeculationCounts
 from specdec.tokenizer import Detokenizer
 
+pytestmark = pytest.mark.usefixtures("compiled_here")
+
 
 def invoke(*arguments):
     """Exit code and the JSON of a command."""

@@ -21,6 +21,7 @@ from specdec.proposers.chain import ChainProposer
 from specdec.request import CompletionOutput, FinishReason, SpeculationStats, TokenLogprob
 from specdec.verifier import Outcome, Verifier
 
+pytestmark = pytest.mark.usefixtures("compiled_here")
 SMALL = EquivalenceGrid(
     dtypes=("float32",),
     temperatures=(0.8,),

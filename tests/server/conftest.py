@@ -37,7 +37,9 @@ def make_engine(tiny_model_folder: Path) -> Callable[..., Engine]:
     from specdec import Engine, EngineConfig
 
     def make(**fields: object) -> Engine:
-        return Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600, check_outputs=True, **fields))
+        """With processes that compile where a test is about them: they would be started with every engine."""
+        sizes = {"num_kv_blocks": 600, "num_compile_workers": 0, **fields}
+        return Engine(EngineConfig(model=str(tiny_model_folder), check_outputs=True, **sizes))
 
     return make
 
@@ -46,7 +48,7 @@ def make_engine(tiny_model_folder: Path) -> Callable[..., Engine]:
 def thread_live(make_engine: Callable[..., Engine]) -> Iterator[LiveServer]:
     from live_server import serving
 
-    with serving(make_engine()) as server:
+    with serving(make_engine(num_compile_workers=2)) as server:
         yield server
 
 

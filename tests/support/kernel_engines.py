@@ -96,6 +96,8 @@ def config_of(target: Path, draft: Path, **changes: object) -> EngineConfig:
             method="draft_model+grammar+ngram", model=str(draft), num_speculative_tokens=3
         ),
         "check_outputs": True,
+        # Processes would be started with every engine, and what they compile is the same.
+        "num_compile_workers": 0,
         # Captures would take minutes there.
         "enforce_eager": INTERPRETED,
     }
