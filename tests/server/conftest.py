@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
+import patient_http  # noqa: F401
 import pytest
 
 if TYPE_CHECKING:
@@ -14,10 +15,6 @@ if TYPE_CHECKING:
     from served_process import Served
 
     from specdec import Engine
-
-# Where a test names no other limit: httpx's own 5 s are few on a machine that does much else.
-for _kind in ("connect", "read", "write", "pool"):
-    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, _kind, 60.0)
 
 OVER_BOTH_TRANSPORTS = {
     "test_chat", "test_completions", "test_openai_client", "test_text_constraints", "test_constraints"
