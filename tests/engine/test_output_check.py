@@ -24,7 +24,7 @@ from specdec import (
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
-BRIEF_S = 4.0
+BRIEF_S = 2.0
 WORD = JsonSchema(schema='{"enum":["yes","no"]}')
 # The compiler takes the one text; Python's re tries 2**40 ways to read it before it matches.
 SLOW = JsonSchema(schema=json.dumps({"const": "a" * 40, "pattern": "^(?:(?:a+)+b|a*)$"}))
