@@ -153,7 +153,7 @@ def plain_answers_of(engine_of):
     return get
 
 
-@pytest.mark.parametrize(("name", "pool", "samplings"), everywhere(SAMPLINGS))
+@pytest.mark.parametrize(("name", "pool", "samplings"), list(everywhere(SAMPLINGS)))
 def test_speculative_output_equals_plain_output(engine_of, plain_answers_of, name, pool, samplings):
     speculative = engine_of(name, **pool)
     preempted_before = speculative.stats().num_preemptions
@@ -166,7 +166,7 @@ def test_speculative_output_equals_plain_output(engine_of, plain_answers_of, nam
         assert speculative.stats().num_preemptions > preempted_before
 
 
-@pytest.mark.parametrize(("name", "pool", "samplings"), everywhere(SCHEMA_SAMPLINGS))
+@pytest.mark.parametrize(("name", "pool", "samplings"), list(everywhere(SCHEMA_SAMPLINGS)))
 def test_speculative_output_equals_plain_output_under_a_schema(engine_of, plain_answers_of, name, pool, samplings):
     speculative = engine_of(name, **pool)
     drafted_before = speculative.stats().speculation.num_draft_tokens
