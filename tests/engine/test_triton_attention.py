@@ -70,7 +70,7 @@ def prompts_and_drafts(block_size, generator):
 
 @pytest.mark.parametrize(
     ("block_size", "heads", "kv_heads", "head_size", "row_invariant"),
-    [(3, 9, 3, 64, False), (16, 4, 4, 16, False), (5, 6, 2, 16, True)],
+    [(3, 9, 3, 64, False), (16, 4, 4, 16, False), (5, 4, 2, 16, True)],
 )
 def test_it_attends_as_the_cpus_backend_does(block_size, heads, kv_heads, head_size, row_invariant):
     steps = prompts_and_drafts(block_size, torch.Generator().manual_seed(1))
@@ -83,7 +83,7 @@ def test_it_attends_as_the_cpus_backend_does(block_size, heads, kv_heads, head_s
 
 @pytest.mark.parametrize("row_invariant", [False, True])
 def test_a_cache_of_fp8_attends_to_rounded_keys_and_values(row_invariant):
-    heads, kv_heads, head_size, block_size = 6, 2, 16, 5
+    heads, kv_heads, head_size, block_size = 4, 2, 16, 5
     steps = prompts_and_drafts(block_size, torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(7)
     cache = arena(KVShape(1, kv_heads, head_size, torch.float8_e4m3fn), block_size)
