@@ -148,7 +148,8 @@ def test_a_model_draft_that_is_not_masked_drafts_what_is_forbidden(tiny_model_fo
 def test_the_target_as_its_own_draft_is_accepted_whole(tiny_model_folder):
     exit_code, shown = acceptance(
         *(tiny_model_folder, 1, "--draft", str(tiny_model_folder), "--spec", "draft_model", "--exact"),
-        *("--num-speculative-tokens", "4"),
+        # There is one task.
+        *("--num-speculative-tokens", "4", "--concurrency", "1"),
     )
     assert exit_code == 0
     for group in shown["groups"]:

@@ -107,7 +107,7 @@ def on_a_small_model(grid):
 
 def test_a_pairwise_selection_passes_on_a_small_model(run):
     grid = on_a_small_model(EquivalenceGrid(temperatures=(0.0, 1.3)))
-    result = run(msgspec.structs.replace(grid, max_tokens=12, num_requests=3))
+    result = run(msgspec.structs.replace(grid, max_tokens=12, num_requests=3, max_prompt_chars=350))
     assert result.failures == ()
     assert result.figures["identical"] is True
     assert result.figures["num_preemptions"] > 0
