@@ -51,7 +51,7 @@ def _on_demand() -> Iterator[None]:
         yield
         return
     ours = ModuleType(_PACKAGE)
-    ours.is_valid_syntax = is_valid_syntax  # type: ignore[attr-defined]
+    vars(ours)["is_valid_syntax"] = is_valid_syntax
     sys.modules[_PACKAGE] = ours
     try:
         yield
