@@ -52,8 +52,8 @@ TIMEOUT_S = 120.0
 
 
 def slow_constraint(salt: int = 0) -> JsonSchema:
-    """What takes the compiler a third of a minute, if it may."""
-    definitions = {f"d{i}": {"type": "array", "items": {"enum": [i, salt]}, "minItems": i} for i in range(60_000)}
+    """What takes the compiler half a minute, if it may."""
+    definitions = {f"d{i}": {"type": "array", "items": {"enum": [i, salt]}, "minItems": i} for i in range(100_000)}
     properties = {name: {"$ref": f"#/$defs/{name}"} for name in definitions}
     return JsonSchema(schema=json.dumps({"properties": properties, "$defs": definitions}))
 
