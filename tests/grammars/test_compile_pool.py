@@ -195,8 +195,8 @@ def test_what_is_wrong_is_said_again_without_compiling(compiler) -> None:
 
 def test_one_compilation_serves_all_that_ask_at_once(patient) -> None:
     before = patient.cache_misses
-    constraint, interests = slow_constraint(1), [Interest() for _ in range(4)]
-    running = [in_background(patient, constraint, interest) for interest in interests]
+    interests = [Interest() for _ in range(4)]
+    running = [in_background(patient, slow_constraint(1), interest) for interest in interests]
     wait_until_busy(patient._pool)
     assert patient.cache_misses == before + 1
     interests[0].leave()
