@@ -91,7 +91,7 @@ def test_a_choice_of_lengths_that_cuts_off_drawn_tokens_fails(monkeypatch):
 @pytest.mark.parametrize(
     "factor",
     [
-        0.35,
+        pytest.param(0.35, marks=pytest.mark.slow),
         pytest.param(0.7, marks=pytest.mark.slow),
         pytest.param(1.5, marks=pytest.mark.slow),
         3.0,
