@@ -93,7 +93,8 @@ endif
 GPU_WORKERS ?= 4
 GPU_SHAPE ?= llama-3-8b
 GPU_DRAFT ?= llama-3-0.5b
-GPU_FILES := tests/kernels $(shell grep -rl 'mark\.gpu' tests/engine tests/evals --include='test_*.py')
+# Files with tests of a GPU: those that say so, and those that ask for the fixture `device`.
+GPU_FILES := tests/kernels $(shell grep -rlE 'mark\.gpu|def .*[( ]device[,)]' tests/engine tests/evals --include='test_*.py')
 # Something of every kernel.
 GPU_SANITIZED := grouping_of_heads or contexts_are_split or scales_are_those or named_stay_untouched or engine_s_own \
 	or walks_as_the_engine or draft_is_accepted or logit_is_the_engine_s or are_the_host_s or output_may_be_the_input \

@@ -19,14 +19,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import jsonschema
 import referencing
-from jsonschema.protocols import Validator
 from referencing.jsonschema import DRAFT3, DRAFT4, DRAFT6, DRAFT7, DRAFT201909, DRAFT202012
 
+from specdec.grammars.iri_syntax import jsonschema
 from specdec.grammars.normalisation import normalised
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
 
 # Schemas and instances are whatever JSON holds.
 Json = Any

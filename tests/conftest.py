@@ -30,13 +30,16 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-_LONG = ("test_interpreter.py", "test_device_path_interpreted.py", "evals/test_equivalence.py")
-"""Files with a test of minutes."""
+_LONG = (
+    ("test_interpreter.py", "test_device_path_interpreted.py", "evals/test_equivalence.py", "test_budget.py"),
+    ("engine/test_equivalence.py", "test_engine_process.py", "tests/test_cli.py", "test_soundness.py"),
+)
+"""Files of minutes, and of a minute."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests first, so that none is left to run alone."""
-    items.sort(key=lambda item: not str(item.path).endswith(_LONG))
+    """Long files first, so that none is left to run alone."""
+    items.sort(key=lambda item: [not str(item.path).endswith(names) for names in _LONG])
 
 
 @pytest.fixture(scope="session")

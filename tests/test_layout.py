@@ -77,6 +77,7 @@ def test_a_bare_folder_name_is_not_importable_from_elsewhere(name, tmp_path):
     assert python(program, cwd=ROOT, PYTHONSAFEPATH="1") == "None"
 
 
+@pytest.mark.slow  # `make check` runs this file whole.
 def test_transformers_imports_with_the_checkout_as_working_directory():
     # transformers probes for a package called `kernels`; from here it finds ours, whose __init__ does nothing.
     assert python("import transformers; print(transformers.PreTrainedModel.__name__)") == "PreTrainedModel"

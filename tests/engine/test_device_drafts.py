@@ -7,24 +7,12 @@ test_device_path_interpreted.py runs this file a second time, with TRITON_INTERP
 import functools
 
 import pytest
-import torch
 from drawn_ahead import drafting_config, drafts_of, one_by_one
 from kernel_engines import kernel_engine
 
 from specdec.kernels.dispatch import INTERPRETED
 from specdec.proposers.stretch_lengths import StretchLengths
 from specdec.speculative import MAX_DRAFT_TOKENS
-
-PLACES = [pytest.param("cpu", id="interpreter" if INTERPRETED else "cpu")]
-if not INTERPRETED:
-    PLACES.append(pytest.param("cuda", id="gpu", marks=pytest.mark.gpu))
-
-
-@pytest.fixture(scope="module", params=PLACES)
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    return torch.device(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -3,34 +3,15 @@
 test_device_path_interpreted.py runs this file a second time, with TRITON_INTERPRET set.
 """
 
-import functools
-
-import kernel_engines
 import pytest
 import torch
 from kernel_engines import CASES, NUM_TOKENS, PROMPTS, SAMPLINGS, SPECULATIONS, answers, kernel_engine, params_of
 
 from specdec import Engine, SpeculativeConfig
 from specdec.backend import CpuBackend, KernelBackend, backend_of
-from specdec.kernels.dispatch import INTERPRETED
 from specdec.triton_attention import TritonAttention
 
 CPU = torch.device("cpu")
-PLACES = [pytest.param("cpu", id="interpreter" if INTERPRETED else "cpu")]
-if not INTERPRETED:
-    PLACES.append(pytest.param("cuda", id="gpu", marks=pytest.mark.gpu))
-
-
-@pytest.fixture(scope="module", params=PLACES)
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    return torch.device(request.param)
-
-
-@pytest.fixture(scope="module")
-def config_of(tiny_model_folder, tiny_draft_folder):
-    return functools.partial(kernel_engines.config_of, tiny_model_folder, tiny_draft_folder)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +111,9 @@ def test_exact_on_a_gpu_holds_with_speculation_whatever_the_batch(config_of, dty
 def test_a_gpus_pool_is_sized_by_its_memory(config_of):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    engine = Engine(config_of(device="auto", num_kv_blocks=None, gpu_memory_utilization=0.5))
+    engine = Engine(
+        config_of(device="auto", num_kv_blocks=None, gpu_memory_utilization=0.5, max_num_batched_tokens=None)
+    )
     description = engine.describe()
     assert description.device.startswith("cuda")
     # All that the sequences could ever fill: the model is tiny.

@@ -31,9 +31,6 @@ from specdec.sampler import Sampler, SamplingRow
 from specdec.speculative import PLAIN, SpeculationPlan, Verification
 from specdec.verifier import Verifier
 
-PLACES = [pytest.param("cpu", id="interpreter" if INTERPRETED else "cpu")]
-if not INTERPRETED:
-    PLACES.append(pytest.param("cuda", id="gpu", marks=pytest.mark.gpu))
 NUM_EXAMPLES = 20 if INTERPRETED else 100
 PLANS = [SpeculationPlan(verification=each) for each in Verification]
 SYNTHETIC = SpeculationPlan(methods=frozenset({"synthetic"}))
@@ -48,13 +45,6 @@ examples = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-
-
-@pytest.fixture(params=PLACES)
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    return torch.device(request.param)
 
 
 @pytest.fixture(params=["together", "few at a time"])

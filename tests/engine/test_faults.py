@@ -53,6 +53,7 @@ def engine(tiny_model_folder, tiny_draft_folder):
             num_kv_blocks=200,
             speculative=SpeculativeConfig(model=str(tiny_draft_folder), num_speculative_tokens=5),
             check_outputs=True,
+            num_compile_workers=0,
         )
     )
 

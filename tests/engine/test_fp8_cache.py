@@ -22,15 +22,7 @@ from specdec.models.loader import SINGLE_FILE
 
 CPU = torch.device("cpu")
 FP8 = torch.float8_e4m3fn
-PLACES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 COUPLED = ["greedy", "sampled", "penalised", "under a schema", "greedy under a schema"]
-
-
-@pytest.fixture(scope="module", params=PLACES)
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    return torch.device(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,8 @@ def test_an_engine_has_what_its_sequences_gather_from_the_start(tiny_model_folde
         reserved.append((buffer, num_bytes))
 
     monkeypatch.setattr(GatherBuffer, "reserve", watched)
-    config = EngineConfig(model=str(tiny_model_folder), max_model_len=256, num_kv_blocks=8192, max_num_seqs=512)
+    sizes = {"max_model_len": 256, "num_kv_blocks": 8192, "max_num_seqs": 512}
+    config = EngineConfig(model=str(tiny_model_folder), num_compile_workers=0, **sizes)
     engine = Engine(config)
     pool = engine.runner.model.kv_shape
     block_bytes = config.block_size * pool.num_kv_heads * pool.head_size * pool.dtype.itemsize

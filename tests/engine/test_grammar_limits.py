@@ -20,7 +20,7 @@ def _add(engine):
 
 
 def test_a_limit_of_the_configuration_binds_and_is_named(tiny_model_folder):
-    options = {"model": str(tiny_model_folder), "max_model_len": 64, "num_kv_blocks": 10}
+    options = {"model": str(tiny_model_folder), "max_model_len": 64, "num_kv_blocks": 10, "num_compile_workers": 0}
     _add(Engine(EngineConfig(**options)))
     with pytest.raises(SchemaError, match="max_depth"):
         _add(Engine(EngineConfig(**options, grammar_limits=Limits(max_depth=2))))

@@ -3,32 +3,13 @@
 test_device_path_interpreted.py runs this file a second time, with TRITON_INTERPRET set.
 """
 
-import functools
-
-import kernel_engines
 import pytest
-import torch
 from kernel_engines import CASES, answers, kernel_engine
 
 from specdec import SamplingParams
 from specdec.kernels.dispatch import INTERPRETED
 
-PLACES = [pytest.param("cpu", id="interpreter" if INTERPRETED else "cpu")]
-if not INTERPRETED:
-    PLACES.append(pytest.param("cuda", id="gpu", marks=pytest.mark.gpu))
 SMALL = {"enforce_eager": False} | ({"max_num_batched_tokens": 8, "max_num_seqs": 4} if INTERPRETED else {})
-
-
-@pytest.fixture(scope="module", params=PLACES)
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    return torch.device(request.param)
-
-
-@pytest.fixture(scope="module")
-def config_of(tiny_model_folder, tiny_draft_folder):
-    return functools.partial(kernel_engines.config_of, tiny_model_folder, tiny_draft_folder)
 
 
 @pytest.fixture(scope="module")

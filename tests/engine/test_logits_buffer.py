@@ -23,7 +23,9 @@ def test_rows_lie_where_they_lay_until_there_are_more_than_ever():
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_logits_are_the_same_in_a_buffer_and_many_at_once(tiny_untied_folder, exact):
-    config = EngineConfig(model=str(tiny_untied_folder), dtype="float32", max_model_len=256, exact=exact)
+    config = EngineConfig(
+        model=str(tiny_untied_folder), dtype="float32", max_model_len=256, exact=exact, num_compile_workers=0
+    )
     runner = Engine(config).runner
     tokens = [7 * i % 400 for i in range(150)]
     plain = runner.forward([Span(tokens, 0, list(range(10)), 150)])
@@ -37,7 +39,9 @@ def test_logits_are_the_same_in_a_buffer_and_many_at_once(tiny_untied_folder, ex
 
 
 def test_an_engines_passes_take_no_new_memory_for_logits(tiny_model_folder, monkeypatch):
-    engine = Engine(EngineConfig(model=str(tiny_model_folder), max_model_len=256, num_kv_blocks=60))
+    engine = Engine(
+        EngineConfig(model=str(tiny_model_folder), max_model_len=256, num_kv_blocks=60, num_compile_workers=0)
+    )
     places = []
     forward = engine.runner.forward
 
@@ -60,7 +64,8 @@ def test_what_is_reserved_is_where_all_rows_lie():
 
 
 def test_an_engine_has_the_logits_of_a_token_and_two_drafts_a_sequence_from_the_start(tiny_model_folder):
-    engine = Engine(EngineConfig(model=str(tiny_model_folder), max_model_len=256, num_kv_blocks=60, max_num_seqs=50))
+    sizes = {"max_model_len": 256, "num_kv_blocks": 60, "max_num_seqs": 50}
+    engine = Engine(EngineConfig(model=str(tiny_model_folder), num_compile_workers=0, **sizes))
     vocab_size = engine.runner.model.config.vocab_size
     place = engine._logits.rows(1, vocab_size).data_ptr()
     assert engine._logits.rows(150, vocab_size).data_ptr() == place

@@ -24,7 +24,7 @@ from specdec import (
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
-BRIEF_S = 4.0
+BRIEF_S = 2.0
 WORD = JsonSchema(schema='{"enum":["yes","no"]}')
 # The compiler takes the one text; Python's re tries 2**40 ways to read it before it matches.
 SLOW = JsonSchema(schema=json.dumps({"const": "a" * 40, "pattern": "^(?:(?:a+)+b|a*)$"}))
@@ -45,7 +45,8 @@ def brief_checks(monkeypatch, patient_checks) -> None:
 @pytest.fixture(scope="module")
 def make_engine(tiny_model_folder) -> Callable[..., Engine]:
     def make(**fields: object) -> Engine:
-        settings = {"max_model_len": 256, "num_kv_blocks": 200, "check_outputs": True, **fields}
+        settings = {"max_model_len": 256, "num_kv_blocks": 200, "check_outputs": True, "num_compile_workers": 0}
+        settings |= fields
         return Engine(EngineConfig(model=str(tiny_model_folder), **settings))
 
     return make

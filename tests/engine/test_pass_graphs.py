@@ -1,6 +1,5 @@
 """PassGraphs and warm-up: what is captured and compiled when an engine is built, in how much memory, and if not."""
 
-import functools
 import logging
 import subprocess
 import sys
@@ -26,18 +25,6 @@ from specdec.triton_attention import TritonAttention
 from specdec.warm_up import warm_up_passes, warm_up_sampling
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", id="gpu", marks=pytest.mark.gpu)])
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    return torch.device(request.param)
-
-
-@pytest.fixture(scope="module")
-def config_of(tiny_model_folder, tiny_draft_folder):
-    return functools.partial(kernel_engines.config_of, tiny_model_folder, tiny_draft_folder)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +227,7 @@ def test_the_memory_of_graphs_is_left_beside_a_gpus_pool(config_of, monkeypatch)
     told = []
     num_bytes = PassGraphs.num_bytes
     monkeypatch.setattr(PassGraphs, "num_bytes", lambda *given: told.append(num_bytes(*given)) or told[-1])
-    config = config_of(device="cuda", num_kv_blocks=None, gpu_memory_utilization=0.5)
+    config = config_of(device="cuda", num_kv_blocks=None, gpu_memory_utilization=0.5, max_num_batched_tokens=None)
     free_before, total = CudaMemory(torch.device("cuda")).free_and_total()
     engine = Engine(config)
     free_after, _ = CudaMemory(torch.device("cuda")).free_and_total()
@@ -265,7 +252,7 @@ def test_no_request_waits_for_a_kernel_of_a_pass_to_be_compiled(config_of, compi
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     # Of sizes that no other test has.
-    changes = {"max_model_len": 1500, "num_kv_blocks": 300, "block_size": 32}
+    changes = {"max_model_len": 1500, "num_kv_blocks": 300, "block_size": 32, "max_num_batched_tokens": None}
     engine = Engine(config_of(device="cuda", dtype="bfloat16", enforce_eager=enforce_eager, **changes))
     assert compiled
     compiled.clear()
@@ -281,7 +268,7 @@ def test_no_request_waits_for_a_kernel_of_a_pass_to_be_compiled(config_of, compi
 def test_no_request_waits_for_a_kernel_of_sampling_to_be_compiled(config_of, compiled):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    engine = Engine(config_of(device="cuda"))
+    engine = Engine(config_of(device="cuda", max_num_batched_tokens=None))
     compiled.clear()
     for sampling, speculation in CASES:
         answers(engine, sampling, speculation)

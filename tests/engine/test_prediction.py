@@ -213,6 +213,7 @@ def test_what_is_counted_of_a_prediction_is_what_prompt_prediction_and_answer_sa
         max_num_seqs=8,
         num_kv_blocks=num_kv_blocks,
         kv_cache_memory=None if num_kv_blocks else 2**22,
+        num_compile_workers=0,
     )
     engine = Engine(config)
     params = SamplingParams(temperature=1.0, seed=7, n=3, max_tokens=60, ignore_eos=True)

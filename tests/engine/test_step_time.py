@@ -67,9 +67,8 @@ def test_scaling_moves_all_sizes_alike():
     ("num_blocks", "block_size", "max_model_len"), [(200, 16, 512), (200, 16, 64), (4, 4, 512), (2, 1, 512), (9, 1, 2)]
 )
 def test_a_model_is_timed_in_a_pool_and_a_context_of_any_size(tiny_model_folder, num_blocks, block_size, max_model_len):
-    config = EngineConfig(
-        model=str(tiny_model_folder), num_kv_blocks=num_blocks, block_size=block_size, max_model_len=max_model_len
-    )
+    sizes = {"num_kv_blocks": num_blocks, "block_size": block_size, "max_model_len": max_model_len}
+    config = EngineConfig(model=str(tiny_model_folder), num_compile_workers=0, **sizes)
     with contextlib.closing(Engine(config)) as engine:
         timed = measure_step_time(
             engine.runner, num_blocks=num_blocks, block_size=block_size, max_model_len=max_model_len

@@ -10,7 +10,8 @@ from specdec import AfterMarker, Choice, EnforcementReport, Engine, EngineConfig
 
 @pytest.fixture(scope="module")
 def engine(tiny_model_folder):
-    return Engine(EngineConfig(model=str(tiny_model_folder), max_model_len=256, num_kv_blocks=30, check_outputs=True))
+    sizes = {"max_model_len": 256, "num_kv_blocks": 30, "num_compile_workers": 0}
+    return Engine(EngineConfig(model=str(tiny_model_folder), check_outputs=True, **sizes))
 
 
 @pytest.mark.parametrize(

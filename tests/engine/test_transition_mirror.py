@@ -123,13 +123,6 @@ def test_a_known_state_has_the_host_s_mask_whatever_the_budget(num_buckets, num_
     assert (compiler.mask_table.num_overwritten > 0) == (max_rows is not None)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    return torch.device(request.param)
-
-
 def transitions_of(grammar, text):
     """(state, token, successor) along a text of single characters."""
     state = grammar.initial_state

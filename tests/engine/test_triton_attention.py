@@ -37,9 +37,9 @@ def spans_of(batch, block_size, generator):
     return spans
 
 
-def outputs(backend, steps, *, heads, kv_heads, head_size, block_size, dtype):
+def outputs(backend, steps, *, heads, kv_heads, head_size, block_size, dtype, num_layers=2):
     """Of several steps one after the other on one arena; what a step adds is the same for every backend."""
-    cache = arena(KVShape(2, kv_heads, head_size, dtype), block_size)
+    cache = arena(KVShape(num_layers, kv_heads, head_size, dtype), block_size)
     generator = torch.Generator().manual_seed(7)
     results = []
     for spans in steps:
@@ -70,11 +70,13 @@ def prompts_and_drafts(block_size, generator):
 
 @pytest.mark.parametrize(
     ("block_size", "heads", "kv_heads", "head_size", "row_invariant"),
-    [(3, 9, 3, 64, False), (16, 4, 4, 16, False), (5, 6, 2, 16, True)],
+    [(3, 9, 3, 64, False), (16, 4, 4, 16, False), (5, 4, 2, 16, True)],
 )
 def test_it_attends_as_the_cpus_backend_does(block_size, heads, kv_heads, head_size, row_invariant):
     steps = prompts_and_drafts(block_size, torch.Generator().manual_seed(1))
     sizes = {"heads": heads, "kv_heads": kv_heads, "head_size": head_size, "block_size": block_size}
+    # One tiling for all takes the interpreter four times as long.
+    sizes["num_layers"] = 1 if row_invariant else 2
     ours = outputs(TritonAttention(CPU, row_invariant=row_invariant), steps, dtype=torch.float32, **sizes)
     theirs = outputs(TorchAttention(), steps, dtype=torch.float32, **sizes)
     for own, other in zip(ours, theirs, strict=True):
@@ -83,7 +85,7 @@ def test_it_attends_as_the_cpus_backend_does(block_size, heads, kv_heads, head_s
 
 @pytest.mark.parametrize("row_invariant", [False, True])
 def test_a_cache_of_fp8_attends_to_rounded_keys_and_values(row_invariant):
-    heads, kv_heads, head_size, block_size = 6, 2, 16, 5
+    heads, kv_heads, head_size, block_size = 2 if row_invariant else 4, 2, 16, 5
     steps = prompts_and_drafts(block_size, torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(7)
     cache = arena(KVShape(1, kv_heads, head_size, torch.float8_e4m3fn), block_size)

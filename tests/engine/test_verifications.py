@@ -28,6 +28,7 @@ def engine_of(tiny_model_folder, tiny_draft_folder):
                     num_kv_blocks=60,
                     max_num_seqs=8,
                     check_outputs=True,
+                    num_compile_workers=0,
                     speculative=SpeculativeConfig(**({"model": str(tiny_draft_folder)} | speculative)),
                 )
             )
@@ -56,11 +57,27 @@ def assert_counts_add_up(stats):
     )
 
 
-@pytest.mark.parametrize("mask_drafts", [True, False])
-@pytest.mark.parametrize("verification", list(Verification))
-def test_every_verification_gives_valid_answers_and_the_same_ones_again(engine_of, verification, mask_drafts):
+SOME = [{}, {"frequency_penalty": 0.5, "logprobs": 2}]
+OTHERS = [{"top_p": 0.8, "top_k": 30}, {"n": 2}]
+
+
+@pytest.mark.parametrize(
+    ("verification", "mask_drafts", "samplings"),
+    [
+        # Any verification and any sampling meet, and either with masked drafts and with others.
+        (Verification.COUPLED, True, SOME),
+        (Verification.COUPLED, False, OTHERS),
+        (Verification.REJECTION, True, OTHERS),
+        (Verification.REJECTION, False, SOME),
+        (Verification.BLOCK, True, SOME),
+        (Verification.BLOCK, False, OTHERS),
+    ],
+)
+def test_every_verification_gives_valid_answers_and_the_same_ones_again(
+    engine_of, verification, mask_drafts, samplings
+):
     engine = engine_of(num_speculative_tokens=4, verification=verification, mask_drafts=mask_drafts)
-    for sampling in ({}, {"top_p": 0.8, "top_k": 30}, {"frequency_penalty": 0.5, "logprobs": 2}, {"n": 2}):
+    for sampling in samplings:
         first = engine.generate(PROMPTS, params_of(**sampling), output_type=SCHEMA)
         # In another batch, one by one.
         again = [

@@ -104,7 +104,7 @@ def draw_proposal(data, sequence, num_drafts, generator, masks):
     return Proposal(token_ids, (), distributions if any(each is not None for each in distributions) else ())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(data=st.data())
 def test_every_sequence_gets_what_verification_written_out_gives(data):
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))

@@ -16,6 +16,8 @@ from specdec.linear import Linear
 from specdec.sequence import SpeculationCounts
 from specdec.tokenizer import Detokenizer
 
+pytestmark = pytest.mark.usefixtures("compiled_here")
+
 
 def invoke(*arguments):
     """Exit code and the JSON of a command."""
@@ -146,7 +148,8 @@ def test_a_model_draft_that_is_not_masked_drafts_what_is_forbidden(tiny_model_fo
 def test_the_target_as_its_own_draft_is_accepted_whole(tiny_model_folder):
     exit_code, shown = acceptance(
         *(tiny_model_folder, 1, "--draft", str(tiny_model_folder), "--spec", "draft_model", "--exact"),
-        *("--num-speculative-tokens", "4"),
+        # There is one task.
+        *("--num-speculative-tokens", "4", "--concurrency", "1"),
     )
     assert exit_code == 0
     for group in shown["groups"]:
@@ -262,7 +265,17 @@ def test_stress_reports_answers_that_do_not_validate(tiny_model_folder):
 
 
 def constrained(*more):
-    return invoke("constrained", "--num-requests", "20", "--max-tokens", "120", "--temperature", "1.2", *more)
+    return invoke("constrained", "--num-requests", "12", "--max-tokens", "100", "--temperature", "1.2", *more)
+
+
+@pytest.fixture(scope="module")
+def live(tiny_model_folder, compiled_here):
+    from live_server import serving
+
+    from specdec import EngineConfig
+
+    with serving(Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600, check_outputs=True))) as server:
+        yield server
 
 
 def test_every_finished_answer_validates(tiny_model_folder):
@@ -270,7 +283,7 @@ def test_every_finished_answer_validates(tiny_model_folder):
     assert exit_code == 0
     assert shown["num_violations"] == 0
     assert shown["num_valid"] > 0
-    assert shown["num_valid"] + shown["num_cut_by_length"] == shown["num_answers"] == 20
+    assert shown["num_valid"] + shown["num_cut_by_length"] == shown["num_answers"] == 12
     assert set(shown["finish_reasons"]) <= {"stop", "length"}
 
 
@@ -282,27 +295,17 @@ def test_answers_that_do_not_validate_fail_it(tiny_model_folder):
     assert shown["violations"][0]["why"]
 
 
-def test_a_server_is_asked_over_the_openai_api(tiny_model_folder):
-    from live_server import serving
-
-    from specdec import EngineConfig
-
-    with serving(Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600, check_outputs=True))) as server:
-        exit_code, shown = constrained("--url", server.url)
+def test_a_server_is_asked_over_the_openai_api(live):
+    exit_code, shown = constrained("--url", live.url)
     assert exit_code == 0, shown["failures"]
-    assert shown["num_valid"] + shown["num_cut_by_length"] == 20
+    assert shown["num_valid"] + shown["num_cut_by_length"] == 12
     assert shown["num_generated_tokens"] > 0
 
 
-def test_a_server_keeps_tight_budgets(tiny_model_folder):
-    from live_server import serving
-
-    from specdec import EngineConfig
-
-    with serving(Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600, check_outputs=True))) as server:
-        exit_code, shown = constrained("--url", server.url, "--tight-budgets")
+def test_a_server_keeps_tight_budgets(live):
+    exit_code, shown = constrained("--url", live.url, "--tight-budgets")
     assert exit_code == 0, shown["failures"]
-    assert (shown["num_valid"], shown["num_cut_by_length"], shown["num_unanswered"]) == (20, 0, 0)
+    assert (shown["num_valid"], shown["num_cut_by_length"], shown["num_unanswered"]) == (12, 0, 0)
     assert shown["mean_max_tokens"] > 1
 
 
@@ -312,15 +315,10 @@ def test_tight_budgets_are_asked_of_servers_alone():
     assert "--url" in finished.output
 
 
-def test_a_refusal_of_the_server_is_a_failure(tiny_model_folder):
-    from live_server import serving
-
-    from specdec import EngineConfig
-
-    with serving(Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600, check_outputs=True))) as server:
-        exit_code, shown = constrained("--url", server.url, "--model", "another")
+def test_a_refusal_of_the_server_is_a_failure(live):
+    exit_code, shown = constrained("--url", live.url, "--model", "another")
     assert exit_code == 1
-    assert shown["num_unanswered"] == 20
+    assert shown["num_unanswered"] == 12
 
 
 # Throughput

@@ -21,6 +21,7 @@ from specdec.proposers.chain import ChainProposer
 from specdec.request import CompletionOutput, FinishReason, SpeculationStats, TokenLogprob
 from specdec.verifier import Outcome, Verifier
 
+pytestmark = pytest.mark.usefixtures("compiled_here")
 SMALL = EquivalenceGrid(
     dtypes=("float32",),
     temperatures=(0.8,),
@@ -105,8 +106,8 @@ def on_a_small_model(grid):
 
 
 def test_a_pairwise_selection_passes_on_a_small_model(run):
-    grid = msgspec.structs.replace(on_a_small_model(EquivalenceGrid()), max_tokens=12, num_requests=3)
-    result = run(grid)
+    grid = on_a_small_model(EquivalenceGrid(temperatures=(0.0, 1.3)))
+    result = run(msgspec.structs.replace(grid, max_tokens=12, num_requests=3, max_prompt_chars=350))
     assert result.failures == ()
     assert result.figures["identical"] is True
     assert result.figures["num_preemptions"] > 0

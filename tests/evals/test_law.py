@@ -43,7 +43,7 @@ def test_the_cells_cross_every_verification_with_and_without_a_grammar_and_plant
 
 
 def test_sound_verification_is_within_the_noise():
-    result = run(SOUND, 2000)
+    result = run(SOUND, 1200)
     assert result.failures == ()
     assert result.figures["largest_ratio"] < MAX_RATIO
     assert [each.cell for each in result.figures["cells"]] == SOUND
@@ -91,7 +91,7 @@ def test_a_choice_of_lengths_that_cuts_off_drawn_tokens_fails(monkeypatch):
 @pytest.mark.parametrize(
     "factor",
     [
-        0.35,
+        pytest.param(0.35, marks=pytest.mark.slow),
         pytest.param(0.7, marks=pytest.mark.slow),
         pytest.param(1.5, marks=pytest.mark.slow),
         3.0,

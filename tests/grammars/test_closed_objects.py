@@ -33,7 +33,7 @@ def _compile(schema: Any, options: SchemaOptions = CLOSED) -> Grammar:
     return GrammarCompiler(small_vocabulary()).compile_json_schema(schema, options)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), order=st.sampled_from(["schema", "any"]))
 def test_closed_walks_validate_and_are_texts_of_the_open_schema(seed: int, order: Any) -> None:
     rng = random.Random(seed)

@@ -98,14 +98,12 @@ def test_a_keyword_that_is_ignored_is_caught(keyword: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("keyword", [*(keywords.LOWERINGS.keys() - {"uniqueItems"})])
-@pytest.mark.parametrize("negation", [ALL_VALUES, NO_VALUES], ids=["everything", "nothing"])
-def test_a_keyword_that_is_negated_wrongly_is_caught(
-    keyword: str, negation: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_keyword_that_is_negated_wrongly_is_caught(keyword: str, monkeypatch: pytest.MonkeyPatch) -> None:
     schema = {"not": {keyword: _TYPED[keyword][keyword]}, **({} if keyword != "const" else {"type": "object"})}
     assert not _is_caught(schema)
-    monkeypatch.setitem(keywords.LOWERINGS, keyword, lambda *_: negation)
-    assert _is_caught(schema)
+    for negation in (ALL_VALUES, NO_VALUES):
+        monkeypatch.setitem(keywords.LOWERINGS, keyword, lambda *_, negation=negation: negation)
+        assert _is_caught(schema), negation
 
 
 @pytest.mark.parametrize("keyword", [*applicators.APPLICATORS])

@@ -52,16 +52,23 @@ def _check_walks(seed: int, schema: Any) -> None:
         return
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_walks_validate_and_instances_are_accepted(seed: int) -> None:
     _check_walks(seed, schemas.random_schema(random.Random(seed)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_walks_validate_and_instances_are_accepted_with_every_keyword(seed: int) -> None:
     _check_walks(seed, all_keywords.random_schema(random.Random(seed)))
+
+
+@pytest.mark.slow
+def test_walks_validate_and_instances_are_accepted_over_many_schemas() -> None:
+    for seed in range(100):
+        _check_walks(seed, schemas.random_schema(random.Random(seed)))
+        _check_walks(seed, all_keywords.random_schema(random.Random(seed)))
 
 
 def test_a_declared_key_that_has_occurred_is_no_fresh_key_of_a_class() -> None:
@@ -78,7 +85,7 @@ def _has_unique_items(schema: Any) -> bool:
     return '"uniqueItems": true' in json.dumps(schema)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_an_order_is_accepted_exactly_where_some_order_is_in_schema_order(seed: int) -> None:
     rng = random.Random(seed)

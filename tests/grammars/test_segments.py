@@ -170,7 +170,7 @@ def test_walks_satisfy_the_constraint_and_masks_are_exact(constraint: Constraint
     def check(state: BudgetedState) -> None:
         check_state(compiler.vocabulary, compiler, grammar, state.state)
 
-    for _ in range(12):
+    for _ in range(8):
         budgeted = with_spare_tokens(grammar, rng.randint(0, 25))
         text = walk(compiler, budgeted, rng, check=check, num_checked=6).decode()
         assert final_check.violation(text) is None, text

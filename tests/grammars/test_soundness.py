@@ -62,12 +62,12 @@ def test_walks_validate_and_instances_are_accepted() -> None:
 
 
 def test_walks_validate_and_instances_are_accepted_with_every_keyword() -> None:
-    _check(range(60), all_keywords.random_schema, num_checked=3)
+    _check(range(40), all_keywords.random_schema, num_checked=3)
 
 
 @pytest.mark.parametrize("dialect", dialect_schemas.DIALECTS)
 def test_walks_validate_and_instances_are_accepted_in_every_dialect(dialect: str | None) -> None:
-    _check(range(40_000, 40_020), functools.partial(dialect_schemas.random_schema, dialect=dialect), num_checked=2)
+    _check(range(40_000, 40_014), functools.partial(dialect_schemas.random_schema, dialect=dialect), num_checked=2)
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_tokens_over_many_symbols_change_nothing() -> None:
 
 
 def test_every_value_is_an_instance_of_a_schema_or_of_its_negation_and_never_of_both() -> None:
-    _check_negations(range(2000, 2040))
+    _check_negations(range(2000, 2025))
 
 
 @pytest.mark.slow

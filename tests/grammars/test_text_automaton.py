@@ -79,7 +79,7 @@ def can_end(term: StringTerm, text: str) -> bool:
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_body_is_live_while_some_term_can_end_it_and_accepted_by_the_terms_that_hold_it(seed: int) -> None:
     rng = random.Random(seed)
     terms = tuple(term for term in (random_term(rng) for _ in range(rng.randint(1, 3))) if term is not None)

@@ -234,7 +234,9 @@ def test_long_contexts_are_split(dtype, device):
 @pytest.mark.parametrize("window", [None, 30])
 def test_a_context_is_cut_into_so_many_splits_at_most(max_splits, window, device):
     tiling = AttentionTiling(16, 16, 16, max_splits)
-    step = Step([(1, 97), (5, 40), (20, 33), (0, 0), (1, 3)], head_size=16, device=device)
+    sequences = [(1, 97), (5, 40), (20, 33), (0, 0), (1, 3)]
+    num_kv_heads = 2 if max_splits == 2 else 1
+    step = Step(sequences, num_heads=2 * num_kv_heads, num_kv_heads=num_kv_heads, head_size=16, device=device)
     step.check(tiling, window=window)
     # Of a graph that was captured for longer contexts.
     step.max_context_len, step.max_num_queries = 10_000, 1

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
+import patient_http  # noqa: F401
 import pytest
 
 if TYPE_CHECKING:
@@ -14,10 +15,6 @@ if TYPE_CHECKING:
     from served_process import Served
 
     from specdec import Engine
-
-# Where a test names no other limit: httpx's own 5 s are few on a machine that does much else.
-for _kind in ("connect", "read", "write", "pool"):
-    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, _kind, 60.0)
 
 OVER_BOTH_TRANSPORTS = {
     "test_chat", "test_completions", "test_openai_client", "test_text_constraints", "test_constraints"
@@ -37,7 +34,9 @@ def make_engine(tiny_model_folder: Path) -> Callable[..., Engine]:
     from specdec import Engine, EngineConfig
 
     def make(**fields: object) -> Engine:
-        return Engine(EngineConfig(model=str(tiny_model_folder), num_kv_blocks=600, check_outputs=True, **fields))
+        """With processes that compile where a test is about them: they would be started with every engine."""
+        sizes = {"num_kv_blocks": 600, "num_compile_workers": 0, **fields}
+        return Engine(EngineConfig(model=str(tiny_model_folder), check_outputs=True, **sizes))
 
     return make
 
@@ -46,7 +45,7 @@ def make_engine(tiny_model_folder: Path) -> Callable[..., Engine]:
 def thread_live(make_engine: Callable[..., Engine]) -> Iterator[LiveServer]:
     from live_server import serving
 
-    with serving(make_engine()) as server:
+    with serving(make_engine(num_compile_workers=2)) as server:
         yield server
 
 

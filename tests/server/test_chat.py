@@ -121,7 +121,7 @@ def test_the_first_token_arrives_before_the_last_is_made(live: LiveServer, clien
 
 def test_no_chunk_splits_a_code_point(live: LiveServer, client: httpx.Client) -> None:
     no_special_tokens = dict.fromkeys(live.engine.tokenizer.special_token_ids, -100)
-    for seed in range(5):
+    for seed in range(3):
         fields = {"max_tokens": 200, "temperature": 2, "seed": seed, "ignore_eos": True, "logprobs": True}
         fields["logit_bias"] = no_special_tokens
         chunks = streamed(client, **fields)

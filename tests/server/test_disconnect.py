@@ -85,7 +85,7 @@ def assert_all_freed(server: LiveServer) -> None:
 def test_a_client_that_leaves_mid_stream_frees_its_blocks(
     slow_live: LiveServer, num_finished: Callable[[], int], leave: Callable[[socket.socket], None], n: int
 ) -> None:
-    for _ in range(25):
+    for _ in range(12):
         connection = raw_request(slow_live.port, chat_body(stream=True, ignore_eos=True, n=n))
         read_past(connection, b"data: ")
         leave(connection)

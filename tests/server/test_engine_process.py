@@ -82,7 +82,7 @@ def test_killing_the_engine_ends_the_server_with_1(served: Callable[..., Served]
 
 
 def test_killing_the_server_leaves_no_process_behind(served: Callable[..., Served]) -> None:
-    server = served()
+    server = served(num_compile_workers=2)
     # With a schema, so that there are workers that compile.
     schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer"}}}
     httpx.post(server.url + CHAT, json=chat_body(response_format=schema, max_tokens=50), timeout=30)

@@ -116,13 +116,33 @@ def test_every_request_has_one_line_without_prompts_and_keys(post: Callable[...,
     assert all(line["duration_ms"] > 0 for line in found)
 
 
-def test_prompts_are_logged_on_request_alone(served: Callable[..., Served]) -> None:
-    server = served(log_format="json", log_requests=True)
-    httpx.post(server.url + CHAT, json=chat_body(max_tokens=1), headers={"x-request-id": "mine"}, timeout=30)
-    _, log, _ = server.stop()
-    [line] = [line for line in lines(log) if line["logger"] == "specdec.requests"]
-    assert "Hello" in line["prompt"]
-    assert line["request_id"] == "mine"
+@pytest.fixture(scope="module")
+def full_log(tiny_model_folder: Path) -> list[dict[str, object]]:
+    """All that a server says, prompts included, of a probe, of an answer, and of one whose client left."""
+    server = Served(tiny_model_folder, log_format="json", log_requests=True, log_level="debug")
+    try:
+        httpx.get(server.url + "/health", headers={"x-request-id": "probe"})
+        httpx.post(server.url + CHAT, json=chat_body(max_tokens=1), headers={"x-request-id": "mine"}, timeout=30)
+        body = chat_body(stream=True, ignore_eos=True)
+        headers = {"x-request-id": "left"}
+        with httpx.stream("POST", server.url + CHAT, json=body, headers=headers, timeout=30) as response:
+            next(response.iter_lines())
+        wait_for_running(server.url, 0)
+        _, log, _ = server.stop()
+        return lines(log)
+    finally:
+        server.process.kill()
+        server.process.communicate(timeout=60)
+
+
+def of_logger(log: list[dict[str, object]], logger: str, request_id: str) -> dict[str, object]:
+    """The one line that a logger has of a request."""
+    [line] = [line for line in log if (line["logger"], line.get("request_id")) == (logger, request_id)]
+    return line
+
+
+def test_prompts_are_logged_on_request_alone(full_log: list[dict[str, object]]) -> None:
+    assert "Hello" in of_logger(full_log, "specdec.requests", "mine")["prompt"]
 
 
 def test_the_engine_process_logs_in_the_same_format(served: Callable[..., Served]) -> None:
@@ -141,21 +161,12 @@ def test_the_log_of_people_has_a_line_for_every_request(served: Callable[..., Se
     assert "Hello" not in log
 
 
-def test_probes_are_logged_for_those_who_debug(served: Callable[..., Served]) -> None:
-    server = served(log_format="json", log_level="debug")
-    httpx.get(server.url + "/health")
-    _, log, _ = server.stop()
-    assert [line["path"] for line in access(log)] == ["/health"]
+def test_probes_are_logged_for_those_who_debug(full_log: list[dict[str, object]]) -> None:
+    assert of_logger(full_log, "specdec.access", "probe")["path"] == "/health"
 
 
-def test_a_client_that_leaves_is_logged_with_an_answer_that_did_not_finish(served: Callable[..., Served]) -> None:
-    server = served(log_format="json")
-    body = chat_body(stream=True, ignore_eos=True)
-    with httpx.stream("POST", server.url + CHAT, json=body, timeout=30) as response:
-        next(response.iter_lines())
-    wait_for_running(server.url, 0)
-    _, log, _ = server.stop()
-    [line] = access(log)
+def test_a_client_that_leaves_is_logged_with_an_answer_that_did_not_finish(full_log: list[dict[str, object]]) -> None:
+    line = of_logger(full_log, "specdec.access", "left")
     assert line["finish_reasons"] == [None]
     assert 0 < line["completion_tokens"] < 1000
 

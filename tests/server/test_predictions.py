@@ -104,7 +104,7 @@ def test_a_prediction_counts_where_the_answer_follows_it_whoever_drafts(
     text = "north one two three one two three four "
     fields = {
         "messages": [{"role": "user", "content": text * 3}],
-        "max_tokens": 120,
+        "max_tokens": 70,
         "temperature": 1.2,
         "n": 2,
         "ignore_eos": True,

@@ -110,7 +110,8 @@ def test_a_client_that_never_reads_does_not_hold_the_end_up_for_ever(served: Cal
     assert code == 0, log
 
 
-@pytest.mark.parametrize("in_process", [False, True])
+# With a process of its own, test_engine_process.py kills it, and test_logs.py reads why it died.
+@pytest.mark.parametrize("in_process", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_when_the_engine_dies_the_process_soon_ends_with_1(served: Callable[..., Served], in_process: bool) -> None:
     server = served(in_process=in_process, die_at=50)
     assert last_event(server.url, ignore_eos=True)["error"]["code"] == "engine_dead"

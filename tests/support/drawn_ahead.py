@@ -39,7 +39,9 @@ def drafting_config(
     target: Path, draft: Path, method: str = "draft_model", num_tokens: int = 4, **changes: object
 ) -> EngineConfig:
     speculative = SpeculativeConfig(method=method, model=str(draft), num_speculative_tokens=num_tokens)
-    return kernel_engines.config_of(target, draft, **({"speculative": speculative, "max_model_len": 100} | changes))
+    # Room for all prompts and drafts in one step: who gets the last of it is another's draft when they are drawn ahead.
+    sizes = {"max_model_len": 100, "max_num_batched_tokens": 128}
+    return kernel_engines.config_of(target, draft, **({"speculative": speculative} | sizes | changes))
 
 
 def one_by_one(engine: Engine) -> Engine:

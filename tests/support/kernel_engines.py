@@ -90,11 +90,15 @@ def config_of(target: Path, draft: Path, **changes: object) -> EngineConfig:
         "max_model_len": 80,
         "num_kv_blocks": 60,
         "max_num_seqs": 8,
+        # Passes of up to so many tokens are captured with every engine; test_pass_graphs.py has larger ones.
+        "max_num_batched_tokens": 64,
         "speculative": SpeculativeConfig(
             method="draft_model+grammar+ngram", model=str(draft), num_speculative_tokens=3
         ),
         "check_outputs": True,
-        # Passes of up to 512 tokens would take minutes there.
+        # Processes would be started with every engine, and what they compile is the same.
+        "num_compile_workers": 0,
+        # Captures would take minutes there.
         "enforce_eager": INTERPRETED,
     }
     return EngineConfig(**(config | changes))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import httpx
+import patient_http  # noqa: F401
 import uvicorn
 
 from specdec import AsyncEngine, Engine, EngineHandle

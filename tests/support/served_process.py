@@ -22,7 +22,7 @@ import specdec.server.run
 from specdec import EngineConfig
 from specdec.server import ServerConfig, serve
 
-folder, die_at, step_seconds, child, death_notice_s, config = sys.argv[1:]
+folder, die_at, step_seconds, child, death_notice_s, num_compile_workers, config = sys.argv[1:]
 if death_notice_s:
     specdec.server.run.DEATH_NOTICE_S = float(death_notice_s)
 in_process = child == ""
@@ -39,7 +39,7 @@ if in_process:
     specdec.engine.Engine.step = faulty_step
 else:
     specdec.engine_process.PROGRAM = (child, step_seconds, die_at)
-engine_config = EngineConfig(model=folder, num_kv_blocks=600)
+engine_config = EngineConfig(model=folder, num_kv_blocks=600, num_compile_workers=int(num_compile_workers))
 print_info = lambda info: print(msgspec.json.encode(info).decode(), flush=True)
 config = msgspec.json.decode(config, type=ServerConfig)
 sys.exit(serve(engine_config, config, on_ready=print_info, in_process=in_process))
@@ -51,7 +51,7 @@ class Served:
 
     def __init__(
         self, folder: Path, *, in_process: bool = False, die_at: int = -1, death_notice_s: float | None = None,
-        **config: object,
+        num_compile_workers: int = 0, **config: object,
     ) -> None:  # fmt: skip
         """With `death_notice_s` it stays up for that long once its engine has died."""
         fields = {"port": 0, "served_model_names": ["tiny"], **config}
@@ -59,7 +59,7 @@ class Served:
         self.process = subprocess.Popen(
             [
                 sys.executable, "-c", PROGRAM, str(folder), str(die_at), str(STEP_SECONDS), child,
-                "" if death_notice_s is None else str(death_notice_s), json.dumps(fields),
+                "" if death_notice_s is None else str(death_notice_s), str(num_compile_workers), json.dumps(fields),
             ],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
