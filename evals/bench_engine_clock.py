@@ -7,12 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from specdec.engine import Engine
 from specdec.model_runner import ModelRunner
+
+_PASSES: Final = ("forward", "forward_drawn")
+"""The runner's methods that are a pass each; neither calls the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +49,14 @@ class PassClock:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Wrap the passes of all engines of the process; nothing else may step meanwhile."""
-        original = ModelRunner.__dict__["forward"]
+        originals = {name: ModelRunner.__dict__[name] for name in _PASSES}
         try:
-            # Not a plain assignment, which would be one to a method.
-            setattr(ModelRunner, "forward", self._timed(original))  # noqa: B010
+            for name, original in originals.items():
+                setattr(ModelRunner, name, self._timed(original))
             yield
         finally:
-            setattr(ModelRunner, "forward", original)  # noqa: B010
+            for name, original in originals.items():
+                setattr(ModelRunner, name, original)
 
     def begin_step(self) -> None:
         """Passes from now on are those of another step."""
