@@ -75,6 +75,7 @@ class DevicePasses:
         self._num_token_ids = num_token_ids
         self._followed: WeakKeyDictionary[Sequence, tuple[int, GrammarState]] = WeakKeyDictionary()
         """How many of each one's tokens have been followed, and the state after them."""
+        self._compile()
 
     def max_tokens(self, sequence: Sequence) -> int:
         return MAX_DRAFT_TOKENS if _draws_ahead(sequence) else 1
@@ -162,6 +163,14 @@ class DevicePasses:
                 **mask,
             )
         return drawn
+
+    def _compile(self) -> None:
+        """Follow nobody, so that no answer waits for the kernel."""
+        device = self._runner.device
+        numbers, token_ids = (torch.zeros(1, dtype=dtype, device=device) for dtype in (torch.int32, torch.int64))
+        is_known = torch.zeros(1, dtype=torch.bool, device=device)
+        table = self.transitions.on_device(()).table
+        grammar_advance(numbers, token_ids, numbers, is_known, token_ids, table)
 
     def _loop(self, stretches: AbstractSequence[Stretch]) -> _Loop:
         """What the host knows beforehand, on the device, in a few copies."""
