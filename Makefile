@@ -99,9 +99,9 @@ GPU_SANITIZED := grouping_of_heads or contexts_are_split or scales_are_those or 
 	or walks_as_the_engine or draft_is_accepted or logit_is_the_engine_s or are_the_host_s or output_may_be_the_input \
 	or position_0_rotates or gates_of_any_size
 
-# $(call ON_GPU,SECONDS) ARGUMENTS: the python, for no longer than that. A bench that is told to end keeps what it has; a
-# kernel that hangs does not hear of it.
-ON_GPU = $(SAFE) $(GPU_PATH) HF_HUB_OFFLINE=1 timeout --kill-after=20 $(1) $(GPU_PYTHON)
+# $(call ON_GPU,SECONDS[,SIGNAL]) ARGUMENTS: the python, for no longer than that. A bench that is told to end keeps what it
+# has, and pytest says what failed if it is told by Ctrl-C's signal; a kernel that hangs does not hear of either.
+ON_GPU = $(SAFE) $(GPU_PATH) HF_HUB_OFFLINE=1 timeout --kill-after=20 $(if $(2),--signal=$(2)) $(1) $(GPU_PYTHON)
 ON_GPU_BENCH = @echo '== $@' && $(call ON_GPU,$(1)) -m specdec.cli bench
 SANITIZER = $(or $(shell command -v compute-sanitizer),$(wildcard /usr/local/cuda/bin/compute-sanitizer))
 # A wrong address within memory that torch keeps for later would be nobody's fault. What the driver is asked for and
@@ -124,7 +124,7 @@ gpu-smoke: $(GPU_NEEDS)
 
 # A file's tests share engines, and its kernels are compiled once.
 gpu-tests: $(GPU_NEEDS)
-	@echo '== $@' && $(call ON_GPU,300) -m pytest -q $(GPU_PYTEST) -m gpu \
+	@echo '== $@' && $(call ON_GPU,300,INT) -m pytest -q $(GPU_PYTEST) -m gpu --durations=10 \
 		$(if $(filter-out 0,$(GPU_WORKERS)),-n $(GPU_WORKERS) --dist loadfile) $(GPU_FILES) $(ARGS)
 
 gpu-kernels: $(GPU_NEEDS)
