@@ -21,6 +21,7 @@ import torch
 from specdec.config import EngineConfig
 from specdec.description import EngineDescription
 from specdec.engine import Engine
+from specdec.evals.bench_attempt import attempted, until_stopped
 from specdec.evals.bench_beside_check import difference_of_logits, fault_of_answers
 from specdec.evals.bench_beside_points import BesidePoint, SidePoint, SideTimes, WayPoint, show
 from specdec.evals.bench_beside_sides import WAYS, Answers, EngineSide, Side
@@ -81,7 +82,10 @@ def run_beside(run: BesideRun, terminal: Terminal) -> EvalResult:
     measured = _Measured()
     sizes = [size for size in _sizes(run) if _has_room(run, *size, measured.left_out)]
     if sizes:
-        with terminal.progress("beside", 1 + len(sizes) * (1 + run.repeats)) as steps:
+        with (
+            until_stopped(measured.failures),
+            terminal.progress("beside", 1 + len(sizes) * (1 + run.repeats)) as steps,
+        ):
             _measure(run, sizes, measured, steps)
     else:
         measured.failures.append("nothing is timed: there is room for no point")
@@ -150,7 +154,8 @@ def _measure(run: BesideRun, sizes: Sequence[tuple[int, int]], measured: _Measur
                 return
             steps.advance()
             for batch, context in sizes:
-                _measure_point(run, engine, model, batch, context, measured, steps)
+                with attempted(_label(batch, context), measured.failures):
+                    _measure_point(run, engine, model, batch, context, measured, steps)
 
 
 def _config(run: BesideRun, folder: Path, sizes: Sequence[tuple[int, int]]) -> EngineConfig:

@@ -18,6 +18,7 @@ import torch
 from specdec.config import EngineConfig
 from specdec.description import EngineDescription
 from specdec.engine import Engine
+from specdec.evals.bench_attempt import attempted, until_stopped
 from specdec.evals.bench_device import BenchDevice, refuse_interpreter
 from specdec.evals.bench_engine_check import NUM_SEQUENCES, NUM_TOKENS, fault_of_passes
 from specdec.evals.bench_engine_load import EngineLoad
@@ -63,7 +64,7 @@ def run_engine(run: EngineRun, terminal: Terminal) -> EvalResult:
     loads = list(sweep(run, left_out))
     measured = _Measured()
     if loads:
-        with terminal.progress("engine", 2 + len(loads)) as steps:
+        with until_stopped(measured.failures), terminal.progress("engine", 2 + len(loads)) as steps:
             _measure(run, loads, measured, steps)
     else:
         measured.failures.append("nothing is timed: there is room for no point")
@@ -112,17 +113,18 @@ def _measure(run: EngineRun, loads: Sequence[LoadShape], measured: _Measured, st
         steps.note("what the device does at best")
         measured.limits = limits = measure_limits(BenchDevice(torch.device(description.device)), dtype)
         steps.advance()
-        own = EngineLoad(engine, seed=run.seed, temperature=run.temperature)
+        own = EngineLoad(engine, seed=run.seed, temperature=run.temperature, faults=measured.failures)
         for load in loads:
             note = _noting(steps, load.label)
-            if load.phase == "decode":
-                measured.decode.append(_decode(own, load, run, models, limits, note))
-            else:
-                note("warm-up")
-                own.prefill(load.context)
-                note(f"{run.repeats} times")
-                runs = [own.prefill(load.context) for _ in range(run.repeats)]
-                measured.prefill.append(prefill_point(runs, models, limits, load.context))
+            with attempted(load.label, measured.failures):
+                if load.phase == "decode":
+                    measured.decode.append(_decode(own, load, run, models, limits, note))
+                else:
+                    note("warm-up")
+                    own.prefill(load.context)
+                    note(f"{run.repeats} times")
+                    runs = [own.prefill(load.context) for _ in range(run.repeats)]
+                    measured.prefill.append(prefill_point(runs, models, limits, load.context))
             steps.advance()
 
 

@@ -7,12 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from specdec.engine import Engine
 from specdec.model_runner import ModelRunner
+
+_PASSES: Final = ("forward", "forward_drawn")
+"""The runner's methods that are a pass each; neither calls the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class PassClock:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Wrap the passes of all engines of the process; nothing else may step meanwhile."""
-        originals = {name: ModelRunner.__dict__[name] for name in ("forward", "forward_drawn")}
+        originals = {name: ModelRunner.__dict__[name] for name in _PASSES}
         try:
             for name, original in originals.items():
                 setattr(ModelRunner, name, self._timed(original))

@@ -37,17 +37,19 @@ class TimedStep:
 class TimedDecode:
     steps: list[TimedStep]
     kernel_ms: float | None
-    """Of a step, by a profiler, in others that were not timed; None on a CPU."""
+    """Of a step, by a profiler, in others that were not timed; None on a CPU, and where the profiler failed."""
 
 
 class EngineLoad:
     """Prompts of random tokens; nothing ends before it is told to."""
 
-    def __init__(self, engine: Engine, *, seed: int, temperature: float) -> None:
+    def __init__(self, engine: Engine, *, seed: int, temperature: float, faults: list[str] | None = None) -> None:
+        """Where the profiler fails, `faults` is told; the steps were timed before."""
         self._engine = engine
         self._clock = PassClock(engine)
         self._random = random.Random(seed)
         self._temperature = temperature
+        self._faults = [] if faults is None else faults
 
     @staticmethod
     def max_tokens(*, batch: int, context: int, num_drafts: int, num_steps: int, budget: int) -> int:
@@ -74,8 +76,7 @@ class EngineLoad:
             for _ in range(_NUM_WARM_UP_STEPS):
                 engine.step()
             steps = self._timed_steps(num_steps)
-            is_gpu = engine.describe().device.startswith("cuda")
-            profiled_ms = kernel_ms(engine.step, _NUM_PROFILED_STEPS) if is_gpu else None
+            profiled_ms = self._kernel_ms() if engine.describe().device.startswith("cuda") else None
             assert len(scheduler.running) == batch, "nothing ends before it is told to"
             return TimedDecode(steps, profiled_ms)
         finally:
@@ -84,11 +85,21 @@ class EngineLoad:
 
     def prefill(self, num_tokens: int) -> list[TimedStep]:
         """The steps of one prompt, the last of which gives its first token."""
-        self._add(num_tokens, 0, 1)
+        request_id = self._add(num_tokens, 0, 1)
         steps: list[TimedStep] = []
-        while self._engine.has_unfinished_requests():
-            steps += self._timed_steps(1)
+        try:
+            while self._engine.has_unfinished_requests():
+                steps += self._timed_steps(1)
+        finally:
+            self._engine.abort_request(request_id)
         return steps
+
+    def _kernel_ms(self) -> float | None:
+        try:
+            return kernel_ms(self._engine.step, _NUM_PROFILED_STEPS)
+        except RuntimeError as error:
+            self._faults.append(f"the time of the kernels alone is not known: {type(error).__name__}: {error}")
+            return None
 
     def _add(self, num_prompt_tokens: int, num_drafts: int, max_tokens: int) -> str:
         request = Request(

@@ -46,7 +46,7 @@ class DecodePoint(msgspec.Struct, frozen=True, kw_only=True):
     overhead_ms: float
     """Of a step, outside the passes."""
     kernel_ms: float | None
-    """Of a step, that a GPU's kernels and copies take; None on a CPU."""
+    """Of a step, that a GPU's kernels and copies take; None on a CPU, and where the profiler failed."""
     work: Work
     """Of a step, at least."""
     share_of_copy: float

@@ -98,9 +98,14 @@ def _sample_cells(setting: KernelSetting) -> list[KernelCell]:
     return cells
 
 
-def _after_pass(step: LogitsStep, drawn: Tensor, accepted: Tensor, emitted: Tensor) -> None:
-    apply_token_mask(step.logits, step.mask_rows, step.row_ids)
-    sample(step.logits, step.keys, step.temperatures, drawn, num_token_ids=step.logits.shape[1])
+def _masks(step: LogitsStep) -> dict[str, Tensor]:
+    is_constrained = torch.ones(step.num_rows, dtype=torch.bool, device=step.logits.device)
+    return {"mask_rows": step.mask_rows, "mask_row_ids": step.row_ids, "is_constrained": is_constrained}
+
+
+def _after_pass(step: LogitsStep, masks: dict[str, Tensor], drawn: Tensor, accepted: Tensor, emitted: Tensor) -> None:
+    """As the engine does: masks are read where tokens are drawn."""
+    sample(step.logits, step.keys, step.temperatures, drawn, num_token_ids=step.logits.shape[1], **masks)
     verify_coupled(drawn, step.draft_ids, step.row_starts, accepted, emitted, max_num_rows=step.max_num_rows)
 
 
@@ -108,12 +113,11 @@ def _check_after_pass(setting: KernelSetting) -> str | None:
     found = []
     for vocab_size in CHECK_VOCABULARIES:
         step = LogitsStep.of(setting, NUM_CHECKED_SEQUENCES, vocab_size)
-        logits = step.logits.clone()
+        masks = _masks(step)
         drawn, accepted, emitted = step.empty_ids()
         due_drawn, due_accepted, due_emitted = step.empty_ids()
-        _after_pass(step, drawn, accepted, emitted)
-        apply_token_mask_reference(logits, step.mask_rows, step.row_ids)
-        sample_reference(logits, step.keys, step.temperatures, due_drawn, num_token_ids=vocab_size)
+        _after_pass(step, masks, drawn, accepted, emitted)
+        sample_reference(step.logits, step.keys, step.temperatures, due_drawn, num_token_ids=vocab_size, **masks)
         verify_coupled_reference(due_drawn, step.draft_ids, step.row_starts, due_accepted, due_emitted)
         found += [
             difference(f"ids drawn under masks of {vocab_size}", drawn, due_drawn),
@@ -126,13 +130,13 @@ def _check_after_pass(setting: KernelSetting) -> str | None:
 def _after_pass_cells(setting: KernelSetting) -> list[KernelCell]:
     def prepare(batch: int) -> Callable[[], object]:
         step = LogitsStep.of(setting, batch, setting.vocab_size)
-        outputs = step.empty_ids()
-        return lambda: _after_pass(step, *outputs)
+        masks, outputs = _masks(step), step.empty_ids()
+        return lambda: _after_pass(step, masks, *outputs)
 
     cells = []
     for batch, num_rows in batches_of(setting):
-        work = _mask_work(num_rows, setting.vocab_size)
-        work += Work(4 * num_rows * setting.vocab_size + 28 * num_rows)
+        # Each logit and each bit of a mask are read once, though of forbidden logits few need be.
+        work = Work(num_rows * (4 * setting.vocab_size + setting.vocab_size // 8 + 37))
         cells.append(cell_of(setting, prepare, batch, work + coupled_work(num_rows, batch)))
     return cells
 

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 import torch
 
+from specdec.evals.bench_attempt import attempted, until_stopped
 from specdec.evals.bench_device import BenchDevice
 from specdec.evals.bench_kernel_cache import CACHE_OPS
 from specdec.evals.bench_kernel_cell import KernelCell, KernelOp, KernelSetting
@@ -21,7 +22,6 @@ from specdec.evals.bench_limits import DeviceLimits, measure_limits
 from specdec.evals.bench_shapes import SHAPES
 from specdec.evals.bench_work import Work
 from specdec.evals.environment import describe_environment, load_warning
-from specdec.evals.progress import Steps
 from specdec.evals.result import EvalResult
 from specdec.evals.spread import Spread
 from specdec.evals.terminal import Terminal
@@ -58,7 +58,7 @@ class OpResult(msgspec.Struct, frozen=True, kw_only=True):
     op: str
     measured: str
     """`kernel`, or what the engine runs in its place on a CPU."""
-    cells: tuple[CellResult, ...]
+    cells: list[CellResult]
 
 
 def run_kernels(run: KernelRun, terminal: Terminal) -> EvalResult:
@@ -82,6 +82,7 @@ def run_kernels(run: KernelRun, terminal: Terminal) -> EvalResult:
     failures: list[str] = []
     limits: DeviceLimits | None = None
     with (
+        until_stopped(failures),
         terminal.progress("kernels", 1 + sum(1 + len(each) for each in cells.values())) as steps,
         torch.inference_mode(),
     ):
@@ -97,7 +98,14 @@ def run_kernels(run: KernelRun, terminal: Terminal) -> EvalResult:
                 failures.append(f"{op.name} is not timed: it differs from its reference: {fault}")
                 continue
             assert limits is not None, "there is an op"
-            results.append(_timed(op, cells[op.name], setting, limits, run.repeats, left_out, steps))
+            timed: list[CellResult] = []
+            # As far as it comes.
+            results.append(OpResult(op=op.name, measured=_measured(op, bench), cells=timed))
+            for cell in cells[op.name]:
+                steps.note(f"{op.name}: {cell.label}")
+                with attempted(f"{op.name}, {cell.label},", failures):
+                    _time(op, cell, setting, limits, run.repeats, left_out, timed)
+                steps.advance()
     if limits is not None:
         limits.show(terminal)
     _show(results, terminal)
@@ -126,37 +134,36 @@ def _fault_of(op: KernelOp, setting: KernelSetting) -> str | None:
         return f"{type(error).__name__}: {error}"
 
 
-def _timed(
+def _time(
     op: KernelOp,
-    cells: Sequence[KernelCell],
+    cell: KernelCell,
     setting: KernelSetting,
     limits: DeviceLimits,
     repeats: int,
     left_out: dict[str, str],
-    steps: Steps,
-) -> OpResult:
+    timed: list[CellResult],
+) -> None:
+    """Add the cell to those that are timed, or to those that there is no room for."""
     bench = setting.bench
-    results = []
-    for cell in cells:
-        steps.note(f"{op.name}: {cell.label}")
-        if bench.has_room_for(cell.num_allocated_bytes):
-            ms = Spread.of(bench.times_ms(cell.prepare(), repeats))
-            results.append(
-                CellResult(
-                    cell=cell.label,
-                    ms=ms,
-                    work=cell.work,
-                    share_of_copy=limits.share_of_copy(cell.work, ms.median),
-                    share_of_matmul=limits.share_of_matmul(cell.work, ms.median) if cell.work.num_flops else None,
-                )
-            )
-            bench.release()
-        else:
-            gib = cell.num_allocated_bytes / 2**30
-            left_out[f"{op.name}, {cell.label}"] = f"its tensors take up to {gib:.1f} GiB, more than is free"
-        steps.advance()
-    measured = "kernel" if bench.is_gpu or op.on_cpu is None else op.on_cpu
-    return OpResult(op=op.name, measured=measured, cells=tuple(results))
+    if not bench.has_room_for(cell.num_allocated_bytes):
+        gib = cell.num_allocated_bytes / 2**30
+        left_out[f"{op.name}, {cell.label}"] = f"its tensors take up to {gib:.1f} GiB, more than is free"
+        return
+    ms = Spread.of(bench.times_ms(cell.prepare(), repeats))
+    timed.append(
+        CellResult(
+            cell=cell.label,
+            ms=ms,
+            work=cell.work,
+            share_of_copy=limits.share_of_copy(cell.work, ms.median),
+            share_of_matmul=limits.share_of_matmul(cell.work, ms.median) if cell.work.num_flops else None,
+        )
+    )
+    bench.release()
+
+
+def _measured(op: KernelOp, bench: BenchDevice) -> str:
+    return "kernel" if bench.is_gpu or op.on_cpu is None else op.on_cpu
 
 
 def _show(results: Sequence[OpResult], terminal: Terminal) -> None:

@@ -23,7 +23,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     python: str
     versions: dict[str, str]
     commit: str | None
-    """None outside a checkout; ends in "-dirty" where tracked files differ from the commit."""
+    """Ends in "-dirty" where tracked files differ from the commit; outside a checkout what SPECDEC_COMMIT says."""
     num_threads: int | None
     """Of torch's own pool, where torch was loaded."""
     thread_settings: dict[str, str]
@@ -102,7 +102,7 @@ def _commit() -> str | None:
         commit = _git("rev-parse", "HEAD", folder=folder)
         is_dirty = bool(_git("status", "--porcelain", "--untracked-files=no", folder=folder))
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("SPECDEC_COMMIT")
     return f"{commit}-dirty" if is_dirty else commit
 
 

@@ -17,7 +17,8 @@ larger tiles run out of (6 KB a thread spilled for sm_90 at 64 rows and 32 keys 
 _MAX_TILE_ROWS: Final = 128
 _MAX_TILE_KEYS: Final = 64
 _TILE_BYTES: Final = 2**15
-"""Of a tile's queries; its keys take half, its values as much again, and both twice while loads overlap."""
+"""Of a tile's queries; its keys take half, its values as much again. With two stages these are kept once: the next ones
+are loaded when the last have been multiplied, and other programs work meanwhile."""
 _MIN_SPLIT_KEYS: Final = 256
 """Of less work than this, merging is too large a part. A kernel is compiled for each number there is, hence the one."""
 

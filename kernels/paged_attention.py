@@ -60,7 +60,7 @@ def paged_attention_reference(
         key_positions = torch.arange(start, context_len, device=query.device)
         block_ids, offsets = block_tables[sequence, key_positions // block_size].long(), key_positions % block_size
         # Axis 2 of both is that of the G heads which share a key.
-        keys, values = (cache[block_ids, offsets].float().unsqueeze(2) for cache in (key_cache, value_cache))
+        keys, values = (_tokens_of(cache, block_ids, offsets).unsqueeze(2) for cache in (key_cache, value_cache))
         if key_scale is not None and value_scale is not None:
             keys, values = keys * key_scale[:, None, None], values * value_scale[:, None, None]
         heads = query[rows].float().reshape(num_queries, num_kv_heads, -1, query.shape[2])
@@ -78,6 +78,13 @@ def paged_attention_reference(
         weights = scores.softmax(dim=1).where(seen, 0.0)
         attended = torch.einsum("qkhg,khgd->qhgd", weights, values.expand(-1, -1, heads.shape[2], -1))
         output[rows] = attended.flatten(1, 2).to(output.dtype)
+
+
+def _tokens_of(cache: torch.Tensor, block_ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """fp32 [L, H, D] of L places; fp8 as bytes, which every device can index."""
+    if cache.dtype in _FP8_DTYPES:
+        return cache.view(torch.uint8)[block_ids, offsets].view(cache.dtype).float()
+    return cache[block_ids, offsets].float()
 
 
 if TRITON_RUNS_HERE:

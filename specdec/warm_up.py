@@ -72,7 +72,7 @@ def warm_up_sampling(
         *((params, Verification.COUPLED) for params in _SAMPLINGS),
         *((_SAMPLINGS[1], each) for each in (Verification.REJECTION, Verification.BLOCK)),
     ]
-    lengths = [1 << power for power in range(max_drafts.bit_length())]
+    lengths = sorted({max_drafts, *(1 << power for power in range(max_drafts.bit_length()))} - {0})
     found = [Proposal((0,) * length, (Source("ngram"),) * length, (None,) * length) for length in lengths]
     for params, verification in kinds:
         sequence = _sequence(params, verification, tokenizer)

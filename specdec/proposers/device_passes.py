@@ -28,7 +28,7 @@ from specdec.grammars import BudgetedState, Grammar, GrammarState, MaskTable
 from specdec.kernels.grammar_advance import FALLBACK_ROW, grammar_advance
 from specdec.kernels.sample import sample
 from specdec.model_runner import ModelRunner
-from specdec.noise import Stream, noise_key
+from specdec.noise import Stream, noise_keys, noise_state
 from specdec.proposers.draft_passes import DrawnStretch, FollowedTokens, SinglePasses, Stretch
 from specdec.sampler import DraftSampler, divisor_of, penalises, truncates
 from specdec.sequence import Sequence
@@ -75,6 +75,7 @@ class DevicePasses:
         self._num_token_ids = num_token_ids
         self._followed: WeakKeyDictionary[Sequence, tuple[int, GrammarState]] = WeakKeyDictionary()
         """How many of each one's tokens have been followed, and the state after them."""
+        self._compile()
 
     def max_tokens(self, sequence: Sequence) -> int:
         return MAX_DRAFT_TOKENS if _draws_ahead(sequence) else 1
@@ -162,6 +163,14 @@ class DevicePasses:
                 **mask,
             )
         return drawn
+
+    def _compile(self) -> None:
+        """Follow nobody, so that no answer waits for the kernel."""
+        device = self._runner.device
+        numbers, token_ids = (torch.zeros(1, dtype=dtype, device=device) for dtype in (torch.int32, torch.int64))
+        is_known = torch.zeros(1, dtype=torch.bool, device=device)
+        table = self.transitions.on_device(()).table
+        grammar_advance(numbers, token_ids, numbers, is_known, token_ids, table)
 
     def _loop(self, stretches: AbstractSequence[Stretch]) -> _Loop:
         """What the host knows beforehand, on the device, in a few copies."""
@@ -279,12 +288,16 @@ def _span_of_drawn(stretch: Stretch, position: int) -> Span:
 
 def _keys(stretches: AbstractSequence[Stretch]) -> NDArray[np.int64]:
     """int64 [S, W, 2]: of each position of each stretch the two words of its noise."""
+    num_positions = stretches[0].num_tokens
     num_columns = -(-len(stretches) // _ALIGNED_COLUMNS) * _ALIGNED_COLUMNS
-    keys = np.zeros((stretches[0].num_tokens, num_columns, 2), dtype=np.int64)
-    for i, stretch in enumerate(stretches):
-        sequence = stretch.row.sequence
-        # At temperature 0 there is no noise.
-        for position in range(stretch.num_tokens if sequence.params.temperature > 0.0 else 0):
-            place = stretch.row.position + position
-            keys[position, i] = noise_key(sequence.seed, sequence.choice_index, place, Stream.TOKEN)
+    keys = np.zeros((num_positions, num_columns, 2), dtype=np.int64)
+    # At temperature 0 there is no noise.
+    noisy = [i for i, stretch in enumerate(stretches) if stretch.row.sequence.params.temperature > 0.0]
+    if noisy:
+        rows = [stretches[i].row for i in noisy]
+        states = [noise_state(row.sequence.seed, row.sequence.choice_index) for row in rows]
+        places = np.arange(num_positions)[:, None] + np.array([row.position for row in rows], np.int64)
+        words = noise_keys(np.tile(np.array(states, np.uint64), num_positions), places.ravel(), Stream.TOKEN)
+        # Also of positions beyond a stretch's last, which nobody looks at.
+        keys[:, noisy] = words.reshape(num_positions, len(noisy), 2)
     return keys

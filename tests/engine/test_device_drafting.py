@@ -34,7 +34,9 @@ def test_drafts_are_the_same_where_sequences_come_and_go(config_of, limits, abor
 
 
 @pytest.mark.parametrize(
-    ("num_buckets", "num_states", "max_rows"), [(1, 64, None), (16, 20, None), (4, 20, 100)], ids=str
+    ("num_buckets", "num_states", "max_rows"),
+    [(1, 64, None), (16, 20, None), (4, 20, 100), (1024, 4096, None)],
+    ids=str,
 )
 def test_what_is_drawn_is_what_the_host_allows_however_little_the_device_can_know(
     config_of, num_buckets, num_states, max_rows, monkeypatch
@@ -55,7 +57,7 @@ def test_what_is_drawn_is_what_the_host_allows_however_little_the_device_can_kno
             # What other requests ask for meanwhile.
             table.intern(np.full_like(table.rows[0], next(others)))
         drawn = draw(stretches, silent)
-        for stretch, (tokens, _) in zip(stretches, drawn, strict=True):
+        for stretch, (tokens, is_lost) in zip(stretches, drawn, strict=True):
             assert 1 <= len(tokens) <= stretch.num_tokens
             grammar, state = stretch.row.sequence.grammar, stretch.draft.state
             for token_id, _ in tokens if grammar is not None else ():
@@ -63,6 +65,8 @@ def test_what_is_drawn_is_what_the_host_allows_however_little_the_device_can_kno
                 assert table.allows(grammar.mask_row(state), token_id)
                 state = grammar.advance(state, token_id)
                 num_checked += 1
+            if len(tokens) < stretch.num_tokens:
+                assert is_lost or grammar.is_terminated(state), "else it would be asked for as many the next time"
         return drawn
 
     monkeypatch.setattr(passes, "draw", checked)

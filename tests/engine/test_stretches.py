@@ -98,6 +98,15 @@ def test_as_many_are_drawn_in_a_row_as_are_likelier_than_not_of_use():
     assert lengths.num_tokens(own) > before
 
 
+def test_a_token_is_drawn_ahead_while_it_is_likelier_than_not_of_use():
+    lengths, own, numbers = StretchLengths(), sequence_of([1]), []
+    for _ in range(8):
+        numbers.append(lengths.num_tokens(own))
+        lengths.observe(own, went_on=False)
+    # By chances of 1, 0.9, 0.81 and so on: the n-th is of use with the chance to the power of n - 1.
+    assert numbers == [MAX_DRAFT_TOKENS, 7, 4, 3, 2, 2, 2, 1]
+
+
 def drafting(num_tokens=None):
     sequence = sequence_of([1, 2, 3])
     sequence.plan = SpeculationPlan(frozenset({"ngram", "draft_model"}), num_tokens)

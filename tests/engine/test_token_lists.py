@@ -117,6 +117,26 @@ def test_a_list_that_outgrows_its_area_is_sent_once_more():
     assert num_sent < 3 * 5000
 
 
+def test_a_list_that_outgrows_its_area_leaves_its_neighbours_alone():
+    lists = TokenLists(CPU)
+    first, second = sequences = [penalised_sequence(40, seed) for seed in range(2)]
+    bring_up_to_date(lists, sequences)
+    for token_id in range(150_000, 150_040):
+        first.token_ids.append(token_id)
+        bring_up_to_date(lists, [first])
+        check(bring_up_to_date(lists, [second])[1], [second])
+    check(bring_up_to_date(lists, sequences)[1], sequences)
+
+
+def test_what_was_listed_is_still_there_in_a_larger_memory(monkeypatch):
+    monkeypatch.setattr(token_lists_module, "_MIN_PLACES", 128)
+    lists = TokenLists(CPU)
+    sequences = [penalised_sequence(40, seed) for seed in range(6)]
+    for count in range(1, 7):
+        check(bring_up_to_date(lists, sequences[:count])[1], sequences[:count])
+    assert lists.num_places > 2 * 128
+
+
 def test_areas_of_sequences_that_are_gone_are_taken_again():
     lists = TokenLists(CPU)
     for i in range(100):

@@ -193,6 +193,19 @@ def test_where_numbers_are_used_up_everything_begins_anew():
     assert not any(follows(mirror, state, token_id) for state, token_id, _ in taken[:4])
 
 
+def test_what_was_put_before_numbers_began_anew_is_put_again():
+    """Though states and transitions then have the numbers that they had."""
+    grammar = compiler().compile_json_schema({"const": "abc"})
+    mirror = TransitionMirror(compiler().mask_table, torch.device("cpu"), num_buckets=64, num_states=6)
+    taken = list(transitions_of(grammar, b'"abc'))
+    for _ in range(2):
+        for each in taken:
+            assert mirror.put(grammar, *each)
+        assert all(follows(mirror, state, token_id) for state, token_id, _ in taken)
+        mirror.number([taken[0][0], taken[0][2]])
+        assert mirror._num_numbered == 2
+
+
 def test_a_state_that_came_again_as_another_object_is_followed_again():
     grammar = compiler().compile_json_schema({"const": "abc"})
     mirror = TransitionMirror(compiler().mask_table, torch.device("cpu"), num_buckets=64, num_states=64)

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 import torch
+from kernel_engines import kernels_on
 from typer.testing import CliRunner
 
 from specdec.attention import SlotIndex, TorchAttention
@@ -13,12 +14,13 @@ from specdec.engine import Engine
 from specdec.evals import bench_cli, bench_device, bench_limits
 from specdec.evals.bench_device import BenchDevice
 from specdec.evals.bench_engine_check import fault_of_passes
+from specdec.evals.bench_engine_clock import PassClock
 from specdec.evals.bench_engine_cost import decode_work
 from specdec.evals.bench_engine_load import EngineLoad
 from specdec.evals.bench_engine_model import RandomWeights, write_shape
 from specdec.evals.bench_shapes import SHAPES
 from specdec.model_runner import ModelRunner
-from specdec.request import SamplingParams
+from specdec.request import Request, SamplingParams
 from specdec.speculative import SpeculativeConfig
 
 TINY = shlex.split("--shape tiny --dtype float32 --device cpu --batch 1,3 --context 40 --steps 12 --repeats 2")
@@ -235,6 +237,52 @@ def test_drafts_of_a_model_are_accepted_at_given_rates(tmp_path):
         rates, counts.num_accepted_per_position, counts.num_drafted_per_position, strict=True
     ):
         assert abs(accepted / drafted - rate) < 4 * (rate * (1 - rate) / drafted) ** 0.5 + 0.02
+
+
+def test_passes_over_tokens_that_the_device_drew_are_timed_too(tmp_path):
+    """Where several tokens are drawn in a row, which is so on a GPU."""
+    target, draft = (write_shape(SHAPES[name], tmp_path / name) for name in ("tiny", "tiny-draft"))
+    speculative = SpeculativeConfig(
+        method="synthetic+draft_model", model=str(draft), num_speculative_tokens=3, synthetic_acceptance_rates=(1, 1, 1)
+    )
+    config = EngineConfig(
+        model=str(target),
+        dtype="float32",
+        max_model_len=80,
+        num_kv_blocks=40,
+        num_compile_workers=0,
+        enforce_eager=True,
+        speculative=speculative,
+    )
+    with kernels_on(torch.device("cpu")):
+        engine = Engine(config, load=RandomWeights(3))
+    clock = PassClock(engine)
+    params = SamplingParams(max_tokens=60, seed=1, ignore_eos=True)
+    engine.add_request(Request(request_id="drafted", prompt_token_ids=(5, 6, 7), sampling_params=params))
+    with clock.recording():
+        for _ in range(6):
+            clock.begin_step()
+            engine.step()
+    steps = clock.take()
+    assert [len(step.target_ms) for step in steps] == [1] * 6
+    # The prompt's own, then one a draft token.
+    assert [len(step.draft_ms) for step in steps[1:]] == [3] * 5
+    assert all(ms > 0 for step in steps for ms in step.draft_ms)
+
+
+def test_a_point_that_fails_is_told_and_the_others_are_timed(monkeypatch):
+    prefill = EngineLoad.prefill
+
+    def failing(self, num_tokens):
+        if num_tokens == 30:
+            raise torch.OutOfMemoryError("no room for 30 tokens")
+        return prefill(self, num_tokens)
+
+    monkeypatch.setattr(EngineLoad, "prefill", failing)
+    exit_code, shown = bench(*TINY, "--phase", "prefill", "--context", "30,40", "--k", "0")
+    assert exit_code == 1
+    assert shown["failures"] == ["prompt of 30 is not timed: OutOfMemoryError: no room for 30 tokens"]
+    assert [point["num_tokens"] for point in shown["prefill"]] == [40]
 
 
 def test_no_request_ends_before_the_last_step():

@@ -1,9 +1,13 @@
 """`specdec bench kernels`: what is wrong is not timed, what is timed is held against what was measured."""
 
+import itertools
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -114,6 +118,37 @@ def test_what_there_is_no_memory_for_is_left_out_by_name(monkeypatch):
     assert exit_code == 0
     assert "more than is free" in shown["left_out"]["silu_mul, rows 48"]
     assert [cell["cell"] for cell in shown["ops"][0]["cells"]] == ["rows 1", "rows 3", "rows 9"]
+
+
+def failing_at(number, failure):
+    """BenchDevice.times_ms, but for one call; those of the limits are the first three."""
+    times_ms, numbers = BenchDevice.times_ms, itertools.count()
+    return lambda *given: failure() if next(numbers) == number else times_ms(*given)
+
+
+def test_a_cell_that_fails_is_told_and_the_others_are_timed(monkeypatch):
+    def refuse():
+        raise RuntimeError("CUDA error: misaligned address")
+
+    monkeypatch.setattr(BenchDevice, "times_ms", failing_at(4, refuse))
+    exit_code, shown = bench("--device", "cpu", "--op", "silu_mul")
+    assert exit_code == 1
+    assert shown["failures"] == ["silu_mul, rows 3, is not timed: RuntimeError: CUDA error: misaligned address"]
+    assert [cell["cell"] for cell in shown["ops"][0]["cells"]] == ["rows 1", "rows 9", "rows 48"]
+
+
+def test_what_was_measured_until_a_time_limit_is_kept(monkeypatch):
+    def end():
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(60)
+
+    monkeypatch.setattr(BenchDevice, "times_ms", failing_at(5, end))
+    before = signal.getsignal(signal.SIGTERM)
+    exit_code, shown = bench("--device", "cpu", "--op", "silu_mul", "--op", "rope")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert exit_code == 1
+    assert shown["failures"] == ["stopped before all was measured, by a signal"]
+    assert [(each["op"], len(each["cells"])) for each in shown["ops"]] == [("rope", 2)]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

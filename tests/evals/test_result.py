@@ -63,3 +63,11 @@ def test_a_median_lies_within_its_range(values):
 def test_a_median_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         Spread.of([])
+
+
+def test_a_copy_that_is_no_checkout_is_told_its_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("SPECDEC_COMMIT", raising=False)
+    assert describe_environment().commit is None
+    monkeypatch.setenv("SPECDEC_COMMIT", "0d74514")
+    assert describe_environment().commit == "0d74514"
