@@ -173,7 +173,7 @@ def test_a_fault_of_one_changes_nobody_elses_answer(ahead, expected, monkeypatch
 
     faults = {
         "mask": (target_pass, "draft_rows", lambda _: running() is not None),
-        "sample": (DeviceSampler, "parts", lambda _, rows: has_bad(rows.groups)),
+        "sample": (DeviceSampler, "edit", lambda _, logits, rows, given: has_bad(rows.groups)),
         "wait": (device_verifier, "explain", lambda _, groups, *__: has_bad(groups)),
         "commit": (Detokenizer, "push", lambda own, _: running() is not None and own is running().detokenizer),
         "hash": (Sequence, "hashes", lambda own, *_: is_bad(own)),
