@@ -1,7 +1,7 @@
 """jsonschema, with a syntax of IRIs that is made when a format first asks for it.
 
 rfc3987_syntax makes forty Earley parsers as it is imported, of which jsonschema asks one: 1.9 of the 2.7 seconds that a
-process took to start that judges (a core of an AMD EPYC 7R13). Its grammar is the one used here.
+process took to start that judges, on one core. Its grammar is the one used here.
 """
 
 from __future__ import annotations
