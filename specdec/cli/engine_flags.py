@@ -82,15 +82,6 @@ class EngineFlags:
             rich_help_panel="Model",
         ),
     ] = _DEFAULTS.enforce_eager
-    async_scheduling: Annotated[
-        bool | None,
-        typer.Option(
-            "--async-scheduling/--no-async-scheduling",
-            help="Launch the next step's pass before this one's tokens are known, where nothing can be drafted.",
-            show_default="on a GPU",
-            rich_help_panel="Scheduling & memory",
-        ),
-    ] = _DEFAULTS.async_scheduling
     spec: Annotated[
         str | None,
         typer.Option(
@@ -144,6 +135,15 @@ class EngineFlags:
             rich_help_panel="Scheduling & memory",
         ),
     ] = None
+    async_scheduling: Annotated[
+        bool | None,
+        typer.Option(
+            "--async-scheduling/--no-async-scheduling",
+            help="Launch the next step's pass before this one's tokens are known, where nothing can be drafted.",
+            show_default="on a GPU",
+            rich_help_panel="Scheduling & memory",
+        ),
+    ] = _DEFAULTS.async_scheduling
     kv_cache_dtype: Annotated[
         Literal["auto", "fp8"],
         typer.Option(

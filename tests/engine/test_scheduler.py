@@ -120,7 +120,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         oldest = self.scheduler.running[0] if self.scheduler.running else None
         expected, self.ahead = self.ahead, None
         expected = [s for s in expected or () if s.finish_reason is None]
-        tables = [list(s.block_table) for s in expected]
+        tables = [s.block_table[:] for s in expected]
         batch = self.scheduler.schedule()
         if expected:
             assert [each.sequence for each in batch.scheduled] == expected
