@@ -13,6 +13,7 @@ from specdec.kernels.dispatch import HAS_TRITON, INTERPRETED
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 BACKEND = ROOT / "tests" / "engine" / "test_triton_attention.py"
+NOT_INTERPRETED = [Path(__file__), HERE / "test_compilation.py"]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the run in the interpreter")
@@ -24,7 +25,13 @@ BACKEND = ROOT / "tests" / "engine" / "test_triton_attention.py"
 def test_every_kernel_equals_its_reference_in_the_interpreter(markers, at_least):
     pytest_here = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", markers]
     finished = subprocess.run(
-        [*pytest_here, f"--confcutdir={HERE}", f"--ignore={__file__}", str(HERE), str(BACKEND)],
+        [
+            *pytest_here,
+            f"--confcutdir={HERE}",
+            *(f"--ignore={path}" for path in NOT_INTERPRETED),
+            str(HERE),
+            str(BACKEND),
+        ],
         cwd=ROOT,
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
