@@ -1,4 +1,4 @@
-"""PassGraphs: which of an engine's passes, and of its sampling, are graphs, what they hold, and capturing them."""
+"""PassGraphs: which of an engine's passes, drafting and sampling are graphs, what they hold, and capturing them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,34 @@ from typing import Final
 
 import torch
 
+from specdec.captured_drafting import CapturedDrafting, graphs_of
 from specdec.captured_passes import CapturedPasses
 from specdec.captured_sampling import KINDS, CapturedSampling
 from specdec.device_memory import DeviceMemory
 from specdec.device_verifier import DeviceVerifier
-from specdec.graph_buckets import GraphBucket, SamplingBucket, draft_buckets, sampling_buckets, target_buckets
+from specdec.graph_buckets import (
+    GraphBucket,
+    SamplingBucket,
+    draft_buckets,
+    drafting_sizes,
+    sampling_buckets,
+    target_buckets,
+)
 from specdec.graph_capture import GraphCapture, first_cause
-from specdec.kv_cache import allocate_arena
+from specdec.kernels.grammar_advance import TransitionTable
+from specdec.kv_cache import KVCache, allocate_arena
 from specdec.logits_buffer import LogitsBuffer
 from specdec.model_runner import ModelRunner
 from specdec.models.llama import LlamaModel
 from specdec.models.progress import ModelProgress, ProgressCallback
+from specdec.proposers.device_passes import DevicePasses
+from specdec.transition_mirror import Transitions
 from specdec.triton_attention import TritonAttention
 
 _MAX_PARTIAL_BYTES: Final = 2**28
 """Of attention's partial results in a graph."""
 _CAPTURING: Final = "Capturing graphs"
+_CAPTURING_DRAFTING: Final = "Capturing graphs of drafting"
 _CAPTURING_SAMPLING: Final = "Capturing graphs of sampling"
 
 logger = logging.getLogger(__name__)
@@ -52,6 +64,10 @@ class PassGraphs:
             else draft_buckets(max_tokens=self._max_tokens(model), max_sequences=self.max_sequences)
             for index, model in enumerate(models)
         ]
+
+    def drafting_sizes(self, draft: LlamaModel) -> list[int]:
+        """Numbers of sequences, the largest first."""
+        return drafting_sizes(max_tokens=self._max_tokens(draft), max_sequences=self.max_sequences)
 
     def sampling_buckets(self) -> list[SamplingBucket]:
         """The largest first."""
@@ -93,7 +109,40 @@ class PassGraphs:
             free_after_all, _ = memory.free_and_total()
             each = max(0, free_after_one - free_after_all) / max(1, len(others))
             total += max(0, free_before - free_after_one) + round(each * (len(buckets) - 1))
+        of_drafting = (
+            self._measured_bytes_of_drafting(model, cache, logits, memory)
+            for model, cache, logits in zip(models[1:], caches[1:], every_logits[1:], strict=True)
+        )
+        total += sum(of_drafting)
         return total + self._measured_bytes_of_sampling(target_logits, models[0].config.vocab_size, memory)
+
+    def _measured_bytes_of_drafting(
+        self, draft: LlamaModel, cache: KVCache, logits: LogitsBuffer, memory: DeviceMemory
+    ) -> int:
+        """As of sampling."""
+        sizes, vocab_size, device = self.drafting_sizes(draft), draft.config.vocab_size, draft.device
+        no_masks = torch.zeros(1, -(-vocab_size // 32), dtype=torch.int32, device=device)
+        transitions = Transitions(TransitionTable.empty(1, 1, device), no_masks)
+        free_before, _ = memory.free_and_total()
+        captured = CapturedDrafting(
+            draft,
+            cache,
+            self.attention,
+            logits.rows(sizes[0], vocab_size),
+            sizes,
+            self.new_capture(),
+            num_token_ids=vocab_size,
+            max_model_len=self.max_model_len,
+        )
+        every = graphs_of(sizes)
+        captured.capture(every[0], transitions)
+        free_after_one, _ = memory.free_and_total()
+        others = {graphs_of([size])[0] for size in (sizes[len(sizes) // 2], sizes[-1])} - {every[0]}
+        for graphs in others:
+            captured.capture(graphs, transitions)
+        free_after_all, _ = memory.free_and_total()
+        each = max(0, free_after_one - free_after_all) / max(1, len(others))
+        return max(0, free_before - free_after_one) + round(each * (len(every) - 1))
 
     def _measured_bytes_of_sampling(self, logits: LogitsBuffer, vocab_size: int, memory: DeviceMemory) -> int:
         """As of passes, in memory of its own; the kind of graph that is told the most stands for all."""
@@ -140,6 +189,30 @@ class PassGraphs:
                 )
             num_before += len(buckets)
         report(0)
+
+    def capture_drafting(self, passes: DevicePasses, draft: LlamaModel, progress: ProgressCallback | None) -> None:
+        """Likewise, of a draft model's loop, once there is what draws its tokens."""
+        sizes = self.drafting_sizes(draft)
+        num_graphs = len(graphs_of(sizes))
+
+        def report(num_captured: int) -> None:
+            if progress is not None:
+                progress(
+                    ModelProgress(
+                        stage="preparing", description=_CAPTURING_DRAFTING, completed=num_captured, total=num_graphs
+                    )
+                )
+
+        try:
+            passes.capture(sizes, self.new_capture(), max_model_len=self.max_model_len, report=report)
+        except RuntimeError as error:
+            cause = first_cause(error)
+            logger.warning(
+                "drafting is launched kernel by kernel, which is slower: a graph of it could not be captured (%s: %s)",
+                type(cause).__name__,
+                cause,
+            )
+            report(num_graphs)
 
     def capture_sampling(
         self, verifier: DeviceVerifier, logits: LogitsBuffer, vocab_size: int, progress: ProgressCallback | None
