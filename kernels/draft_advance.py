@@ -85,8 +85,8 @@ if TRITON_RUNS_HERE:
     _NO_SLOT: Final = tl.constexpr(NO_SLOT)
     _NOBODY: Final = tl.constexpr(NOBODY)
 
-    # Sizes are no reason to compile it once more.
-    @triton.jit(do_not_specialize=["num_sequences", "num_positions", "table_stride"])  # type: ignore[untyped-decorator]  # triton ships no types
+    # Sizes are no reason to compile it once more. Triton ships no types.
+    @triton.jit(do_not_specialize=["num_sequences", "num_positions", "table_stride"])  # type: ignore[untyped-decorator]
     def _draft_advance_kernel(  # type: ignore[no-untyped-def]  # pointers and constexprs have no Python types
         token_ids_ptr,
         num_tokens_ptr,

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
+from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from functools import partial
 from typing import Final, NamedTuple
@@ -71,21 +72,23 @@ class CapturedDrafting:
         attention: TritonAttention,
         logits: Tensor,
         sizes: AbstractSequence[int],
-        graphs: GraphCapture,
+        new_capture: Callable[[], GraphCapture],
         *,
         num_token_ids: int,
         max_model_len: int,
     ) -> None:
         """Takes the memory of everything but the graphs, for the largest of the numbers of sequences.
 
-        logits fp32, as many rows [V] as that, held from now on. Ids from num_token_ids on are padding.
+        logits fp32, as many rows [V] as that, held from now on. Ids from num_token_ids on are padding. `new_capture` is
+        asked once more whenever all graphs are let go.
         """
         config, device = model.config, model.device
         self._model = model
         self._cache = cache
         self._attention = attention
         self._logits = logits
-        self._graphs = graphs
+        self._new_capture = new_capture
+        self._capture = new_capture()
         self._num_token_ids = num_token_ids
         self._max_model_len = max_model_len
         self._ascending = sorted(sizes)
@@ -123,8 +126,8 @@ class CapturedDrafting:
         layout = self._layouts[graphs]
         self._inputs.send(layout, {name: (part.dtype, []) for name, part in layout.parts.items()})
         rows = self._rows[graphs]
-        first = self._graphs.capture(partial(self._draw, graphs, rows.keys[0], transitions.mask_rows))
-        turn = self._graphs.capture(partial(self._turn, graphs, rows, self._plan(rows), transitions))
+        first = self._capture.capture(partial(self._draw, graphs, rows.keys[0], transitions.mask_rows))
+        turn = self._capture.capture(partial(self._turn, graphs, rows, self._plan(rows), transitions))
         self._replays[graphs] = first, turn
 
     def send(
@@ -275,11 +278,15 @@ class CapturedDrafting:
         before = self._transitions
         if before is not None and _are_same(before, transitions):
             return
-        if self._replays and transitions.mask_rows.is_cuda:
+        self._transitions = transitions
+        if not self._replays:
+            return
+        if transitions.mask_rows.is_cuda:
             # One of them may be under way.
             torch.cuda.synchronize(transitions.mask_rows.device)
         self._replays.clear()
-        self._transitions = transitions
+        # Memory that no graph has any more is given back, and cannot be captured in again.
+        self._capture = self._new_capture()
 
     def _tables_of(
         self, spans: AbstractSequence[Span], lengths: AbstractSequence[int], *, is_whole: bool

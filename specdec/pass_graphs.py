@@ -130,7 +130,7 @@ class PassGraphs:
             self.attention,
             logits.rows(sizes[0], vocab_size),
             sizes,
-            self.new_capture(),
+            self.new_capture,
             num_token_ids=vocab_size,
             max_model_len=self.max_model_len,
         )
@@ -204,7 +204,7 @@ class PassGraphs:
                 )
 
         try:
-            passes.capture(sizes, self.new_capture(), max_model_len=self.max_model_len, report=report)
+            passes.capture(sizes, self.new_capture, max_model_len=self.max_model_len, report=report)
         except RuntimeError as error:
             cause = first_cause(error)
             logger.warning(

@@ -63,7 +63,7 @@ class DevicePasses:
     def capture(
         self,
         sizes: AbstractSequence[int],
-        graphs: GraphCapture,
+        new_capture: Callable[[], GraphCapture],
         *,
         max_model_len: int,
         report: Callable[[int], None] = lambda _: None,
@@ -81,7 +81,7 @@ class DevicePasses:
             runner.attention,
             runner.logits.rows(max(sizes), runner.model.config.vocab_size),
             sizes,
-            graphs,
+            new_capture,
             num_token_ids=self._num_token_ids,
             max_model_len=max_model_len,
         )
