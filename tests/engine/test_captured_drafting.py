@@ -216,28 +216,28 @@ def loop_of(rng, count, *, vocab_size, cuts=None, masked=None, max_tokens=MAX_TO
     return spans, num_tokens, words.reshape(num_tokens[0], count, 2), parts
 
 
-@pytest.fixture(params=[2**15, 100], ids=["whole tables", "spread tables"])
-def tables(request, monkeypatch):
-    """Sent as a graph reads them, or, where that is more bytes, spread out on the device."""
-    monkeypatch.setattr(captured_drafting, "_WHOLE_TABLES_BYTES", request.param)
+@pytest.fixture(scope="module", params=[2**15, 100], ids=["whole tables", "spread tables"])
+def world(model, request):
+    """Tables are sent as a graph reads them, or, where that is more bytes, spread out on the device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(captured_drafting, "_WHOLE_TABLES_BYTES", request.param)
+        world = World(model)
+        before = world.contents(0)
+        world.capture()
+        assert all(torch.equal(own, old) for own, old in zip(world.contents(1), before, strict=True)), "of nobody"
+        assert world.graphs.num_captures == 2 * len(graphs_of(SIZES)) == 2 * len(world.captured)
+        return world
 
 
-@pytest.mark.usefixtures("tables")
 @settings(
-    max_examples=1 if INTERPRETED else 15,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=1 if INTERPRETED else 15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 @given(seed=st.integers(0, 2**32), counts=st.lists(st.integers(1, MAX_SEQUENCES), min_size=1, max_size=3))
-def test_loops_one_after_the_other_are_those_that_are_launched(model, seed, counts):
+def test_loops_one_after_the_other_are_those_that_are_launched(world, seed, counts):
     """Of all sizes and kinds, a smaller one after a larger one, with whatever that has left."""
-    world, rng = World(model), random.Random(seed)
-    world.capture()
-    before = world.contents(0)
-    assert all(torch.equal(own, old) for own, old in zip(world.contents(1), before, strict=True)), "nobody's are none"
+    rng = random.Random(seed)
     for count in counts:
         world.check(loop_of(rng, count, vocab_size=world.num_token_ids))
-    assert world.graphs.num_captures == 2 * len(graphs_of(SIZES)) == 2 * len(world.captured)
 
 
 def test_sequences_go_as_far_as_each_has_asked_for_and_their_grammars_let_them(model):
@@ -256,10 +256,7 @@ def test_sequences_go_as_far_as_each_has_asked_for_and_their_grammars_let_them(m
     assert INTERPRETED or (num_lost > 5 and num_followed > 20 and num_shorter > 20)
 
 
-@pytest.mark.usefixtures("tables")
-def test_all_that_a_loop_needs_is_sent_by_one_copy_before_its_first_replay(model, monkeypatch):
-    world = World(model)
-    world.capture()
+def test_all_that_a_loop_needs_is_sent_by_one_copy_before_its_first_replay(world, monkeypatch):
     events = []
     send, capture = fixed_inputs._Turn.send, world.graphs.capture
     monkeypatch.setattr(fixed_inputs._Turn, "send", lambda *given: events.append("copy") or send(*given))
