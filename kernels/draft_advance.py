@@ -196,9 +196,7 @@ def _check(rows: DraftRows, block_size: int) -> None:
         if tensor.shape != shape or tensor.dtype != dtype:
             raise ValueError(f"{name} must be {list(shape)} {dtype}; it is {list(tensor.shape)} {tensor.dtype}")
         if tensor.device != rows.drawn.device:
-            raise ValueError(
-                f"{name} is on {tensor.device}, drawn on {rows.drawn.device}; they must be on one device"
-            )
+            raise ValueError(f"{name} is on {tensor.device}, drawn on {rows.drawn.device}; they must be on one device")
         is_whole = tensor.is_contiguous() if name != "block_tables" else tensor.shape[1] < 2 or tensor.stride(1) == 1
         if not is_whole:
             raise ValueError(f"{name} must be contiguous along its last axis; its strides are {tensor.stride()}")

@@ -96,7 +96,9 @@ class CapturedDrafting:
         self._width = -(-max_model_len // cache.block_size)
         self._block_tables = torch.zeros(most, self._width, dtype=torch.int32, device=device)
         """[W, M], where tables are spread out."""
-        self._attended = torch.zeros(most, config.num_attention_heads, config.head_dim, dtype=model.dtype, device=device)
+        self._attended = torch.zeros(
+            most, config.num_attention_heads, config.head_dim, dtype=model.dtype, device=device
+        )
         """Attention leaves rows of nobody as they are."""
         # What the device works out by itself.
         self._every_row = torch.arange(most, dtype=torch.int64, device=device)
@@ -325,4 +327,6 @@ class CapturedDrafting:
 
 
 def _are_same(one: Transitions, other: Transitions) -> bool:
-    return one.mask_rows is other.mask_rows and all(own is each for own, each in zip(one.table, other.table, strict=True))
+    return one.mask_rows is other.mask_rows and all(
+        own is each for own, each in zip(one.table, other.table, strict=True)
+    )

@@ -4,6 +4,7 @@ Without a GPU a replay runs the captured work again, over the same tensors: one 
 there as in a graph. test_device_path_interpreted.py runs this file a second time, with TRITON_INTERPRET set.
 """
 
+import itertools
 import logging
 import math
 import random
@@ -229,9 +230,7 @@ def world(model, request):
         return world
 
 
-@settings(
-    max_examples=1 if INTERPRETED else 15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+@settings(max_examples=1 if INTERPRETED else 15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32), counts=st.lists(st.integers(1, MAX_SEQUENCES), min_size=1, max_size=3))
 def test_loops_one_after_the_other_are_those_that_are_launched(world, seed, counts):
     """Of all sizes and kinds, a smaller one after a larger one, with whatever that has left."""
@@ -259,16 +258,16 @@ def test_sequences_go_as_far_as_each_has_asked_for_and_their_grammars_let_them(m
 def test_all_that_a_loop_needs_is_sent_by_one_copy_before_its_first_replay(world, monkeypatch):
     events = []
     send, capture = fixed_inputs._Turn.send, world.graphs.capture
-    monkeypatch.setattr(fixed_inputs._Turn, "send", lambda *given: events.append("copy") or send(*given))
+
+    def note(event):
+        events.append((event, world.graphs.num_replays))
+
+    monkeypatch.setattr(fixed_inputs._Turn, "send", lambda *given: note("copy") or send(*given))
     monkeypatch.setattr(fixed_inputs, "named_on_device", None)
-    monkeypatch.setattr(world.graphs, "capture", lambda work: events.append("capture") or capture(work))
-    loop = loop_of(random.Random(2), MAX_SEQUENCES, vocab_size=world.num_token_ids)
-    with torch.inference_mode():
-        run = world.captured.send(*loop, world.transitions)
-        logits = world.runners[1].forward(loop[0], world.runners[1].logits)
-        assert events == ["copy"]
-        run(logits)
-    assert events == ["copy"]
+    monkeypatch.setattr(world.graphs, "capture", lambda work: note("capture") or capture(work))
+    num_replays = world.graphs.num_replays
+    world.check(loop_of(random.Random(2), MAX_SEQUENCES, vocab_size=world.num_token_ids))
+    assert events == [("copy", num_replays)]
 
 
 @pytest.mark.parametrize("reason", ["sequences", "positions", "context"])
@@ -371,4 +370,4 @@ def test_drafting_sizes_are_at_most_twice_what_is_needed(max_tokens, max_sequenc
     assert sizes == sorted(set(sizes), reverse=True)
     assert sizes[0] == min(max_tokens, max_sequences, 512)
     assert sizes[-1] == 1
-    assert all(larger <= 2 * smaller for larger, smaller in zip(sizes, sizes[1:], strict=False))
+    assert all(larger <= 2 * smaller for larger, smaller in itertools.pairwise(sizes))

@@ -33,9 +33,9 @@ def random_rows(rng, num_sequences, num_positions, num_blocks, block_size, *, nu
         num_tokens=torch.tensor(num_tokens, **int32),
         num_drawn=torch.zeros(num_sequences, **int32),
         drawn=torch.full((num_positions, num_sequences), -7),
-        keys=torch.tensor(
-            [rng.randrange(2**32) for _ in range(2 * num_positions * num_sequences)], **int64
-        ).view(num_positions, num_sequences, 2),
+        keys=torch.tensor([rng.randrange(2**32) for _ in range(2 * num_positions * num_sequences)], **int64).view(
+            num_positions, num_sequences, 2
+        ),
         row_keys=torch.full((num_sequences, 2), GARBAGE),
         temperatures=torch.tensor([0.5 if count else math.nan for count in num_tokens]),
         is_known=torch.tensor([rng.random() < 0.7 for _ in range(num_sequences)], dtype=torch.bool),
@@ -59,7 +59,7 @@ def on(rows, device):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("num_nobodies", [0, 1])
 def test_every_turn_is_what_the_host_would_have_listed(shape, num_nobodies, function, device):
-    num_sequences, num_positions, num_blocks, block_size = shape
+    num_sequences, num_positions, _, block_size = shape
     rng = random.Random(num_sequences + num_nobodies)
     rows = random_rows(rng, *shape, num_nobodies=num_nobodies)
     contexts, num_tokens, was_known = (each.tolist() for each in (rows.context_lens, rows.num_tokens, rows.is_known))
@@ -94,7 +94,7 @@ def test_every_turn_is_what_the_host_would_have_listed(shape, num_nobodies, func
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_beyond_the_last_position_nobody_goes_on_and_nothing_is_written(function, device):
-    """As where a graph is run more often than there are positions, or was told of more tokens than there is room for."""
+    """As where a graph is run more often than there are positions, or was told of more tokens than have room."""
     rows = random_rows(random.Random(1), 3, 2, 4, 4)
     rows.num_tokens.fill_(9)
     rows.positions.fill_(0)
