@@ -255,7 +255,7 @@ class CapturedDrafting:
         )
 
     def _are_captured(self, graphs: LoopGraphs, transitions: Transitions) -> bool:
-        """Whether there are graphs that read these; where they have to be made, and cannot be, the log says why once."""
+        """Whether there are graphs that read these; where they cannot be made, the log says why, once."""
         self._read(transitions)
         if graphs in self._replays:
             return True
@@ -267,8 +267,8 @@ class CapturedDrafting:
             self._is_refused = True
             cause = first_cause(error)
             logger.warning(
-                "drafting is launched kernel by kernel from now on, which is slower: the mask table's mirror has grown, "
-                "and a graph that reads it where it is now could not be captured (%s: %s)",
+                "drafting is launched kernel by kernel from now on, which is slower: the mask table's mirror has "
+                "grown, and a graph that reads it where it is now could not be captured (%s: %s)",
                 type(cause).__name__,
                 cause,
             )

@@ -1,4 +1,4 @@
-"""A captured loop draws what the launched one draws, writes the same KV and nobody else's, and needs no host in between.
+"""A captured loop draws what the launched one draws, writes that KV and nobody else's, and needs no host in between.
 
 Without a GPU a replay runs the captured work again, over the same tensors: one that has moved meanwhile would be stale
 there as in a graph. test_device_path_interpreted.py runs this file a second time, with TRITON_INTERPRET set.
@@ -160,7 +160,7 @@ class World:
     @torch.inference_mode()
     def check(self, loop, *, fits=True):
         """What each sequence drew, which both say, and what its budget has left."""
-        spans, num_tokens, keys, parts = loop
+        spans, num_tokens, *_ = loop
         self.poison()
         runs = self.launched.send(*loop, self.transitions), self.captured.send(*loop, self.transitions)
         assert (runs[1] is not None) == fits
