@@ -27,5 +27,7 @@ class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
     exact: bool
     num_graphs: int = 0
     """Sizes of passes that are replayed as graphs."""
+    num_drafting_graphs: int = 0
+    """Sizes and kinds of a draft model's loop that are."""
     num_sampling_graphs: int = 0
     """Sizes and kinds of drawing and verification that are."""

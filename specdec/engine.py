@@ -120,7 +120,7 @@ class Engine:
         if self.runner.device.type == "cpu":
             num_rows = min(max_batched_tokens(config), _RESERVED_ROWS * config.max_num_seqs)
         self._logits.reserve(num_rows, self._runtime.model_config.vocab_size)
-        self.proposer = build_proposer(config, self._runtime, sampler, self._compiler.mask_table)
+        self.proposer = build_proposer(config, self._runtime, sampler, self._compiler.mask_table, progress)
         if self.runner.device.type == "cuda":
             warm_up_sampling(
                 self.verifier,
@@ -130,7 +130,7 @@ class Engine:
                 vocab_size=self._runtime.model_config.vocab_size,
                 max_drafts=min(num_rows - 1, MAX_DRAFT_TOKENS),
             )
-        self._description = self._runtime.description
+        self._description = replace(self._runtime.description, num_drafting_graphs=self.proposer.num_graphs)
         if self._runtime.graphs is not None:
             assert isinstance(self.verifier, DeviceVerifier), "what is captured are kernels"
             vocab_size = self._runtime.model_config.vocab_size

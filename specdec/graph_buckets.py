@@ -57,6 +57,11 @@ def draft_buckets(*, max_tokens: int, max_sequences: int) -> list[GraphBucket]:
     )
 
 
+def drafting_sizes(*, max_tokens: int, max_sequences: int) -> list[int]:
+    """Numbers of sequences that a draft model draws for in a loop, a token each in every turn. The largest first."""
+    return _steps(min(max_tokens, max_sequences))[::-1]
+
+
 def sampling_buckets(*, max_sequences: int, max_rows: int) -> list[SamplingBucket]:
     """For the rows of a step's sequences, however they are shared among these. The largest first."""
     return [

@@ -43,6 +43,14 @@ class ModelRunner:
         self._captured: CapturedPasses | None = None
 
     @property
+    def cache(self) -> KVCache:
+        return self._cache
+
+    @property
+    def attention(self) -> AttentionBackend[Any]:
+        return self._attention
+
+    @property
     def num_graphs(self) -> int:
         return 0 if self._captured is None else len(self._captured)
 

@@ -7,8 +7,10 @@ import functools
 from specdec.build import Runtime
 from specdec.config import EngineConfig
 from specdec.grammars import MaskTable
+from specdec.models.progress import ProgressCallback
 from specdec.proposers.base import Drafter
 from specdec.proposers.chain import ChainProposer
+from specdec.proposers.device_passes import DevicePasses
 from specdec.proposers.draft_model import DraftModel
 from specdec.proposers.grammar import GrammarDrafter
 from specdec.proposers.length import DraftLengths
@@ -22,9 +24,13 @@ from specdec.step_time import measure_step_time
 
 
 def build_proposer(
-    config: EngineConfig, runtime: Runtime, sampler: DraftSampler, mask_table: MaskTable
+    config: EngineConfig,
+    runtime: Runtime,
+    sampler: DraftSampler,
+    mask_table: MaskTable,
+    progress: ProgressCallback | None = None,
 ) -> ChainProposer:
-    """Every drafter, since a request may ask for any, and the draft model where there is one.
+    """Every drafter, since a request may ask for any, and the draft model where there is one, with its graphs.
 
     Measures how long passes take, which is what the lengths of drafts are chosen by.
     """
@@ -52,6 +58,10 @@ def build_proposer(
     draft_model, draft_time = None, None
     if runtime.draft_runner is not None:
         num_token_ids = runtime.tokenizer.vocab_size
-        draft_model = DraftModel(runtime.backend.drafting(runtime.draft_runner, sampler, mask_table, num_token_ids))
+        passes = runtime.backend.drafting(runtime.draft_runner, sampler, mask_table, num_token_ids)
+        if runtime.graphs is not None:
+            assert isinstance(passes, DevicePasses), "what is captured are kernels"
+            runtime.graphs.capture_drafting(passes, runtime.draft_runner.model, progress)
+        draft_model = DraftModel(passes)
         draft_time = measured(runtime.draft_runner)
     return ChainProposer(drafters, draft_model, DraftLengths(target_time, draft_time))

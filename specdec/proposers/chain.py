@@ -53,6 +53,11 @@ class ChainProposer:
         """Tokens of the draft model, by what came of following them without the host."""
         return FollowedTokens() if self._draft_model is None else self._draft_model.followed
 
+    @property
+    def num_graphs(self) -> int:
+        """Sizes and kinds of the draft model's loop that are replayed."""
+        return 0 if self._draft_model is None else self._draft_model.num_graphs
+
     def may_draft(self, sequence: Sequence) -> bool:
         """Whether the step after this one may have a draft for the sequence, whatever token this one brings."""
         if not sequence.can_be_drafted_for(frozenset()):

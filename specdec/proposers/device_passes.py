@@ -1,66 +1,41 @@
 """DevicePasses: several tokens a draft with every call, and the host waits once: the GPU path.
 
 Each token is drawn, fed to the next pass and followed through its sequence's grammar where the model runs; the host
-only says beforehand where everything goes. A stretch ends behind a token that leads where the device does not know the
-mask (transition_mirror.py). The host takes all tokens through the grammar anyway, and puts that transition there for
-the next time. Sequences whose logits depend on the tokens drafted before, or whose drafts are verified by what they
-were drawn from, draw one token with every call.
+only says beforehand where everything goes. Where there are graphs it does no more than replay one for each token
+(captured_drafting.py), else it launches each pass (launched_drafting.py). A stretch ends behind a token that leads
+where the device does not know the mask (transition_mirror.py). The host takes all tokens through the grammar anyway,
+and puts that transition there for the next time. Sequences whose logits depend on the tokens drafted before, or whose
+drafts are verified by what they were drawn from, draw one token with every call.
 
-B stretches, the longest first; S tokens of the longest; W columns, B and some more.
+B stretches, the longest first; T tokens of the longest.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import dataclass
-from typing import Final
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from specdec.attention import Span
-from specdec.device_tensors import together_on_device
+from specdec.captured_drafting import CapturedDrafting, graphs_of
+from specdec.device_tensors import Parts
 from specdec.faults import SequenceFaultError, attributed_to
 from specdec.grammars import BudgetedState, Grammar, GrammarState, MaskTable
+from specdec.graph_capture import GraphCapture
 from specdec.kernels.grammar_advance import FALLBACK_ROW, grammar_advance
-from specdec.kernels.sample import sample
+from specdec.launched_drafting import DraftLoop, LaunchedDrafting
 from specdec.model_runner import ModelRunner
 from specdec.noise import Stream, noise_keys, noise_state
 from specdec.proposers.draft_passes import DrawnStretch, FollowedTokens, SinglePasses, Stretch
 from specdec.sampler import DraftSampler, divisor_of, penalises, truncates
 from specdec.sequence import Sequence
 from specdec.speculative import MAX_DRAFT_TOKENS, Verification
-from specdec.transition_mirror import TransitionMirror, Transitions
-
-_ALIGNED_COLUMNS: Final = 8
-"""At a multiple of which a position's numbers begin: Triton compiles a kernel once more for a less aligned pointer."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Loop:
-    """What the positions of the stretches are drawn from, and where these are in their grammars; on the device."""
-
-    keys: Tensor
-    """int64 [S, W, 2]"""
-    temperatures: Tensor
-    """fp32 [B]"""
-    cuts: dict[str, Tensor]
-    """top_k int32, top_p and min_p fp64 [B]; empty where nothing is cut."""
-    states: Tensor
-    """int32 [B]"""
-    remaining: Tensor
-    """int32 [B]"""
-    is_known: Tensor
-    """bool [B], False for those without a mask"""
-    mask_row_ids: Tensor
-    """int64 [B]"""
-    is_masked: Tensor
-    """bool [B]"""
-    transitions: Transitions | None
-    """None where there is no mask."""
+from specdec.transition_mirror import TransitionMirror
+from specdec.triton_attention import TritonAttention
 
 
 class DevicePasses:
@@ -73,9 +48,48 @@ class DevicePasses:
         self._single = SinglePasses(runner, sampler)
         self._runner = runner
         self._num_token_ids = num_token_ids
+        self._launched = LaunchedDrafting(runner, num_token_ids=num_token_ids)
+        self._captured: CapturedDrafting | None = None
+        self._transitions = self.transitions.on_device(())
+        """As they were last asked for."""
         self._followed: WeakKeyDictionary[Sequence, tuple[int, GrammarState]] = WeakKeyDictionary()
         """How many of each one's tokens have been followed, and the state after them."""
         self._compile()
+
+    @property
+    def num_graphs(self) -> int:
+        return 0 if self._captured is None else len(self._captured)
+
+    def capture(
+        self,
+        sizes: AbstractSequence[int],
+        new_capture: Callable[[], GraphCapture],
+        *,
+        max_model_len: int,
+        report: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Loops of no more sequences than one of the sizes are replayed from now on.
+
+        `report` is told of how many sizes and kinds there are graphs. The runner's logits have room for the largest
+        size. Raises RuntimeError where the device refuses; all loops are then launched kernel by kernel.
+        """
+        runner = self._runner
+        assert isinstance(runner.attention, TritonAttention), "what is captured are kernels"
+        captured = CapturedDrafting(
+            runner.model,
+            runner.cache,
+            runner.attention,
+            runner.logits.rows(max(sizes), runner.model.config.vocab_size),
+            sizes,
+            new_capture,
+            num_token_ids=self._num_token_ids,
+            max_model_len=max_model_len,
+        )
+        for each in graphs_of(sizes):
+            report(len(captured))
+            captured.capture(each, self._transitions)
+        report(len(captured))
+        self._captured = captured
 
     def max_tokens(self, sequence: Sequence) -> int:
         return MAX_DRAFT_TOKENS if _draws_ahead(sequence) else 1
@@ -109,14 +123,15 @@ class DevicePasses:
         logits = self._runner.forward([*(each.span for each in (*ahead, *single)), *silent], self._single.logits)
         # The next pass's take their place.
         of_single = logits[len(ahead) :].clone() if single else None
-        drawn = self._run(ahead, logits[: len(ahead)], loop)
+        drawn = loop(logits[: len(ahead)])
         # The one wait.
-        numbers = torch.cat([drawn.flatten(), loop.remaining.long()]).tolist()
-        num_columns = drawn.shape[1]
-        remaining = numbers[drawn.numel() :]
+        numbers = drawn.joined().tolist()
+        num_columns = len(drawn.last_ids)
+        num_drawn = num_columns * ahead[0].num_tokens
+        remaining = numbers[num_drawn:]
         result: list[DrawnStretch] = []
         for i, stretch in enumerate(ahead):
-            token_ids = numbers[i : drawn.numel() : num_columns][: stretch.num_tokens]
+            token_ids = numbers[i:num_drawn:num_columns][: stretch.num_tokens]
             if _is_masked(stretch):
                 num_advances = _state_of(stretch).remaining - remaining[i]
                 token_ids = token_ids[: num_advances + 1]
@@ -125,87 +140,41 @@ class DevicePasses:
             result += [DrawnStretch([drawn]) for drawn in self._single.sample(of_single, single)]
         return result
 
-    def _run(self, stretches: AbstractSequence[Stretch], logits: Tensor, loop: _Loop) -> Tensor:
-        """logits fp32 [B, V] of the first tokens -> what was drawn at each position, int64 [S, W]."""
-        num_positions, num_columns = loop.keys.shape[:2]
-        drawn = torch.zeros(num_positions, num_columns, dtype=torch.int64, device=logits.device)
-        mask = {}
-        for position in range(num_positions):
-            going = [stretch for stretch in stretches if stretch.num_tokens > position]
-            count = len(going)
-            if position:
-                before = drawn[position - 1, :count]
-                if loop.transitions is not None:
-                    grammar_advance(
-                        loop.states[:count],
-                        before,
-                        loop.remaining[:count],
-                        loop.is_known[:count],
-                        loop.mask_row_ids[:count],
-                        loop.transitions.table,
-                    )
-                logits = self._runner.forward_drawn(
-                    [_span_of_drawn(stretch, position) for stretch in going], before, self._single.logits
-                )
-            if loop.transitions is not None:
-                mask = {
-                    "mask_rows": loop.transitions.mask_rows,
-                    "mask_row_ids": loop.mask_row_ids[:count],
-                    "is_constrained": loop.is_masked[:count],
-                }
-            sample(
-                logits,
-                loop.keys[position, :count],
-                loop.temperatures[:count],
-                drawn[position, :count],
-                num_token_ids=self._num_token_ids,
-                **{name: cut[:count] for name, cut in loop.cuts.items()},
-                **mask,
-            )
-        return drawn
-
     def _compile(self) -> None:
         """Follow nobody, so that no answer waits for the kernel."""
         device = self._runner.device
         numbers, token_ids = (torch.zeros(1, dtype=dtype, device=device) for dtype in (torch.int32, torch.int64))
         is_known = torch.zeros(1, dtype=torch.bool, device=device)
-        table = self.transitions.on_device(()).table
-        grammar_advance(numbers, token_ids, numbers, is_known, token_ids, table)
+        grammar_advance(numbers, token_ids, numbers, is_known, token_ids, self._transitions.table)
 
-    def _loop(self, stretches: AbstractSequence[Stretch]) -> _Loop:
-        """What the host knows beforehand, on the device, in a few copies."""
+    def _loop(self, stretches: AbstractSequence[Stretch]) -> DraftLoop:
+        """With what the host knows beforehand on its way to the device."""
         masked = [stretch for stretch in stretches if _is_masked(stretch)]
         numbers = iter(self.transitions.number([_state_of(stretch).state for stretch in masked]))
         rows = [FALLBACK_ROW if stretch.row.mask_row is None else stretch.row.mask_row for stretch in stretches]
-        transitions = self.transitions.on_device(rows) if masked else None
+        if masked:
+            self._transitions = self.transitions.on_device(rows)
         are_masked = [_is_masked(stretch) for stretch in stretches]
         every = [stretch.row.sequence.params for stretch in stretches]
-        keys = _keys(stretches)
-        has_border = any(truncates(params) for params in every)
-        words, rows_now, top_k, states, remaining, is_known, is_masked, temperatures, top_p, min_p = together_on_device(
-            self._runner.device,
-            (np.int64, keys.ravel()),
-            (np.int64, rows),
-            (np.int32, [min(params.top_k, self._num_token_ids) for params in every]),
-            (np.int32, [next(numbers) if each else 0 for each in are_masked]),
-            (np.int32, [_state_of(each).remaining if _is_masked(each) else 0 for each in stretches]),
-            (np.uint8, are_masked),
-            (np.uint8, are_masked),
-            (np.float32, [0.0 if each.temperature == 0.0 else divisor_of(each.temperature) for each in every]),
-            (np.float64, [params.top_p for params in every]),
-            (np.float64, [params.min_p for params in every]),
-        )
-        return _Loop(
-            keys=words.view(keys.shape),
-            temperatures=temperatures,
-            cuts={"top_k": top_k, "top_p": top_p, "min_p": min_p} if has_border else {},
-            states=states,
-            remaining=remaining,
-            is_known=is_known.view(torch.bool),
-            mask_row_ids=rows_now,
-            is_masked=is_masked.view(torch.bool),
-            transitions=transitions,
-        )
+        parts: Parts = {
+            "temperatures": (
+                np.float32,
+                [0.0 if each.temperature == 0.0 else divisor_of(each.temperature) for each in every],
+            ),
+            "states": (np.int32, [next(numbers) if each else 0 for each in are_masked]),
+            "remaining": (np.int32, [_state_of(each).remaining if _is_masked(each) else 0 for each in stretches]),
+            "is_known": (np.bool_, are_masked),
+            "mask_row_ids": (np.int64, rows),
+            "is_masked": (np.bool_, are_masked),
+        }
+        if any(truncates(params) for params in every):
+            parts["top_k"] = (np.int32, [min(params.top_k, self._num_token_ids) for params in every])
+            parts["top_p"] = (np.float64, [params.top_p for params in every])
+            parts["min_p"] = (np.float64, [params.min_p for params in every])
+        spans = [stretch.span for stretch in stretches]
+        given = (spans, [stretch.num_tokens for stretch in stretches], _keys(stretches), parts, self._transitions)
+        captured = None if self._captured is None else self._captured.send(*given)
+        return self._launched.send(*given) if captured is None else captured
 
     def _follow(self, stretch: Stretch) -> None:
         """Put the transitions that a text has taken since its last stretch."""
@@ -280,17 +249,10 @@ def _after(grammar: Grammar, state: GrammarState, token_id: int) -> GrammarState
     return successor
 
 
-def _span_of_drawn(stretch: Stretch, position: int) -> Span:
-    """Of the token before this position of the stretch: which it is, the device knows."""
-    start = stretch.span.context_len + position - 1
-    return Span((0,), start, stretch.span.block_table, num_logits=1)
-
-
 def _keys(stretches: AbstractSequence[Stretch]) -> NDArray[np.int64]:
-    """int64 [S, W, 2]: of each position of each stretch the two words of its noise."""
+    """int64 [T, B, 2]: of each position of each stretch the two words of its noise."""
     num_positions = stretches[0].num_tokens
-    num_columns = -(-len(stretches) // _ALIGNED_COLUMNS) * _ALIGNED_COLUMNS
-    keys = np.zeros((num_positions, num_columns, 2), dtype=np.int64)
+    keys = np.zeros((num_positions, len(stretches), 2), dtype=np.int64)
     # At temperature 0 there is no noise.
     noisy = [i for i, stretch in enumerate(stretches) if stretch.row.sequence.params.temperature > 0.0]
     if noisy:

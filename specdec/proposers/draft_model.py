@@ -49,6 +49,10 @@ class DraftModel:
     def followed(self) -> FollowedTokens:
         return self._passes.followed
 
+    @property
+    def num_graphs(self) -> int:
+        return self._passes.num_graphs
+
     @staticmethod
     def can_draft(scheduled: ScheduledSequence) -> bool:
         """Whether its KV can reach the end of the verified tokens in this step."""

@@ -60,6 +60,11 @@ class DraftPasses(Protocol):
     followed: FollowedTokens
     """So far."""
 
+    @property
+    def num_graphs(self) -> int:
+        """Sizes and kinds of its loop, of several tokens with a call, that are replayed."""
+        ...
+
     def max_tokens(self, sequence: Sequence) -> int:
         """The longest stretch that can be drawn for the sequence."""
         ...
@@ -75,6 +80,8 @@ class DraftPasses(Protocol):
 
 class SinglePasses:
     """A pass and a token a draft with every call: the CPU path."""
+
+    num_graphs = 0
 
     def __init__(self, runner: ModelRunner, sampler: DraftSampler) -> None:
         self.followed = FollowedTokens()

@@ -9,8 +9,9 @@ from device_watch import DEVICE, DeviceWatch
 from drawn_ahead import drafting_config, drafts_of, one_by_one, queue
 from kernel_engines import kernel_engine, kernels_on
 
-from specdec import Engine
-from specdec.proposers.device_passes import DevicePasses
+from specdec import Engine, mask_mirror
+from specdec.captured_drafting import CapturedDrafting
+from specdec.launched_drafting import DrawnLoop
 from specdec.proposers.stretch_lengths import StretchLengths
 from specdec.speculative import MAX_DRAFT_TOKENS
 from specdec.transition_mirror import TransitionMirror
@@ -29,6 +30,24 @@ def test_drafts_are_the_same_where_sequences_come_and_go(config_of, limits, abor
     ahead, answers = drafts_of(engines[0], abort_after=abort_after)
     single, expected = drafts_of(one_by_one(engines[1]), abort_after=abort_after)
     assert (engines[0].stats().num_preemptions > 0) == (abort_after is None)
+    assert ahead == single
+    assert answers == expected
+
+
+def test_drafts_are_the_same_while_the_mirror_of_masks_grows(config_of, monkeypatch):
+    """Graphs read masks where the mirror has them, and are captured anew, between a loop and the next."""
+    engines = [kernel_engine(torch.device("cpu"), config_of()) for _ in range(2)]
+    monkeypatch.setattr(mask_mirror, "_MIN_ROWS", 1)
+    passes = engines[0].proposer._draft_model._passes
+    passes.transitions = TransitionMirror(engines[0]._compiler.mask_table, passes._runner.device)
+    captured = []
+    capture = CapturedDrafting.capture
+    monkeypatch.setattr(
+        CapturedDrafting, "capture", lambda drafting, *given: captured.append(given) or capture(drafting, *given)
+    )
+    ahead, answers = drafts_of(engines[0])
+    assert len({transitions.mask_rows.shape[0] for _, transitions in captured}) > 2
+    single, expected = drafts_of(one_by_one(engines[1]))
     assert ahead == single
     assert answers == expected
 
@@ -160,11 +179,11 @@ def test_a_fault_in_a_stretch_ends_the_request_at_fault(config_of, fault, monkey
                 raise RuntimeError("planted")
             return sample_drafts(logits, rows)
 
-        def failing(passes, *args):
+        def failing(loop):
             raise RuntimeError("of nobody in particular")
 
         monkeypatch.setattr(sampler, "sample_drafts", faulty)
-        monkeypatch.setattr(DevicePasses, "_run", failing)
+        monkeypatch.setattr(DrawnLoop, "joined", failing)
     queue(engine, ("tight",) if fault == "draw" else ("schema", "tight"))
     faults = []
     while engine.has_unfinished_requests():

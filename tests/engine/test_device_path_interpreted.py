@@ -19,7 +19,14 @@ ROOT = HERE.parent.parent
 @pytest.mark.skipif(not HAS_TRITON, reason="there is no triton on this platform")
 def test_the_interpreted_kernels_answer_as_the_cpu_path_does():
     pytest_here = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu"]
-    names = ("device_path", "device_sampling", "captured_sampling", "graphed_engine", "device_drafts")
+    names = (
+        "device_path",
+        "device_sampling",
+        "captured_sampling",
+        "captured_drafting",
+        "graphed_engine",
+        "device_drafts",
+    )
     files = [str(HERE / f"test_{name}.py") for name in names]
     finished = subprocess.run(
         [*pytest_here, *files],

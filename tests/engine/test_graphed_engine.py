@@ -62,6 +62,8 @@ def samplings(graphed, monkeypatch):
 def test_a_graphed_engine_says_so(graphed, eager):
     assert graphed.describe().num_sampling_graphs == graphed.verifier.num_graphs == 4 * (4 if INTERPRETED else 9)
     assert eager.describe().num_sampling_graphs == eager.verifier.num_graphs == 0
+    assert graphed.describe().num_drafting_graphs == 2 * (3 if INTERPRETED else 4)
+    assert eager.describe().num_drafting_graphs == 0
     assert graphed.describe().num_graphs > 20 or INTERPRETED
     assert graphed.runner.num_graphs + graphed._runtime.draft_runner.num_graphs == graphed.describe().num_graphs > 0
     assert eager.describe().num_graphs == eager.runner.num_graphs == 0

@@ -84,6 +84,7 @@ def test_captures_are_told_of(device, config_of):
     described = engine.describe()
     for description, num_graphs in (
         ("Capturing graphs", described.num_graphs),
+        ("Capturing graphs of drafting", described.num_drafting_graphs),
         ("Capturing graphs of sampling", described.num_sampling_graphs),
     ):
         told = [each for each in seen if each.description == description]
@@ -106,24 +107,30 @@ def test_a_capture_that_fails_is_logged_and_the_engine_is_eager(config_of, caplo
     monkeypatch.setattr(KernelBackend, "graphs", lambda _: Refusing)
     with caplog.at_level(logging.WARNING, logger="specdec"):
         engine = kernel_engine(device, config_of(device=device.type, enforce_eager=False))
-    *of_passes, of_sampling = [record.getMessage() for record in caplog.records]
+    *of_passes, of_drafting, of_sampling = [record.getMessage() for record in caplog.records]
     assert of_passes == [
         f"passes of the {name} model are launched kernel by kernel, which is slower: a graph of them could not be "
         "captured (RuntimeError: operation not permitted when stream is capturing)"
         for name in ("target", "draft")
     ]
+    assert of_drafting == (
+        "drafting is launched kernel by kernel, which is slower: a graph of it could not be captured (RuntimeError: "
+        "operation not permitted when stream is capturing)"
+    )
     assert of_sampling == (
         "sampling is launched kernel by kernel, which is slower: a graph of it could not be captured (RuntimeError: "
         "operation not permitted when stream is capturing)"
     )
-    assert engine.describe().num_graphs == engine.describe().num_sampling_graphs == 0
+    described = engine.describe()
+    assert described.num_graphs == described.num_drafting_graphs == described.num_sampling_graphs == 0
     ours, theirs = (each.generate(PROMPTS[:1], params_of()[:1]) for each in (engine, eager))
     assert ours[0].choices[0].token_ids == theirs[0].choices[0].token_ids
 
 
 def test_a_cpu_has_no_graphs(config_of):
     engine = Engine(config_of(device="cpu", enforce_eager=False))
-    assert engine.describe().num_graphs == engine.describe().num_sampling_graphs == 0
+    described = engine.describe()
+    assert described.num_graphs == described.num_drafting_graphs == described.num_sampling_graphs == 0
     assert engine.runner.forward.__func__ is type(engine.runner).forward
     assert engine.runner._captured is None
 
@@ -204,6 +211,30 @@ def test_what_graphs_will_hold_is_measured_by_a_few(engine):
     num_sampling_graphs = len(KINDS) * len(graphs.sampling_buckets())
     assert graphs.num_bytes([model], memory, block_size=16) == 10**6 + 1000 * (len(buckets) + num_sampling_graphs)
     assert memory.num_captured == 3 + 3 < len(buckets)
+
+
+def test_what_a_draft_model_s_graphs_will_hold_is_measured_with_its_loop(engine):
+    runners = engine.runner, engine._runtime.draft_runner
+    models = [runner.model for runner in runners]
+    if models[0].device.type == "cuda":
+        pytest.skip("the memory is a double, and one place is enough")
+    memory = Draining()
+    graphs = PassGraphs(
+        new_capture=memory.new_capture,
+        attention=TritonAttention(CPU),
+        max_model_len=80,
+        max_tokens=64,
+        max_sequences=16,
+        max_rows=64,
+    )
+    num_passes = sum(map(len, graphs.buckets(models)))
+    assert graphs.drafting_sizes(models[1]) == [16, 8, 4, 2, 1]
+    num_loops = 2 * 5
+    num_sampling_graphs = len(KINDS) * len(graphs.sampling_buckets())
+    # Each loop has two graphs. What is common to all is had by the first of them.
+    expected = 10**6 + 1000 * (num_passes + 2 * num_loops + num_sampling_graphs)
+    assert graphs.num_bytes(models, memory, block_size=16) == expected
+    assert memory.num_captured == 3 + 3 + 2 * 3 + 3
 
 
 def test_exact_graphs_hold_no_more_partial_results_than_there_is_room_for(engine):

@@ -24,6 +24,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from specdec.kernels import (  # noqa: E402
     attention_tiling,
+    draft_advance,
     grammar_advance,
     kv_store,
     paged_attention,
@@ -38,6 +39,7 @@ from specdec.kernels import (  # noqa: E402
 )
 
 MODULES = (
+    draft_advance,
     grammar_advance,
     kv_store,
     paged_attention,
@@ -191,6 +193,27 @@ def verify():
         )
 
 
+def go_on(num_sequences):
+    """With drafts, to their next position."""
+    ids, counts = (torch.zeros(num_sequences, dtype=dtype) for dtype in (torch.int64, torch.int32))
+    rows = draft_advance.DraftRows(
+        token_ids=ids,
+        num_tokens=counts,
+        num_drawn=counts,
+        drawn=torch.zeros(64, num_sequences, dtype=torch.int64),
+        keys=torch.zeros(64, num_sequences, 2, dtype=torch.int64),
+        row_keys=torch.zeros(num_sequences, 2, dtype=torch.int64),
+        temperatures=torch.zeros(num_sequences),
+        is_known=torch.zeros(num_sequences, dtype=torch.bool),
+        positions=ids,
+        context_lens=counts,
+        query_starts=torch.zeros(num_sequences + 1, dtype=torch.int32),
+        slot_mapping=ids,
+        block_tables=torch.zeros(num_sequences, 256, dtype=torch.int32),
+    )
+    draft_advance.draft_advance(rows, block_size=16)
+
+
 def advance():
     states, table = torch.zeros(64, dtype=torch.int32), grammar_advance.TransitionTable.empty(2**13, 2**15)
     is_known, ids = torch.zeros(64, dtype=torch.bool), torch.zeros(64, dtype=torch.int64)
@@ -224,6 +247,9 @@ CASES = {
     "edit": edit,
     "rules": verify,
     "advance": advance,
+    "drafts": lambda: go_on(64),
+    "one draft": lambda: go_on(1),
+    "the most drafts": lambda: go_on(512),
 }
 
 
