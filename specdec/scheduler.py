@@ -42,12 +42,15 @@ class Scheduler:
         block_size: int,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        max_logits_rows: int,
         stop_checker: StopChecker,
     ) -> None:
+        """max_logits_rows: of those whose text a step reaches the end of, with their drafts; at least max_num_seqs."""
         self.block_pool = block_pool
         self._block_size = block_size
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
+        self._max_logits_rows = max_logits_rows
         self._stop_checker = stop_checker
         self.running: list[Sequence] = []
         """In order of admission: the oldest first."""
@@ -270,16 +273,20 @@ class Scheduler:
     def _with_draft_slots(self, shares: list[ScheduledSequence], budget: int) -> list[ScheduledSequence]:
         """The shares with slots for drafts, where blocks are free, and with what the draft model needs for them.
 
-        Each sequence that drafts gets an equal part of the budget, or what makes a draft, the oldest first.
+        Each sequence that drafts gets an equal part of the budget, and of the rows of logits that there may be, or what
+        makes a draft, the oldest first.
         """
         num_wanting = sum(share.reaches_end and share.sequence.plan.max_tokens > 0 for share in shares)
+        num_rows_left = self._max_logits_rows - sum(share.reaches_end for share in shares)
         with_slots = []
         for share in shares:
             sequence, plan = share.sequence, share.sequence.plan
             if not share.reaches_end or plan.max_tokens == 0:
                 with_slots.append(share)
                 continue
-            part = min(budget, max(budget // num_wanting, _MIN_DRAFT_BUDGET))
+            part, own_rows = (
+                min(left, max(left // num_wanting, _MIN_DRAFT_BUDGET)) for left in (budget, num_rows_left)
+            )
             num_wanting -= 1
             num_draft_model_tokens = share.num_draft_model_tokens
             if plan.has_draft_model and num_draft_model_tokens == 0:
@@ -288,11 +295,12 @@ class Scheduler:
                 part -= num_draft_model_tokens
                 budget -= num_draft_model_tokens
             # The token after the drafts is emitted too, so one of the remaining tokens is not a draft's.
-            num_slots = min(plan.max_tokens, sequence.num_remaining_tokens - 1, part)
+            num_slots = min(plan.max_tokens, sequence.num_remaining_tokens - 1, part, own_rows)
             held = len(sequence.block_table) * self._block_size - sequence.num_computed_tokens - share.num_tokens
             if num_slots > held and not self._reserve(sequence, share.num_tokens + num_slots):
                 num_slots = held
             budget -= num_slots
+            num_rows_left -= num_slots
             with_slots.append(ScheduledSequence(sequence, share.num_tokens, num_slots, num_draft_model_tokens))
         return with_slots
 

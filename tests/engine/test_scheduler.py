@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -11,7 +12,7 @@ from specdec.proposers.base import NO_PROPOSAL, Proposal, Source
 from specdec.request import FinishReason, SamplingParams
 from specdec.scheduler import Scheduler
 from specdec.sequence import Sequence
-from specdec.speculative import PROPOSERS, SpeculationPlan
+from specdec.speculative import MAX_DRAFT_TOKENS, PROPOSERS, SpeculationPlan
 from specdec.stop import StopChecker
 from specdec.verifier import Outcome
 
@@ -35,21 +36,24 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         block_size=st.integers(1, 5),
         budget=st.integers(6, 24),
+        rows=st.integers(5, 24),
         caching=st.booleans(),
         overlaps=st.booleans(),
     )
-    def build(self, block_size, budget, caching, overlaps):
+    def build(self, block_size, budget, rows, caching, overlaps):
         self.overlaps = overlaps
         self.ahead = None
         """Who runs next with a token each, where that was said."""
         self.block_size = block_size
         self.budget = budget
+        self.rows = rows
         self.pool = BlockPool(NUM_BLOCKS, enable_prefix_caching=caching)
         self.scheduler = Scheduler(
             self.pool,
             block_size=block_size,
             max_num_seqs=5,
             max_num_batched_tokens=budget,
+            max_logits_rows=rows,
             stop_checker=StopChecker(),
         )
         self.num_requests = 0
@@ -132,6 +136,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert sum(
             each.num_tokens + each.num_draft_slots + each.num_draft_model_tokens for each in batch.scheduled
         ) <= (self.budget)
+        rows = [1 + each.num_draft_slots for each in batch.scheduled if each.reaches_end]
+        assert sum(rows) <= self.rows
         proposals, outcomes = [], []
         for each in batch.scheduled:
             sequence = each.sequence
@@ -240,6 +246,7 @@ def scheduler_of_one_at_a_time():
         block_size=4,
         max_num_seqs=1,
         max_num_batched_tokens=8,
+        max_logits_rows=8,
         stop_checker=StopChecker(),
     )
 
@@ -271,3 +278,35 @@ def test_a_newcomer_is_next_however_many_another_has_queued_and_however_long_it_
     scheduler.add(waiting_sequence("newcomer", "one"))
     next_up = [sequence.request_id for sequence in scheduler.waiting][:3]
     assert next_up == ["newcomer", "many-5", "many-6"]
+
+
+def draft_slots(num_sequences, *, budget, rows):
+    """Of sequences that all want the longest drafts."""
+    scheduler = Scheduler(
+        BlockPool(8 * num_sequences, enable_prefix_caching=False),
+        block_size=8,
+        max_num_seqs=num_sequences,
+        max_num_batched_tokens=budget,
+        max_logits_rows=rows,
+        stop_checker=StopChecker(),
+    )
+    for number in range(num_sequences):
+        sequence = waiting_sequence(str(number), "one")
+        sequence.max_tokens, sequence.plan = 60, SpeculationPlan(frozenset({"ngram"}), MAX_DRAFT_TOKENS)
+        scheduler.add(sequence)
+    batch = scheduler.schedule()
+    assert len(batch.scheduled) == num_sequences
+    return [each.num_draft_slots for each in batch.scheduled]
+
+
+def test_rows_of_logits_are_shared_out_among_drafts_as_the_budget_is():
+    assert draft_slots(64, budget=2048, rows=512) == draft_slots(64, budget=512, rows=512) == [7] * 64
+    assert draft_slots(40, budget=2048, rows=60) == [8, 8, 4] + [0] * 37
+    assert draft_slots(3, budget=2048, rows=512) == [MAX_DRAFT_TOKENS] * 3
+
+
+@pytest.mark.parametrize("num_sequences", [1, 2, 3, 16, 64, 200])
+@pytest.mark.parametrize("budget", [200, 512, 2048])
+def test_rows_for_all_that_the_budget_or_the_longest_drafts_take_cut_no_draft(num_sequences, budget):
+    rows = min(budget, num_sequences * (1 + MAX_DRAFT_TOKENS))
+    assert draft_slots(num_sequences, budget=budget, rows=rows) == draft_slots(num_sequences, budget=budget, rows=10**9)
