@@ -4,16 +4,16 @@ Once a step's tokens are drawn the device would stand still until the host had r
 said what comes next. But where nothing can be drafted, what comes next is known: the same sequences, each with one
 token more, which the device has, or with its prompt's next chunk, which the host has (next_share.py). So that pass is
 launched behind this step's sampling, on ids of which those just drawn have not left the device, and the host does all
-the rest while it runs. It is back in time with the masks for the next sampling if that takes it no longer than the pass.
+the rest while it runs. It is back in time with the masks for the next sampling if that takes it no longer than a pass.
 
 The host may find afterwards that an answer has ended, or was aborted: its rows are left out. If anybody else is to run,
 or something was drafted after all, the pass is done again. Either way nothing is undone in the cache:
 
 - done again, it writes the same keys and values into the same slots, which nobody has read in between;
 - what it writes for one that is gone lies behind its last computed token (a chunk's tokens count as computed once the
-  step that takes the pass is committed), so in no block that the prefix cache shares or will find, for these are full of
-  computed tokens; and whoever is given the block later writes it, before he reads it, in a pass that the device takes
-  after this one.
+  step that takes the pass is committed), so in no block that the prefix cache shares or will find, for these are full
+  of computed tokens; and whoever is given the block later writes it, before he reads it, in a pass that the device
+  takes after this one.
 
 R rows of logits, V vocabulary.
 """

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import time
+from array import array
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from device_watch import DEVICE, DeviceWatch
 from kernel_engines import kernel_engine, kernels_on
 
 from specdec import ConfigError, Engine, EngineConfig, Request, SamplingParams, SpeculativeConfig, overlapped_passes
+from specdec.attention import Span
 from specdec.backend import CpuBackend, KernelBackend
 from specdec.proposers.length import DraftLengths
 from specdec.speculative import SpeculativeParams
@@ -282,6 +284,45 @@ def test_the_host_does_not_wait_between_a_steps_sampling_and_the_next_pass(confi
         if event == "launched":
             assert (before, num_waits) == ("sampled", num_before)
     assert [event for event, _ in events].count("launched") == launched
+
+
+TABLES = [array("i", [3, 4, 9]), array("i", [5])]
+
+
+def ahead_of(*spans):
+    """A pass under way: over the next chunk of one sequence and the drawn token of another."""
+    own = [Span([7] * 5, 6, TABLES[0], 1), Span([0], 2, TABLES[1], 1)]
+    parts = [
+        overlapped_passes._SpanAhead(span, span.token_ids == [0], span.block_table[span.start_position // 4 :], rows)
+        for span, rows in zip(own, (range(1), range(1, 2)), strict=True)
+    ]
+    return overlapped_passes._PassAhead(parts, torch.zeros(2, 9)).rows_of(spans, 4)
+
+
+def test_a_pass_under_way_is_taken_for_what_it_computes_and_for_nothing_else():
+    chunk, drawn = Span([7] * 5, 6, TABLES[0], 1), Span([88], 2, TABLES[1], 1)
+    assert ahead_of(chunk, drawn) == [0, 1]
+    assert ahead_of(drawn) == [1], "whatever was drawn"
+    assert ahead_of() == []
+    for other in (
+        Span([7] * 4, 6, TABLES[0], 1),
+        Span([7] * 6, 6, TABLES[0], 1),
+        Span([7] * 4 + [8], 6, TABLES[0], 1),
+        Span([7] * 5, 5, TABLES[0], 1),
+        Span([7] * 5, 6, TABLES[0], 0),
+        Span([7] * 5, 6, TABLES[0][:], 1),
+    ):
+        assert ahead_of(other, drawn) is None
+
+
+def test_a_pass_under_way_is_not_taken_once_a_block_that_it_writes_is_another():
+    moved = array("i", [3, 4, 9])
+    span = Span([7] * 5, 6, moved, 1)
+    part = overlapped_passes._SpanAhead(span, False, moved[1:3], range(1))
+    ahead = overlapped_passes._PassAhead([part], torch.zeros(1, 9))
+    assert ahead.rows_of([span], 4) == [0]
+    moved[2] = 8
+    assert ahead.rows_of([span], 4) is None
 
 
 class Clocked:
