@@ -121,9 +121,9 @@ class Scheduler:
         budget = self._max_num_batched_tokens
         # Of a step that was given up nothing holds, as it has computed nothing.
         promised = [
-            ScheduledSequence(each, share.num_tokens, 0, 0)
+            ScheduledSequence(each, said.num_tokens, 0, 0)
             for each in self.running
-            if (share := ahead.get(id(each))) is not None and share.start_position == each.num_computed_tokens
+            if (said := ahead.get(id(each))) is not None and said.start_position == each.num_computed_tokens
         ]
         if promised:
             return Batch(self._with_draft_slots(promised, budget - sum(map(_cost, promised))))

@@ -337,7 +337,8 @@ def draft_slots(num_sequences, *, budget, rows):
 
 
 def test_rows_of_logits_are_shared_out_among_drafts_as_the_budget_is():
-    assert draft_slots(64, budget=2048, rows=512) == draft_slots(64, budget=512, rows=512) == [7] * 64
+    assert draft_slots(32, budget=2048, rows=512) == draft_slots(32, budget=512, rows=512) == [15] * 32
+    assert draft_slots(64, budget=2048, rows=512) == draft_slots(64, budget=512, rows=512) == [8] * 56 + [0] * 8
     assert draft_slots(40, budget=2048, rows=60) == [8, 8, 4] + [0] * 37
     assert draft_slots(3, budget=2048, rows=512) == [MAX_DRAFT_TOKENS] * 3
 
