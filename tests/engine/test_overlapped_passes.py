@@ -128,7 +128,7 @@ def test_what_the_prefix_cache_finds_was_not_overwritten(make, waiting):
 
 @pytest.fixture(scope="module", params=[False, True], ids=["computed", "found"])
 def narrow(make, request):
-    """An engine, and the chunks of prompts that it took from passes launched ahead; it may find those of other tests."""
+    """An engine, and the chunks of prompts that it took from passes launched ahead, some found by prefix."""
     engine = make(**NARROW, enable_prefix_caching=request.param)
     return engine, watch_chunks(engine)
 

@@ -320,7 +320,7 @@ def test_a_newcomer_is_next_however_many_another_has_queued_and_however_long_it_
 def draft_slots(num_sequences, *, budget, rows):
     """Of sequences that all want the longest drafts."""
     scheduler = Scheduler(
-        BlockPool(8 * num_sequences, enable_prefix_caching=False),
+        BlockPool(12 * num_sequences, enable_prefix_caching=False),
         block_size=8,
         max_num_seqs=num_sequences,
         max_num_batched_tokens=budget,
@@ -329,7 +329,7 @@ def draft_slots(num_sequences, *, budget, rows):
     )
     for number in range(num_sequences):
         sequence = waiting_sequence(str(number), "one")
-        sequence.max_tokens, sequence.plan = 60, SpeculationPlan(frozenset({"ngram"}), MAX_DRAFT_TOKENS)
+        sequence.max_tokens, sequence.plan = 90, SpeculationPlan(frozenset({"ngram"}), MAX_DRAFT_TOKENS)
         scheduler.add(sequence)
     batch = scheduler.schedule()
     assert len(batch.scheduled) == num_sequences
