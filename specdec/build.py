@@ -109,7 +109,7 @@ def build_runtime(
                 num_blocks=num_blocks,
                 block_size=config.block_size,
                 max_model_len=max_model_len,
-                max_tokens=max_batched_tokens(config),
+                max_tokens=max_batched_tokens(config, device),
             )
     if graphs is not None:
         graphs.capture(runners, progress)
@@ -134,7 +134,7 @@ def build_runtime(
             max_model_len=max_model_len,
             max_concurrency=num_blocks * config.block_size / max_model_len,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=max_batched_tokens(config),
+            max_num_batched_tokens=max_batched_tokens(config, device),
             proposer=NONE if speculative is None else speculative.method,
             num_speculative_tokens=plan.max_tokens,
             exact=config.exact,
@@ -195,7 +195,7 @@ def _pass_graphs(
         new_capture=new_capture,
         attention=attention,
         max_model_len=max_model_len,
-        max_tokens=max_batched_tokens(config),
+        max_tokens=max_batched_tokens(config, backend.device),
         max_sequences=config.max_num_seqs,
         max_rows=max_logits_rows(config),
     )

@@ -112,10 +112,12 @@ class CapturedPasses:
         self._replays[bucket] = graphs.capture(work)
         self._smallest = lru_cache(_MAX_SIZES)(partial(smallest_bucket, sorted(self._replays)))
 
-    def forward(self, spans: AbstractSequence[Span], drawn_ids: Tensor | None = None) -> Tensor | None:
+    def forward(
+        self, spans: AbstractSequence[Span], drawn_ids: Tensor | None = None, drawn_at: Tensor | None = None
+    ) -> Tensor | None:
         """As of ModelRunner, in the buffer; None where no graph is large enough.
 
-        drawn_ids int64 [T] on the device stand in for the spans' tokens.
+        drawn_ids int64 [D] on the device stand in for the spans' tokens, all or those that drawn_at int64 [D] says.
         """
         token_ids = list(chain.from_iterable([span.token_ids for span in spans]))
         row_counts = [span.num_logits for span in spans]
@@ -134,7 +136,9 @@ class CapturedPasses:
             ends = host.query_starts[1:].tolist()
             ranges = [range(end - count, end) for end, count in zip(ends, row_counts, strict=True)]
             self._send(bucket, host, token_ids, list(chain.from_iterable(ranges)))
-        if drawn_ids is not None:
+        if drawn_at is not None and drawn_ids is not None:
+            sent["token_ids"].index_copy_(0, drawn_at, drawn_ids)
+        elif drawn_ids is not None:
             sent["token_ids"][:num_tokens] = drawn_ids
         self._replays[bucket]()
         return self._logits[:num_rows]

@@ -28,7 +28,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Prompt and output tokens of one sequence; None is the model's own limit."""
     max_num_seqs: int = 64
     max_num_batched_tokens: int | None = None
-    """Tokens of one step, over target and draft; None is 512, or max_num_seqs where that is more."""
+    """Tokens of one step, over target and draft; None is 512, on a GPU 2,048, or max_num_seqs where that is more."""
     block_size: int = 16
     """Tokens in a KV block."""
     kv_cache_memory: int | None = None

@@ -116,7 +116,12 @@ class DeviceVerifier:
             if masks
         ]
         if not drafted:
-            return PendingOutcomes(partial(self._nothing_emitted, len(proposals)))
+            # A pass over prompts alone gives nothing to wait for, and its step would seem to take no time.
+            done: torch.cuda.Event | None = None
+            if self._device.type == "cuda":
+                done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                done.record(torch.cuda.current_stream(self._device))
+            return PendingOutcomes(partial(_nothing_emitted, len(proposals), done))
         rows = RowBatch([group for group, _ in drafted])
         starts = rows.starts.tolist()
         # The others need not be looked at token by token.
@@ -185,12 +190,6 @@ class DeviceVerifier:
             explain(self._pieces, [group for group, _ in drafted], outcomes, *explanation)
         own = iter(outcomes)
         return [next(own) if has_rows else Outcome([], 0, 0, []) for has_rows in have_rows]
-
-    def _nothing_emitted(self, num_sequences: int) -> list[Outcome]:
-        # A pass over prompts alone gives nothing to wait for, and its step would seem to take no time.
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return [Outcome([], 0, 0, []) for _ in range(num_sequences)]
 
     def _given_rows(self, walk: Walk) -> list[int]:
         """Of a synthetic draft the rows of the tokens that are accepted whatever the target draws."""
@@ -282,6 +281,12 @@ class DeviceVerifier:
             torch.empty(num_sequences, dtype=torch.int32, device=self._device),
             torch.zeros(num_rows, dtype=torch.int64, device=self._device),
         )
+
+
+def _nothing_emitted(num_sequences: int, done: torch.cuda.Event | None) -> list[Outcome]:
+    if done is not None:
+        done.synchronize()
+    return [Outcome([], 0, 0, []) for _ in range(num_sequences)]
 
 
 def _is_walked(plan: SpeculationPlan) -> bool:

@@ -35,7 +35,7 @@ from specdec.models.progress import ModelProgress, ProgressCallback
 from specdec.output_check import OutputChecker
 from specdec.output_types import constraint_of
 from specdec.overlapped_passes import OverlappedPasses
-from specdec.pool_size import max_batched_tokens, max_logits_rows
+from specdec.pool_size import max_logits_rows
 from specdec.proposers.base import Proposal
 from specdec.proposers.build import build_proposer
 from specdec.request import FinishReason, Request, RequestOutput, SamplingParams, TokenDelta
@@ -118,7 +118,7 @@ class Engine:
         self._logits = self.runner.logits
         num_rows = max_logits_rows(config)
         if self.runner.device.type == "cpu":
-            num_rows = min(max_batched_tokens(config), _RESERVED_ROWS * config.max_num_seqs)
+            num_rows = min(self._runtime.description.max_num_batched_tokens, _RESERVED_ROWS * config.max_num_seqs)
         self._logits.reserve(num_rows, self._runtime.model_config.vocab_size)
         self.proposer = build_proposer(config, self._runtime, sampler, self._compiler.mask_table, progress)
         if self.runner.device.type == "cuda":
@@ -141,7 +141,8 @@ class Engine:
             BlockPool(self._runtime.description.num_kv_blocks, enable_prefix_caching=config.enable_prefix_caching),
             block_size=config.block_size,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=max_batched_tokens(config),
+            max_num_batched_tokens=self._runtime.description.max_num_batched_tokens,
+            max_logits_rows=max_logits_rows(config),
             stop_checker=StopChecker(),
         )
         self._passes = OverlappedPasses(

@@ -1,6 +1,6 @@
 """ModelRunner: spans of tokens to packed tensors, through a model, to logits.
 
-T packed tokens, R logits rows, V vocabulary.
+T packed tokens, D of them drawn on the device, R logits rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -90,9 +90,13 @@ class ModelRunner:
 
     @torch.inference_mode()
     def forward_eagerly(
-        self, spans: Sequence[Span], buffer: LogitsBuffer | None = None, drawn_ids: Tensor | None = None
+        self,
+        spans: Sequence[Span],
+        buffer: LogitsBuffer | None = None,
+        drawn_ids: Tensor | None = None,
+        drawn_at: Tensor | None = None,
     ) -> Tensor:
-        """The same, one kernel after the other; int64 [T] on the device stand in for the spans' tokens."""
+        """The same, one kernel after the other; drawn_ids are those of `forward_drawn`, None is none."""
         token_ids: list[int] = []
         positions: list[int] = []
         rows: list[int] = []
@@ -108,13 +112,15 @@ class ModelRunner:
             dtype=self.model.dtype,
         )
         ids, places, logits_rows = on_device(self.device, np.int64, token_ids, positions, rows)
+        if drawn_ids is not None:
+            ids = drawn_ids if drawn_at is None else ids.index_copy_(0, drawn_at, drawn_ids)
         logits = (buffer or LogitsBuffer(self.device)).rows(len(rows), config.vocab_size)
         run_pass(
             self.model,
             self._cache,
             self._attention,
             plan,
-            token_ids=ids if drawn_ids is None else drawn_ids,
+            token_ids=ids,
             positions=places,
             logits_rows=logits_rows,
             logits=logits,
@@ -122,16 +128,19 @@ class ModelRunner:
         return logits
 
     @torch.inference_mode()
-    def forward_drawn(self, spans: Sequence[Span], token_ids: Tensor, buffer: LogitsBuffer) -> Tensor:
-        """As `forward` of spans whose tokens are those in int64 [T] on the device, whatever the spans say.
+    def forward_drawn(
+        self, spans: Sequence[Span], token_ids: Tensor, buffer: LogitsBuffer, drawn_at: Tensor | None = None
+    ) -> Tensor:
+        """As `forward` of spans some of whose tokens are those in int64 [D] on the device, whatever the spans say.
 
-        So nothing waits for what an earlier pass led to.
+        drawn_at int64 [D] on the device says which of the packed tokens; None is all of them. So nothing waits for what
+        an earlier pass led to.
         """
         if self._captured is not None and buffer is self.logits:
-            logits = self._captured.forward(spans, token_ids)
+            logits = self._captured.forward(spans, token_ids, drawn_at)
             if logits is not None:
                 return logits
-        return self.forward_eagerly(spans, buffer, token_ids)
+        return self.forward_eagerly(spans, buffer, token_ids, drawn_at)
 
     def wait(self) -> None:
         """Until the device has done all that was asked of it; before that, a clock tells nothing of a pass."""

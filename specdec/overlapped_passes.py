@@ -1,18 +1,19 @@
 """OverlappedPasses: a step's pass of the target and its verification, and the next step's pass begun meanwhile.
 
 Once a step's tokens are drawn the device would stand still until the host had read them, appended and sent them, and
-said what comes next. But where nothing can be drafted, what comes next is known: the same sequences with one token
-more, which the device has. So that pass is launched behind this step's sampling, on ids that have not left the device,
-and the host does all the rest while it runs. It is back in time with the masks for the next sampling if that takes it
-no longer than the pass.
+said what comes next. But where nothing can be drafted, what comes next is known: the same sequences, each with one
+token more, which the device has, or with its prompt's next chunk, which the host has (next_share.py). So that pass is
+launched behind this step's sampling, on ids of which those just drawn have not left the device, and the host does all
+the rest while it runs. It is back in time with the masks for the next sampling if that takes it no longer than a pass.
 
-The host may find afterwards that an answer has ended, or was aborted: that row is left out. If anybody else is to run,
+The host may find afterwards that an answer has ended, or was aborted: its rows are left out. If anybody else is to run,
 or something was drafted after all, the pass is done again. Either way nothing is undone in the cache:
 
 - done again, it writes the same keys and values into the same slots, which nobody has read in between;
-- what it writes for an answer that has ended lies behind that answer's last computed token, so in no block that the
-  prefix cache shares or will find, for these are full of computed tokens; and whoever is given the block later writes
-  it, before he reads it, in a pass that the device takes after this one.
+- what it writes for one that is gone lies behind its last computed token (a chunk's tokens count as computed once the
+  step that takes the pass is committed), so in no block that the prefix cache shares or will find, for these are full
+  of computed tokens; and whoever is given the block later writes it, before he reads it, in a pass that the device
+  takes after this one.
 
 R rows of logits, V vocabulary.
 """
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from torch import Tensor
@@ -31,6 +33,7 @@ from specdec.attention import Span
 from specdec.batch import Batch
 from specdec.device_tensors import on_device
 from specdec.model_runner import ModelRunner
+from specdec.next_share import NextShare
 from specdec.proposers.base import Proposal
 from specdec.scheduler import Scheduler
 from specdec.sequence import Sequence
@@ -39,29 +42,50 @@ from specdec.verifier import DraftVerifier, Outcome
 
 
 @dataclass(frozen=True, slots=True)
-class _PassAhead:
-    """One that is under way."""
+class _SpanAhead:
+    """One sequence's part of a pass that is under way."""
 
-    spans: AbstractSequence[Span]
-    """One token each, whose id the device knows."""
+    span: Span
+    is_drawn: bool
+    """Whether it is over the one token that the device drew, whatever the span says."""
     block_ids: AbstractSequence[int]
-    """Where each token's key and value go."""
+    """Where its keys and values go."""
+    rows: range
+    """Of the pass's logits those of its tokens."""
+
+    def is_over(self, span: Span, block_size: int) -> bool:
+        """Whether it computes just what a span of the same block table would."""
+        own = self.span
+        return (
+            own.start_position == span.start_position
+            and len(own.token_ids) == len(span.token_ids)
+            and own.num_logits == span.num_logits
+            and (self.is_drawn or own.token_ids == span.token_ids)
+            and self.block_ids == _written_blocks(span, block_size)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _PassAhead:
+    spans: AbstractSequence[_SpanAhead]
     logits: Tensor
     """fp32 [R, V]"""
 
     def rows_of(self, spans: AbstractSequence[Span], block_size: int) -> list[int] | None:
         """Those that a pass over the spans would have; None if it would have another."""
         # A block table is one sequence's own, and another list once that has given its blocks back.
-        places = {id(span.block_table): row for row, span in enumerate(self.spans)}
+        by_table = {id(each.span.block_table): each for each in self.spans}
         rows: list[int] = []
         for span in spans:
-            row, position = places.get(id(span.block_table)), span.start_position
-            if row is None or len(span.token_ids) != 1 or position != self.spans[row].start_position:
+            ahead = by_table.get(id(span.block_table))
+            if ahead is None or not ahead.is_over(span, block_size):
                 return None
-            if span.block_table[position // block_size] != self.block_ids[row]:
-                return None
-            rows.append(row)
+            rows += ahead.rows
         return rows
+
+
+def _written_blocks(span: Span, block_size: int) -> AbstractSequence[int]:
+    return span.block_table[span.start_position // block_size : -(-span.context_len // block_size)]
 
 
 class OverlappedPasses:
@@ -115,7 +139,7 @@ class OverlappedPasses:
         """logits fp32 [R, V], overwritten, also by those of the next pass. Raises SequenceFaultError."""
         try:
             pending = self._verifier.launch(logits, masks, batch, proposals)
-            if self._overlaps and pending.emitted_ids is not None:
+            if self._overlaps:
                 self._launch_next(batch, proposals, pending.emitted_ids)
             return pending.wait()
         except Exception:
@@ -134,23 +158,50 @@ class OverlappedPasses:
         seconds, self._began = ended - self._began, ended
         return seconds
 
-    def _launch_next(self, batch: Batch, proposals: AbstractSequence[Proposal], emitted_ids: Tensor) -> None:
-        """emitted_ids int64 [R] on the device: all that is not known here."""
-        if any(each.token_ids for each in proposals) or any(self._may_draft(each.sequence) for each in batch.scheduled):
+    def _launch_next(self, batch: Batch, proposals: AbstractSequence[Proposal], emitted_ids: Tensor | None) -> None:
+        """emitted_ids int64 [R] on the device, all that is not known here; None where the step draws nothing."""
+        if any(each.token_ids for each in proposals):
             return
-        going = self._scheduler.reserve_ahead(batch)
-        if not going:
+        shares = self._scheduler.next_shares(batch)
+        if any(each.reaches_end and self._may_draft(each.sequence) for each in shares):
             return
-        if len(going) < len(batch.scheduled):
-            (rows,) = on_device(self._runner.device, np.int64, going)
-            emitted_ids = emitted_ids.index_select(0, rows)
-        sequences = [batch.scheduled[i].sequence for i in going]
-        spans = [Span((0,), each.num_tokens, each.block_table, num_logits=1) for each in sequences]
-        block_ids = [span.block_table[span.start_position // self._block_size] for span in spans]
+        if not self._scheduler.reserve_ahead(shares):
+            return
+        spans = [_span_of(share) for share in shares]
         # Behind the sampling, which has read the logits that these overwrite.
-        logits = self._runner.forward_drawn(spans, emitted_ids, self._runner.logits)
-        self._ahead = _PassAhead(spans, block_ids, logits)
+        logits = self._forward_ahead(spans, [share.drawn_row for share in shares], emitted_ids)
+        ends = accumulate(span.num_logits for span in spans)
+        self._ahead = _PassAhead(
+            [
+                _SpanAhead(
+                    span,
+                    share.drawn_row is not None,
+                    _written_blocks(span, self._block_size),
+                    range(end - span.num_logits, end),
+                )
+                for share, span, end in zip(shares, spans, ends, strict=True)
+            ],
+            logits,
+        )
         self.num_launched += 1
+
+    def _forward_ahead(
+        self, spans: AbstractSequence[Span], drawn_rows: AbstractSequence[int | None], emitted_ids: Tensor | None
+    ) -> Tensor:
+        """Logits fp32 [R', V] of the spans, of which some are of the one token of a row of emitted_ids, int64 [R]."""
+        runner, rows = self._runner, [row for row in drawn_rows if row is not None]
+        if not rows:
+            return runner.forward(spans, runner.logits)
+        assert emitted_ids is not None, "a row gives a token"
+        if len(rows) < len(spans):
+            starts = accumulate((len(span.token_ids) for span in spans), initial=0)
+            drawn_at = [start for start, row in zip(starts, drawn_rows, strict=False) if row is not None]
+            chosen, places = on_device(runner.device, np.int64, rows, drawn_at)
+            return runner.forward_drawn(spans, emitted_ids.index_select(0, chosen), runner.logits, places)
+        if rows != list(range(len(emitted_ids))):
+            (chosen,) = on_device(runner.device, np.int64, rows)
+            emitted_ids = emitted_ids.index_select(0, chosen)
+        return runner.forward_drawn(spans, emitted_ids, runner.logits)
 
     def _taken(self, spans: AbstractSequence[Span]) -> Tensor | None:
         """Logits fp32 [R, V] of the spans, of the pass under way; None where there is none of them."""
@@ -162,8 +213,8 @@ class OverlappedPasses:
             return None
         self._ahead = None
         self.num_used += 1
-        if rows == list(range(len(logits))):
-            return logits
+        if rows == list(range(len(rows))):
+            return logits[: len(rows)]
         (chosen,) = on_device(self._runner.device, np.int64, rows)
         # In their place: a step's logits are where every step's are.
         return logits[: len(rows)].copy_(logits.index_select(0, chosen))
@@ -173,3 +224,10 @@ class OverlappedPasses:
             self._ahead = None
             self.num_dropped += 1
             self._is_behind = True
+
+
+def _span_of(share: NextShare) -> Span:
+    sequence, start = share.sequence, share.start_position
+    # Of a token that was drawn nothing is known yet.
+    token_ids = [0] if share.drawn_row is not None else sequence.token_ids[start : start + share.num_tokens]
+    return Span(token_ids, start, sequence.block_table, num_logits=int(share.reaches_end))

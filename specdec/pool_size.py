@@ -7,6 +7,8 @@ from collections.abc import Sequence as AbstractSequence
 from functools import partial
 from typing import Any, Final
 
+import torch
+
 from specdec.attention import AttentionBackend, Span
 from specdec.config import EngineConfig
 from specdec.device_memory import DeviceMemory, check_pool_fits, measure_budget
@@ -20,7 +22,10 @@ from specdec.pass_graphs import PassGraphs
 from specdec.speculative import MAX_DRAFT_TOKENS
 
 _DEFAULT_CPU_KV_BYTES: Final = 2**30
-_DEFAULT_MAX_BATCHED_TOKENS: Final = 512
+_DEFAULT_BATCHED_TOKENS: Final = 512
+_DEFAULT_GPU_BATCHED_TOKENS: Final = 2048
+_DEFAULT_LOGITS_ROWS: Final = 512
+"""As many as are captured as graphs."""
 _MIN_BLOCKS: Final = 2
 
 
@@ -59,23 +64,33 @@ def num_kv_blocks(
             budget,
             _MIN_BLOCKS * block_bytes,
             utilization=config.gpu_memory_utilization,
-            max_num_batched_tokens=max_batched_tokens(config),
+            max_num_batched_tokens=max_batched_tokens(config, models[0].device),
         )
         pool_bytes = budget.pool
     # No more than the running sequences could ever fill.
     return min(pool_bytes // block_bytes, config.max_num_seqs * math.ceil(max_model_len / config.block_size))
 
 
-def max_batched_tokens(config: EngineConfig) -> int:
-    """The token budget of a step: what was asked for, else enough to keep a CPU's matrix units busy."""
-    if config.max_num_batched_tokens is None:
-        return max(_DEFAULT_MAX_BATCHED_TOKENS, config.max_num_seqs)
-    return config.max_num_batched_tokens
+def max_batched_tokens(config: EngineConfig, device: torch.device) -> int:
+    """The token budget of a step: what was asked for, else enough to keep the device's matrix units busy.
+
+    512 tokens by a matrix 4,096 wide are 64 tiles of 128 by 256, less than half of what an H100 has processors for.
+    """
+    if config.max_num_batched_tokens is not None:
+        return config.max_num_batched_tokens
+    return max(_DEFAULT_GPU_BATCHED_TOKENS if device.type == "cuda" else _DEFAULT_BATCHED_TOKENS, config.max_num_seqs)
 
 
 def max_logits_rows(config: EngineConfig) -> int:
-    """Of the target's, in a step: every sequence with the longest draft, as far as the token budget goes."""
-    return min(max_batched_tokens(config), config.max_num_seqs * (1 + MAX_DRAFT_TOKENS))
+    """Of the target's, in a step: every sequence with the longest draft, as far as the token budget goes.
+
+    Where no budget was asked for, the part of a GPU's above 512 is for prompts: rows for all of it would take a
+    gigabyte with a vocabulary of 128,000, and passes with more drafts are not replayed as graphs.
+    """
+    budget = config.max_num_batched_tokens
+    if budget is None:
+        budget = max(_DEFAULT_LOGITS_ROWS, config.max_num_seqs)
+    return min(budget, config.max_num_seqs * (1 + MAX_DRAFT_TOKENS))
 
 
 def _run_largest_step(
@@ -92,7 +107,7 @@ def _run_largest_step(
     block_table = [0] * math.ceil(max_model_len / config.block_size)
     for model, cache, buffer, num_logits in zip(models, caches, buffers, num_rows, strict=False):
         spans = []
-        num_left = max_batched_tokens(config)
+        num_left = max_batched_tokens(config, model.device)
         while num_left:
             num_tokens = min(num_left, max_model_len)
             own_rows = min(num_logits, num_tokens)

@@ -11,9 +11,7 @@ never keep a sequence waiting.
 
 from __future__ import annotations
 
-import math
 import time
-from array import array
 from collections import deque
 from collections.abc import Sequence as AbstractSequence
 from typing import Final
@@ -21,9 +19,11 @@ from typing import Final
 from specdec.batch import Batch, ScheduledSequence
 from specdec.block_pool import BlockPool
 from specdec.faults import FaultLog, SequenceFaultError, attributed_to
+from specdec.next_share import NextShare, next_shares
 from specdec.proposers.base import Proposal
 from specdec.request import DraftTrace, FinishReason, TokenDelta
 from specdec.sequence import Sequence, SequenceStatus, SpeculationCounts
+from specdec.sequence_blocks import SequenceBlocks
 from specdec.step_tokens import StepTokens
 from specdec.stop import StopChecker
 from specdec.verifier import Outcome
@@ -42,20 +42,24 @@ class Scheduler:
         block_size: int,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        max_logits_rows: int,
         stop_checker: StopChecker,
     ) -> None:
+        """max_logits_rows: of those whose text a step reaches the end of, with their drafts; at least max_num_seqs."""
         self.block_pool = block_pool
+        self._blocks = SequenceBlocks(block_pool, block_size)
         self._block_size = block_size
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
+        self._max_logits_rows = max_logits_rows
         self._stop_checker = stop_checker
         self.running: list[Sequence] = []
         """In order of admission: the oldest first."""
         self.waiting: deque[Sequence] = deque()
         self._turn = 0
         """The highest of those admitted."""
-        self._num_slots_ahead = 0
-        """Of each running sequence, behind the tokens that a step computes: 1 where `reserve_ahead` has seen to it."""
+        self._ahead: dict[int, NextShare] = {}
+        """What the next step was promised, by the sequence's id()."""
         self.num_preemptions = 0
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
@@ -110,11 +114,19 @@ class Scheduler:
     def schedule(self) -> Batch:
         """Share out the step's tokens and reserve the slots that they and their drafts need.
 
-        After `reserve_ahead` nobody is admitted: the pass for those that run is under way, and whoever came now would
-        be computed after it in any case.
+        After `reserve_ahead` those it was told of get what it was told, and nobody is admitted: the pass for them is
+        under way, and whoever came now would be computed after it in any case.
         """
-        is_ahead, self._num_slots_ahead = self._num_slots_ahead > 0 and bool(self.running), 0
+        ahead, self._ahead = self._ahead, {}
         budget = self._max_num_batched_tokens
+        # Of a step that was given up nothing holds, as it has computed nothing.
+        promised = [
+            ScheduledSequence(each, said.num_tokens, 0, 0)
+            for each in self.running
+            if (said := ahead.get(id(each))) is not None and said.start_position == each.num_computed_tokens
+        ]
+        if promised:
+            return Batch(self._with_draft_slots(promised, budget - sum(map(_cost, promised))))
         shares: list[ScheduledSequence] = []
         num_preemptions_before = self.num_preemptions
         while len(shares) < len(self.running) and budget > 0:
@@ -124,39 +136,49 @@ class Scheduler:
                 break
             shares.append(share)
             budget -= _cost(share)
-        if self.num_preemptions == num_preemptions_before and not is_ahead:
+        if self.num_preemptions == num_preemptions_before:
             while self.waiting and budget > 0 and len(self.running) < self._max_num_seqs:
                 sequence = self._next_waiting()
                 if sequence is None:
                     break
-                self._attach_prefix(sequence)
+                self._blocks.attach_prefix(sequence)
                 share = self._share(sequence, budget)
-                if not self._reserve(sequence, share.num_tokens):
-                    self.block_pool.release(sequence.drop_blocks())
+                if not self._blocks.reserve(sequence, share.num_tokens):
+                    self._blocks.drop(sequence)
                     break
                 self._admit(sequence)
                 shares.append(share)
                 budget -= _cost(share)
         return Batch(self._with_draft_slots(shares, budget))
 
-    def reserve_ahead(self, batch: Batch) -> list[int]:
-        """The batch's sequences, by their places, that alone run in the next step, with this one's token.
+    def next_shares(self, batch: Batch) -> list[NextShare]:
+        """What the next step will give the running sequences if none ends with this one's tokens."""
+        return next_shares(self.running, batch, self._max_num_batched_tokens)
 
-        Those are left out that end with the token; any other may yet end. Each has a slot for it until the next
-        `schedule`. None where others might run, or where there is no block for a slot: what others got of them
-        goes back with this step.
+    def reserve_ahead(self, shares: AbstractSequence[NextShare]) -> bool:
+        """Hold the next `schedule` to these shares, of the sequences that are there then, and give each its slots.
+
+        To be called where nothing was drafted in this step. False, and nothing held, where a block is lacking or the
+        next step would admit somebody. Whoever comes later waits for a pass more. With a long chunk that is a long
+        pass, but of tokens that would have been computed beside his own and before his answer in any case; he loses
+        one reading of the weights. A chunk that was computed ahead and then done again would cost its whole pass, tens
+        of milliseconds on a GPU, where launching it ahead saves the few that the host takes: so what an answer's end
+        leaves of the budget stays unused for a step.
         """
-        going = [place for place, each in enumerate(batch.scheduled) if each.sequence.num_remaining_tokens > 1]
-        are_all = len(batch.scheduled) == len(self.running) and all(each.reaches_end for each in batch.scheduled)
-        # Where all places stay taken those that wait can only be let in by an end that nobody knows of yet.
-        if not are_all or (self.waiting and len(going) < self._max_num_seqs):
-            return []
-        for place in going:
-            scheduled = batch.scheduled[place]
-            if not self._reserve(scheduled.sequence, scheduled.num_tokens + 1):
-                return []
-        self._num_slots_ahead = 1 if going else 0
-        return going
+        assert not self._ahead, "one step ahead"
+        for each in shares:
+            # Slots for drafts that were not made are free for others.
+            self._blocks.trim(each.sequence, each.num_new_tokens)
+        # The running take their blocks before anybody is admitted.
+        have_slots = all(self._blocks.reserve(each.sequence, each.num_new_tokens) for each in shares)
+        if not shares or not have_slots or self._would_admit(shares):
+            for each in shares:
+                # What the others got in vain they give back with this step, whose slots are in use until then.
+                if not each.is_in_step:
+                    self._blocks.trim(each.sequence)
+            return False
+        self._ahead = {id(each.sequence): each for each in shares}
+        return True
 
     def commit(
         self, batch: Batch, proposals: AbstractSequence[Proposal], outcomes: AbstractSequence[Outcome]
@@ -177,8 +199,9 @@ class Scheduler:
                         self._finish(sequence, delta.finish_reason)
                     deltas.append(delta)
                 if sequence.status is SequenceStatus.RUNNING:
-                    self._register_blocks(sequence)
-                    self._trim(sequence)
+                    self._blocks.register(sequence)
+                    ahead = self._ahead.get(id(sequence))
+                    self._blocks.trim(sequence, 0 if ahead is None else ahead.num_tokens)
             except SequenceFaultError as fault:
                 deltas += self.end(fault)
         self.step_tokens.record(num_tokens)
@@ -187,11 +210,11 @@ class Scheduler:
 
     def withdraw(self, fault: SequenceFaultError) -> list[TokenDelta]:
         """Undo a step that was not committed, and end the sequence at fault: the others take the step again."""
-        self._num_slots_ahead = 0
+        self._ahead = {}
         deltas = self.end(fault)
         for sequence in self.running:
             sequence.num_draft_computed_tokens = min(sequence.num_draft_computed_tokens, sequence.num_computed_tokens)
-            self._trim(sequence)
+            self._blocks.trim(sequence)
         return deltas
 
     def end(self, fault: SequenceFaultError) -> list[TokenDelta]:
@@ -270,16 +293,20 @@ class Scheduler:
     def _with_draft_slots(self, shares: list[ScheduledSequence], budget: int) -> list[ScheduledSequence]:
         """The shares with slots for drafts, where blocks are free, and with what the draft model needs for them.
 
-        Each sequence that drafts gets an equal part of the budget, or what makes a draft, the oldest first.
+        Each sequence that drafts gets an equal part of the budget, and of the rows of logits that there may be, or what
+        makes a draft, the oldest first.
         """
         num_wanting = sum(share.reaches_end and share.sequence.plan.max_tokens > 0 for share in shares)
+        num_rows_left = self._max_logits_rows - sum(share.reaches_end for share in shares)
         with_slots = []
         for share in shares:
             sequence, plan = share.sequence, share.sequence.plan
             if not share.reaches_end or plan.max_tokens == 0:
                 with_slots.append(share)
                 continue
-            part = min(budget, max(budget // num_wanting, _MIN_DRAFT_BUDGET))
+            part, own_rows = (
+                min(left, max(left // num_wanting, _MIN_DRAFT_BUDGET)) for left in (budget, num_rows_left)
+            )
             num_wanting -= 1
             num_draft_model_tokens = share.num_draft_model_tokens
             if plan.has_draft_model and num_draft_model_tokens == 0:
@@ -288,26 +315,18 @@ class Scheduler:
                 part -= num_draft_model_tokens
                 budget -= num_draft_model_tokens
             # The token after the drafts is emitted too, so one of the remaining tokens is not a draft's.
-            num_slots = min(plan.max_tokens, sequence.num_remaining_tokens - 1, part)
+            num_slots = min(plan.max_tokens, sequence.num_remaining_tokens - 1, part, own_rows)
             held = len(sequence.block_table) * self._block_size - sequence.num_computed_tokens - share.num_tokens
-            if num_slots > held and not self._reserve(sequence, share.num_tokens + num_slots):
+            if num_slots > held and not self._blocks.reserve(sequence, share.num_tokens + num_slots):
                 num_slots = held
             budget -= num_slots
+            num_rows_left -= num_slots
             with_slots.append(ScheduledSequence(sequence, share.num_tokens, num_slots, num_draft_model_tokens))
         return with_slots
 
-    def _reserve(self, sequence: Sequence, num_new_tokens: int) -> bool:
-        """Extend the block table to hold that many tokens after those computed."""
-        needed = math.ceil((sequence.num_computed_tokens + num_new_tokens) / self._block_size)
-        block_ids = self.block_pool.allocate(max(0, needed - len(sequence.block_table)))
-        if block_ids is None:
-            return False
-        sequence.block_table.extend(block_ids)
-        return True
-
     def _reserve_or_preempt(self, share: ScheduledSequence) -> bool:
         """Reserve for a running sequence, at a younger one's cost if need be; False when it had to go itself."""
-        while not self._reserve(share.sequence, share.num_tokens):
+        while not self._blocks.reserve(share.sequence, share.num_tokens):
             youngest = self.running[-1]
             assert youngest is not self.running[0], "admission refuses what the empty pool cannot hold"
             self._preempt(youngest)
@@ -329,60 +348,42 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self.block_pool.release(sequence.drop_blocks())
+        self._blocks.drop(sequence)
         sequence.status = SequenceStatus.WAITING
         self.waiting.appendleft(sequence)
         self.num_preemptions += 1
+
+    def _would_admit(self, shares: AbstractSequence[NextShare]) -> bool:
+        """Whether the next step, which gives the running these shares, would let in one of those that wait now.
+
+        Where a running sequence ends with this step, what it leaves is taken to suffice.
+        """
+        budget = self._max_num_batched_tokens - sum(each.num_tokens for each in shares)
+        if not self.waiting or budget == 0:
+            return False
+        if len(shares) < len(self.running):
+            return True
+        prompts_done = {id(each.sequence) for each in shares if each.start_position >= each.sequence.num_prompt_tokens}
+        sequence = next((s for s in self.waiting if not s.waits_for_leader or id(s.leader) in prompts_done), None)
+        if sequence is None or len(shares) == self._max_num_seqs:
+            return False
+        self._blocks.attach_prefix(sequence)
+        fits = self._blocks.fits(sequence, self._share(sequence, budget).num_tokens)
+        self._blocks.drop(sequence)
+        return fits
 
     def _next_waiting(self) -> Sequence | None:
         """The first waiting sequence that is not held back for its leader's prompt blocks."""
         return next((sequence for sequence in self.waiting if not sequence.waits_for_leader), None)
 
-    def _attach_prefix(self, sequence: Sequence) -> None:
-        """Take the cached blocks of the sequence's own prefix; the last token is always left to compute."""
-        num_full_blocks = (sequence.num_tokens - 1) // self._block_size
-        with attributed_to(sequence, "schedule"):
-            hashes = sequence.hashes(num_full_blocks, self._block_size)
-        block_ids = self.block_pool.match_prefix(hashes)
-        self.block_pool.share(block_ids)
-        sequence.block_table = array("i", block_ids)
-        sequence.num_registered_blocks = len(block_ids)
-        sequence.num_computed_tokens = len(block_ids) * self._block_size
-        num_ready = 0
-        while num_ready < len(block_ids) and self.block_pool[block_ids[num_ready]].draft_ready:
-            num_ready += 1
-        sequence.num_draft_ready_blocks = num_ready
-        sequence.num_draft_computed_tokens = num_ready * self._block_size
-
-    def _register_blocks(self, sequence: Sequence) -> None:
-        """Publish full blocks of verified tokens whose target KV is written, and flag those the draft wrote too."""
-        num_full = sequence.num_computed_tokens // self._block_size
-        if num_full > sequence.num_registered_blocks:
-            with attributed_to(sequence, "commit"):
-                hashes = sequence.hashes(num_full, self._block_size)
-            for i in range(sequence.num_registered_blocks, num_full):
-                self.block_pool.register(sequence.block_table[i], hashes[i])
-            sequence.num_registered_blocks = num_full
-        num_ready = sequence.num_draft_computed_tokens // self._block_size
-        for i in range(sequence.num_draft_ready_blocks, num_ready):
-            self.block_pool[sequence.block_table[i]].draft_ready = True
-        sequence.num_draft_ready_blocks = max(sequence.num_draft_ready_blocks, num_ready)
-
-    def _trim(self, sequence: Sequence) -> None:
-        """Give back the blocks past the computed tokens: they were reserved for drafts that were not accepted."""
-        needed = math.ceil((sequence.num_computed_tokens + self._num_slots_ahead) / self._block_size)
-        if len(sequence.block_table) > needed:
-            self.block_pool.release(sequence.block_table[needed:])
-            del sequence.block_table[needed:]
-
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence and free its blocks; its full verified blocks stay findable until they are reused."""
         if sequence.status is SequenceStatus.RUNNING and sequence.block_table:
-            self._register_blocks(sequence)
+            self._blocks.register(sequence)
         self._drop(sequence, reason)
 
     def _drop(self, sequence: Sequence, reason: FinishReason) -> None:
-        self.block_pool.release(sequence.drop_blocks())
+        self._blocks.drop(sequence)
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
         self.num_finished[reason] = self.num_finished.get(reason, 0) + 1

@@ -131,7 +131,7 @@ class EngineFlags:
         int | None,
         typer.Option(
             help="Tokens of one step, over target and draft.",
-            show_default="512, or --max-num-seqs where that is more",
+            show_default="512, on a GPU 2048, or --max-num-seqs where that is more",
             rich_help_panel="Scheduling & memory",
         ),
     ] = None

@@ -124,6 +124,29 @@ def test_tokens_that_the_device_drew_stand_in_for_those_of_the_spans(models, spa
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*caches, strict=True))
 
 
+@settings(max_examples=25, deadline=None)
+@given(spans=passes(), data=st.data())
+def test_tokens_that_the_device_drew_stand_among_those_that_the_host_knows(models, spans, data):
+    every = [token_id for span in spans for token_id in span.token_ids]
+    drawn_at = data.draw(st.lists(st.integers(0, len(every) - 1), unique=True, min_size=1))
+    unknown = [0 if place in drawn_at else token_id for place, token_id in enumerate(every)]
+    others, start = [], 0
+    for span in spans:
+        end = start + len(span.token_ids)
+        others.append(Span(unknown[start:end], span.start_position, span.block_table, span.num_logits))
+        start = end
+    drawn_ids = torch.tensor([every[place] for place in drawn_at], device=CPU)
+    caches = []
+    for capture in (None, CountingCapture()):
+        runner, _ = runner_of(models[True], True, capture=capture)
+        expected = runner.forward(spans, runner.logits).clone()
+        runner, cache = runner_of(models[True], True, capture=capture)
+        places = torch.tensor(drawn_at, device=CPU)
+        assert torch.equal(runner.forward_drawn(others, drawn_ids, runner.logits, places), expected)
+        caches.append(contents(cache))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*caches, strict=True))
+
+
 @pytest.fixture(scope="module", params=[2**15, 150])
 def tables(request):
     """Sent as a graph reads them, or, where that is more bytes, spread out on the device."""

@@ -1,36 +1,21 @@
 """An engine that launches passes ahead gives the answers of one that does not, whoever comes, goes, ends or fails."""
 
-import functools
-
-import ahead_requests
 import pytest
-import torch
-from ahead_requests import run
+from ahead_requests import AHEAD, LONG_REQUESTS, run, watch_chunks
 from kernel_engines import kernel_engine
 
-from specdec import FinishReason, SamplingParams, device_verifier, target_pass
+from specdec import FinishReason, Request, SamplingParams, device_verifier, target_pass
 from specdec.device_sampler import DeviceSampler
 from specdec.sequence import Sequence
 from specdec.tokenizer import Detokenizer
 
-PLACES = [pytest.param("cpu", id="cpu"), pytest.param("cuda", id="gpu", marks=pytest.mark.gpu)]
-
-
-@pytest.fixture(scope="module", params=PLACES)
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    return torch.device(request.param)
-
-
-@pytest.fixture(scope="module")
-def config_of(tiny_model_folder, device):
-    return functools.partial(ahead_requests.ahead_config, tiny_model_folder, device=device.type)
+NARROW = {"max_num_batched_tokens": 16}
+"""So that the long requests' prompts take several steps."""
 
 
 @pytest.fixture(scope="module")
 def make(device, config_of):
-    return lambda **changes: kernel_engine(device, config_of(**changes))
+    return lambda **changes: kernel_engine(device, config_of(**(AHEAD | {"device": device.type} | changes)))
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +124,102 @@ def test_what_the_prefix_cache_finds_was_not_overwritten(make, waiting):
     assert answers[engine] == answers[waiting]
     assert engine.stats().prefix_cache_hits >= 8 * 8
     assert num_used(engine) >= 50
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["computed", "found"])
+def narrow(make, request):
+    """An engine, and the chunks of prompts that it took from passes launched ahead, some found by prefix."""
+    engine = make(**NARROW, enable_prefix_caching=request.param)
+    return engine, watch_chunks(engine)
+
+
+@pytest.fixture(scope="module")
+def expected_of_long(make):
+    """By whole prompts, one request after the other."""
+    engine, answers = make(async_scheduling=False), {}
+    for name in LONG_REQUESTS:
+        answers |= run(engine, (name,))
+    return answers
+
+
+@pytest.mark.parametrize("changes", [{}, {"enforce_eager": True}, {"enable_prefix_caching": False}])
+def test_prompts_in_chunks_are_computed_ahead_beside_answers(make, expected, expected_of_long, changes):
+    engine = make(**NARROW, **changes)
+    chunks = watch_chunks(engine)
+    answers = run(engine, ("greedy", "schema", *LONG_REQUESTS, "penalised", "ended"))
+    assert all(answer == (expected | expected_of_long)[key] for key, answer in answers.items())
+    assert len(answers) == 4 + len(expected_of_long)
+    stats = engine.stats()
+    assert len(chunks) >= 8
+    assert max(chunks) >= 12
+    assert stats.num_passes_ahead_used > 0.7 * stats.num_steps
+    assert stats.num_passes_ahead_dropped == 0
+
+
+def test_a_chunk_waits_for_those_that_launch_no_pass_ahead_as_well(make, expected_of_long):
+    assert run(make(**NARROW, async_scheduling=False), tuple(LONG_REQUESTS)) == expected_of_long
+
+
+@pytest.mark.parametrize("num_steps", range(12))
+def test_prompts_that_come_in_every_step_change_nobodys_answer(narrow, expected, expected_of_long, num_steps):
+    engine, chunks = narrow
+    before, num_before = engine.stats(), len(chunks)
+    arrivals = {num_steps + i: name for i, name in enumerate(("long", "long schema", "short", "alike", "long choices"))}
+    answers = run(engine, ("sampled", "schema"), arrivals=arrivals)
+    assert all(answer == (expected | expected_of_long)[key] for key, answer in answers.items())
+    assert len(answers) == 8
+    assert len(chunks) > num_before or engine.config.enable_prefix_caching
+    assert num_dropped(before, engine.stats()) == 0
+
+
+@pytest.mark.parametrize("name", ["long", "sampled", "alike"])
+@pytest.mark.parametrize("num_steps", range(1, 12, 2))
+def test_whoever_is_aborted_beside_or_in_a_chunk_changes_nobodys_answer(
+    narrow, expected, expected_of_long, name, num_steps
+):
+    engine, chunks = narrow
+    before, num_before = engine.stats(), len(chunks)
+    names = ("sampled", "greedy", "long", "alike", "long stopped")
+    answers = run(engine, names, aborts={num_steps: name}, arrivals={num_steps: "one token"})
+    answers.pop((name, 0), None)
+    assert all(answer == (expected | expected_of_long)[key] for key, answer in answers.items())
+    assert len(answers) == 5
+    assert len(chunks) > num_before or engine.config.enable_prefix_caching
+    assert num_dropped(before, engine.stats()) == 0
+
+
+@pytest.mark.parametrize("num_kv_blocks", [10, 13, 16])
+def test_preempted_prompts_are_computed_again_ahead(make, expected, expected_of_long, num_kv_blocks):
+    engine = make(**NARROW, num_kv_blocks=num_kv_blocks)
+    chunks = watch_chunks(engine)
+    answers = run(engine, ("greedy", "long", "schema", "alike", "long choices", "penalised"))
+    assert all(answer == (expected | expected_of_long)[key] for key, answer in answers.items())
+    assert len(answers) == 7
+    assert engine.stats().num_preemptions > 0
+    assert len(chunks) >= 2
+
+
+def test_a_block_of_a_chunk_is_found_once_its_step_has_ended_and_not_before(make):
+    """Of a prompt that is aborted while a pass over its next chunk is under way."""
+    engine, whole = make(**NARROW), make(async_scheduling=False)
+    prompt = list(range(5, 69))
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+    expected = whole.generate(prompt, params)[0].choices[0].token_ids
+    for num_steps in range(1, 4):
+        engine.add_request(Request(request_id="left", prompt_token_ids=(num_steps + 100, *prompt[1:])))
+        for _ in range(num_steps):
+            engine.step()
+        assert engine.scheduler.running[0].num_computed_tokens == 16 * num_steps
+        num_cached = engine.scheduler.block_pool.num_cached
+        engine.abort_request("left")
+        assert engine.scheduler.block_pool.num_cached == num_cached
+        hits = engine.stats().prefix_cache_hits
+        again = Request(request_id="again", prompt_token_ids=(num_steps + 100, *prompt[1:]))
+        engine.add_request(again)
+        engine.step()
+        assert engine.stats().prefix_cache_hits == hits + 16 * num_steps
+        engine.abort_request("again")
+    assert engine.generate(prompt, params)[0].choices[0].token_ids == expected
 
 
 class Planted(Exception):

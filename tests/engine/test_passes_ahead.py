@@ -3,16 +3,17 @@
 import functools
 import itertools
 import time
+from array import array
 from types import SimpleNamespace
 
-import ahead_requests
 import pytest
 import torch
-from ahead_requests import queue, run
+from ahead_requests import AHEAD, queue, run
 from device_watch import DEVICE, DeviceWatch
 from kernel_engines import kernel_engine, kernels_on
 
-from specdec import ConfigError, Engine, EngineConfig, SamplingParams, SpeculativeConfig, overlapped_passes
+from specdec import ConfigError, Engine, EngineConfig, Request, SamplingParams, SpeculativeConfig, overlapped_passes
+from specdec.attention import Span
 from specdec.backend import CpuBackend, KernelBackend
 from specdec.proposers.length import DraftLengths
 from specdec.speculative import SpeculativeParams
@@ -22,9 +23,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def config_of(tiny_model_folder):
-    changes = {"enforce_eager": True, "max_num_seqs": 4}
-    return functools.partial(ahead_requests.ahead_config, tiny_model_folder, **changes)
+def config_of(config_of):
+    return functools.partial(config_of, **(AHEAD | {"enforce_eager": True, "max_num_seqs": 4}))
 
 
 @pytest.fixture
@@ -47,15 +47,19 @@ def stopped_at_once(engine):
 
 @pytest.fixture
 def launched(engine, monkeypatch):
+    return watch_launched(engine, monkeypatch)
+
+
+def watch_launched(engine, monkeypatch):
     """For each pass launched ahead how many tokens it is over."""
     sizes = []
-    forward_drawn = engine.runner.forward_drawn
+    forward_ahead = engine._passes._forward_ahead
 
     def watched(spans, *args):
-        sizes.append(len(spans))
-        return forward_drawn(spans, *args)
+        sizes.append(sum(len(span.token_ids) for span in spans))
+        return forward_ahead(spans, *args)
 
-    monkeypatch.setattr(engine.runner, "forward_drawn", watched)
+    monkeypatch.setattr(engine._passes, "_forward_ahead", watched)
     return sizes
 
 
@@ -87,10 +91,99 @@ def test_a_pass_that_nobody_is_left_for_comes_to_nothing(engine, launched):
     assert counts(engine) == (4, 2, 2)
 
 
-def test_no_pass_is_launched_while_prompts_are_computed(engine, launched):
+@pytest.fixture
+def narrow(config_of):
+    """16 tokens a step."""
+    return kernel_engine(CPU, config_of(max_num_batched_tokens=16))
+
+
+def request(request_id, prompt, params):
+    return Request(request_id=request_id, prompt_token_ids=tuple(prompt), sampling_params=params)
+
+
+def test_the_next_chunk_of_a_prompt_is_computed_ahead_also_where_nothing_is_drawn(narrow, monkeypatch):
+    launched = watch_launched(narrow, monkeypatch)
+    narrow.generate([7] * 70, params_of(3)[0])
+    assert launched == [16, 16, 16, 6, 1, 1]
+    assert counts(narrow) == (6, 6, 0)
+    assert narrow.stats().num_steps == 7
+
+
+def test_chunks_are_computed_ahead_beside_answers_and_cut_as_without(narrow, monkeypatch):
+    launched = watch_launched(narrow, monkeypatch)
+    narrow.add_request(request("first", [5], *params_of(20)))
+    narrow.step()
+    narrow.add_request(request("long", [7] * 40, *params_of(3)))
+    # The second token of the first; then the newcomer is let in, by steps of 15 tokens beside the other's one.
+    for _ in range(5):
+        narrow.step()
+    assert launched == [1, 16, 11, 2, 2]
+    assert counts(narrow) == (5, 4, 0)
+    assert [each.num_output_tokens for each in narrow.scheduler.running] == [6, 2]
+    while narrow.has_unfinished_requests():
+        narrow.step()
+    # The 20th token of the first is its last.
+    assert launched == [1, 16, 11, 2, 2] + [1] * 13
+    assert counts(narrow)[2] == 0
+
+
+def test_a_prompt_waits_for_no_second_pass_ahead_where_there_is_room_for_it(engine, launched):
     engine.generate([[7] * 70, [9]], params_of(3, 3))
-    # 64 tokens of the first prompt, then its last 6 and the second prompt.
+    # 64 tokens of the first prompt, while the second waits; then 6 of it and the second prompt.
     assert launched == [2, 2]
+
+
+def test_a_prompt_that_has_no_room_keeps_no_other_from_being_computed_ahead(config_of, monkeypatch):
+    engine = kernel_engine(CPU, config_of(num_kv_blocks=9))
+    launched = watch_launched(engine, monkeypatch)
+    outputs = engine.generate([[7] * 64, [9] * 41], params_of(8, 5))
+    assert [len(output.choices[0].token_ids) for output in outputs] == [8, 5]
+    # With its first token the first has all 9 blocks of 8, until it ends.
+    assert launched == [1] * (7 + 4)
+    assert counts(engine) == (11, 11, 0)
+
+
+def test_a_chunk_under_way_stays_as_long_as_it_is_when_an_answers_end_leaves_budget(narrow, monkeypatch):
+    launched = watch_launched(narrow, monkeypatch)
+    narrow.add_request(request("ends", [5], stopped_at_once(narrow)))
+    narrow.add_request(request("long", [7] * 50, *params_of(2)))
+    lengths = []
+    while narrow.has_unfinished_requests():
+        before = {each.request_id: each.num_computed_tokens for each in narrow.scheduler.running}
+        narrow.step()
+        lengths += [
+            each.num_computed_tokens - before.get("long", 0)
+            for each in narrow.scheduler.running
+            if each.request_id == "long"
+        ]
+    # The pass over 15 tokens beside the one that was not to come was under way.
+    assert lengths[:4] == [15, 15, 16, 4]
+    assert launched == [16, 16, 4, 1]
+    assert counts(narrow) == (4, 4, 0)
+
+
+def test_an_aborted_prompts_chunk_is_left_out(narrow):
+    narrow.add_request(request("stays", [5], *params_of(8)))
+    narrow.add_request(request("goes", [7] * 60, *params_of(8)))
+    narrow.step()
+    narrow.step()
+    narrow.abort_request("goes")
+    while narrow.has_unfinished_requests():
+        narrow.step()
+    assert counts(narrow) == (7, 7, 0)
+    assert narrow.stats().num_kv_blocks_in_use == 0
+
+
+@pytest.mark.parametrize("method", ["grammar", "draft_model"])
+def test_chunks_are_computed_ahead_until_a_draft_may_come_after_them(config_of, tiny_draft_folder, method, monkeypatch):
+    draft = str(tiny_draft_folder) if method == "draft_model" else None
+    speculative = SpeculativeConfig(method=method, model=draft, num_speculative_tokens=2)
+    engine = kernel_engine(CPU, config_of(speculative=speculative, max_num_batched_tokens=16))
+    launched = watch_launched(engine, monkeypatch)
+    engine.generate([7] * 60, SamplingParams(max_tokens=8, seed=1), output_type={"type": "boolean"})
+    # A draft may come with the pass over the prompt's end; a draft model computes each chunk too, with each step.
+    assert launched == ([16, 16] if method == "grammar" else [])
+    assert counts(engine)[1:] == (len(launched), 0)
 
 
 def test_who_comes_is_let_in_after_the_pass_under_way(engine, launched):
@@ -191,6 +284,45 @@ def test_the_host_does_not_wait_between_a_steps_sampling_and_the_next_pass(confi
         if event == "launched":
             assert (before, num_waits) == ("sampled", num_before)
     assert [event for event, _ in events].count("launched") == launched
+
+
+TABLES = [array("i", [3, 4, 9]), array("i", [5])]
+
+
+def ahead_of(*spans):
+    """A pass under way: over the next chunk of one sequence and the drawn token of another."""
+    own = [Span([7] * 5, 6, TABLES[0], 1), Span([0], 2, TABLES[1], 1)]
+    parts = [
+        overlapped_passes._SpanAhead(span, span.token_ids == [0], span.block_table[span.start_position // 4 :], rows)
+        for span, rows in zip(own, (range(1), range(1, 2)), strict=True)
+    ]
+    return overlapped_passes._PassAhead(parts, torch.zeros(2, 9)).rows_of(spans, 4)
+
+
+def test_a_pass_under_way_is_taken_for_what_it_computes_and_for_nothing_else():
+    chunk, drawn = Span([7] * 5, 6, TABLES[0], 1), Span([88], 2, TABLES[1], 1)
+    assert ahead_of(chunk, drawn) == [0, 1]
+    assert ahead_of(drawn) == [1], "whatever was drawn"
+    assert ahead_of() == []
+    for other in (
+        Span([7] * 4, 6, TABLES[0], 1),
+        Span([7] * 6, 6, TABLES[0], 1),
+        Span([7] * 4 + [8], 6, TABLES[0], 1),
+        Span([7] * 5, 5, TABLES[0], 1),
+        Span([7] * 5, 6, TABLES[0], 0),
+        Span([7] * 5, 6, TABLES[0][:], 1),
+    ):
+        assert ahead_of(other, drawn) is None
+
+
+def test_a_pass_under_way_is_not_taken_once_a_block_that_it_writes_is_another():
+    moved = array("i", [3, 4, 9])
+    span = Span([7] * 5, 6, moved, 1)
+    part = overlapped_passes._SpanAhead(span, False, moved[1:3], range(1))
+    ahead = overlapped_passes._PassAhead([part], torch.zeros(1, 9))
+    assert ahead.rows_of([span], 4) == [0]
+    moved[2] = 8
+    assert ahead.rows_of([span], 4) is None
 
 
 class Clocked:
@@ -302,3 +434,34 @@ def test_on_a_gpu_a_step_ends_while_the_next_pass_is_under_way(config_of, monkey
     assert [len(delta.token_ids) for delta in engine.step()] == [1]
     assert counts(engine)[1] == num_used + 1
     engine.abort_request("sampled")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_step_over_a_chunk_ends_while_the_next_chunk_is_under_way(config_of, monkeypatch):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    changes = {"device": "cuda", "enforce_eager": False, "async_scheduling": None, "max_num_batched_tokens": 16}
+    engine = Engine(config_of(**changes))
+    expected = engine.generate([7] * 70, params_of(3)[0])[0].choices[0].token_ids
+    assert counts(engine) == (6, 6, 0)
+    forward_ahead = engine._passes._forward_ahead
+
+    def long(*args):
+        logits = forward_ahead(*args)
+        torch.cuda._sleep(10**9)
+        return logits
+
+    monkeypatch.setattr(engine._passes, "_forward_ahead", long)
+    engine.add_request(request("chunks", [8] * 70, *params_of(3)))
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    assert engine.step() == []
+    seconds = time.perf_counter() - begin
+    assert not torch.cuda.current_stream().query(), "the device is at the next chunk"
+    torch.cuda.synchronize()
+    assert time.perf_counter() - begin > 4 * seconds
+    monkeypatch.setattr(engine._passes, "_forward_ahead", forward_ahead)
+    assert engine.step() == []
+    assert counts(engine)[1] == 7
+    engine.abort_request("chunks")
+    assert engine.generate([7] * 70, params_of(3)[0])[0].choices[0].token_ids == expected

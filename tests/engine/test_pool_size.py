@@ -2,11 +2,12 @@
 
 import math
 
+import msgspec
 import pytest
 import torch
 from tiny_model import write_tiny_model
 
-from specdec import EngineConfig
+from specdec import Engine, EngineConfig, Request, SamplingParams
 from specdec import build as build_module
 from specdec.attention import TorchAttention
 from specdec.build import build_runtime
@@ -17,7 +18,7 @@ from specdec.kv_cache import bytes_per_block
 from specdec.model_runner import ModelRunner
 from specdec.models.llama import LlamaModel
 from specdec.models.loader import load_weights
-from specdec.pool_size import max_logits_rows, num_kv_blocks
+from specdec.pool_size import max_batched_tokens, max_logits_rows, num_kv_blocks
 from specdec.speculative import MAX_DRAFT_TOKENS
 
 GIB = 2**30
@@ -141,6 +142,29 @@ def test_there_are_no_more_rows_than_the_longest_drafts_have():
     config = EngineConfig(max_num_seqs=2, max_num_batched_tokens=1000)
     assert max_logits_rows(config) == 2 * (1 + MAX_DRAFT_TOKENS)
     assert max_logits_rows(EngineConfig(max_num_seqs=64)) == 512
+    assert max_logits_rows(EngineConfig(max_num_seqs=64, max_num_batched_tokens=2048)) == 2048
+    assert max_logits_rows(EngineConfig(max_num_seqs=600)) == 600
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", 512), ("cuda", 2048)])
+def test_a_step_has_as_many_tokens_as_keep_the_device_busy_unless_it_is_told(device, expected):
+    def tokens(**changes):
+        return max_batched_tokens(EngineConfig(**changes), torch.device(device))
+
+    assert tokens() == tokens(max_num_seqs=3) == expected
+    assert tokens(max_num_seqs=3000) == 3000
+    assert tokens(max_num_batched_tokens=100) == 100
+    assert tokens(max_num_batched_tokens=5000) == 5000
+
+
+def test_what_an_engine_is_said_to_take_in_a_step_is_what_its_scheduler_shares_out(tiny_model_folder):
+    config = EngineConfig(model=str(tiny_model_folder), device="cpu", max_model_len=64, num_compile_workers=0)
+    engine = Engine(config)
+    assert engine.describe().max_num_batched_tokens == 512
+    told = Engine(msgspec.structs.replace(config, max_num_batched_tokens=70))
+    told.add_request(Request(request_id="long", prompt_token_ids=(5,) * 50, sampling_params=SamplingParams()))
+    told.add_request(Request(request_id="next", prompt_token_ids=(6,) * 50, sampling_params=SamplingParams()))
+    assert [each.num_tokens for each in told.scheduler.schedule().scheduled] == [50, 20]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

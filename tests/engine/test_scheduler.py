@@ -1,7 +1,9 @@
 """The scheduler and its pool under any mix of requests, drafts, acceptances, endings and aborts."""
 
+import copy
 import math
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -11,7 +13,7 @@ from specdec.proposers.base import NO_PROPOSAL, Proposal, Source
 from specdec.request import FinishReason, SamplingParams
 from specdec.scheduler import Scheduler
 from specdec.sequence import Sequence
-from specdec.speculative import PROPOSERS, SpeculationPlan
+from specdec.speculative import MAX_DRAFT_TOKENS, PROPOSERS, SpeculationPlan
 from specdec.stop import StopChecker
 from specdec.verifier import Outcome
 
@@ -35,21 +37,25 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         block_size=st.integers(1, 5),
         budget=st.integers(6, 24),
+        rows=st.integers(5, 24),
         caching=st.booleans(),
         overlaps=st.booleans(),
     )
-    def build(self, block_size, budget, caching, overlaps):
+    def build(self, block_size, budget, rows, caching, overlaps):
         self.overlaps = overlaps
-        self.ahead = None
-        """Who runs next with a token each, where that was said."""
+        self.ahead = []
+        """What runs next, where that was said."""
+        self.caching = caching
         self.block_size = block_size
         self.budget = budget
+        self.rows = rows
         self.pool = BlockPool(NUM_BLOCKS, enable_prefix_caching=caching)
         self.scheduler = Scheduler(
             self.pool,
             block_size=block_size,
             max_num_seqs=5,
             max_num_batched_tokens=budget,
+            max_logits_rows=rows,
             stop_checker=StopChecker(),
         )
         self.num_requests = 0
@@ -118,20 +124,25 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def run_step(self, draw, draw_token):
         oldest = self.scheduler.running[0] if self.scheduler.running else None
-        expected, self.ahead = self.ahead, None
-        expected = [s for s in expected or () if s.finish_reason is None]
-        tables = [s.block_table[:] for s in expected]
+        expected = [share for share in self.ahead if share.sequence.finish_reason is None]
+        self.ahead = []
+        tables = [share.sequence.block_table[:] for share in expected]
         batch = self.scheduler.schedule()
         if expected:
-            assert [each.sequence for each in batch.scheduled] == expected
-            assert all(each.num_tokens == 1 and each.reaches_end for each in batch.scheduled)
-            assert all(s.block_table[: len(own)] == own for s, own in zip(expected, tables, strict=True))
+            assert [each.sequence for each in batch.scheduled] == [share.sequence for share in expected]
+            for each, share, table in zip(batch.scheduled, expected, tables, strict=True):
+                assert each.sequence.num_computed_tokens == share.start_position
+                assert (each.num_tokens, each.reaches_end) == (share.num_tokens, share.reaches_end)
+                assert each.num_draft_model_tokens == 0
+                assert each.sequence.block_table[: len(table)] == table
         assert bool(batch) == bool(self.alive), "something unfinished can always run"
         if oldest is not None:
             assert self.scheduler.running[0] is oldest, "the oldest is never preempted"
         assert sum(
             each.num_tokens + each.num_draft_slots + each.num_draft_model_tokens for each in batch.scheduled
         ) <= (self.budget)
+        rows = [1 + each.num_draft_slots for each in batch.scheduled if each.reaches_end]
+        assert sum(rows) <= self.rows
         proposals, outcomes = [], []
         for each in batch.scheduled:
             sequence = each.sequence
@@ -152,9 +163,16 @@ class SchedulerMachine(RuleBasedStateMachine):
             proposals.append(Proposal([1] * num_drafted, sources, [None] * num_drafted))
             outcomes.append(Outcome([draw_token() for _ in range(num_accepted + 1)], num_accepted, num_drafted, []))
         if self.overlaps and not any(each.token_ids for each in proposals):
-            going = [batch.scheduled[place].sequence for place in self.scheduler.reserve_ahead(batch)]
-            assert all(s.num_tokens < len(s.block_table) * self.block_size for s in going), "the token has a slot"
-            self.ahead = going or None
+            # As it would go on without; only the lock in the log of faults cannot be copied.
+            twin = copy.deepcopy((self.scheduler, batch, proposals, outcomes), {id(self.scheduler.faults): None})
+            shares = self.scheduler.next_shares(batch)
+            was_reserved = self.scheduler.reserve_ahead(shares)
+            if was_reserved:
+                self.ahead = shares
+                for share in shares:
+                    slots = len(share.sequence.block_table) * self.block_size
+                    assert share.start_position + share.num_tokens <= slots, "all tokens have slots"
+            self.check_by_twin(shares, was_reserved, *twin)
         before = {id(s): s.num_tokens for s in self.alive}
         deltas = self.scheduler.commit(batch, proposals, outcomes)
         for delta in deltas:
@@ -173,6 +191,29 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.alive = [s for s in self.alive if s.finish_reason is None]
         assert all(s.num_tokens >= before[id(s)] for s in self.alive)
 
+    def check_by_twin(self, shares, was_reserved, scheduler, *step):
+        """What was said of the next step comes true where nobody ends unforeseen, and nobody could be let in."""
+        num_running = len(scheduler.running)
+        foreseen = sum(each.reaches_end and each.sequence.num_remaining_tokens == 1 for each in step[0].scheduled)
+        scheduler.commit(*step)
+        if not shares or num_running - len(scheduler.running) > foreseen:
+            return
+        num_preemptions = scheduler.num_preemptions
+        batch = scheduler.schedule()
+        was_preempted = scheduler.num_preemptions > num_preemptions
+        following = [
+            (s.sequence.request_id, s.sequence.choice_index, s.num_tokens, s.reaches_end) for s in batch.scheduled
+        ]
+        said = [(s.sequence.request_id, s.sequence.choice_index, s.num_tokens, s.reaches_end) for s in shares]
+        if was_reserved:
+            assert not was_preempted
+            assert following[: len(said)] == said
+            # A prompt may find blocks that are full with this step.
+            assert self.caching or len(following) == len(said)
+        else:
+            assert was_preempted or len(following) > len(said) or foreseen or self.caching
+        assert all(each.num_draft_model_tokens == 0 for each in batch.scheduled[: len(said)])
+
     def run_draft_model(self, each):
         """Catch up as the draft model's proposer does, then write KV for all but the last draft."""
         sequence = each.sequence
@@ -190,7 +231,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.pool.num_in_use == len(set(held))
         assert all(self.pool[block_id].ref_count == held.count(block_id) for block_id in set(held))
         for sequence in self.scheduler.running:
-            slots = sequence.num_computed_tokens + (self.ahead is not None)
+            slots = sequence.num_computed_tokens + sum(
+                share.num_tokens for share in self.ahead if share.sequence is sequence
+            )
             assert len(sequence.block_table) == math.ceil(slots / self.block_size)
             assert sequence.num_draft_computed_tokens <= sequence.num_computed_tokens < sequence.num_tokens
         assert all(not s.block_table for s in self.scheduler.waiting)
@@ -240,6 +283,7 @@ def scheduler_of_one_at_a_time():
         block_size=4,
         max_num_seqs=1,
         max_num_batched_tokens=8,
+        max_logits_rows=8,
         stop_checker=StopChecker(),
     )
 
@@ -271,3 +315,36 @@ def test_a_newcomer_is_next_however_many_another_has_queued_and_however_long_it_
     scheduler.add(waiting_sequence("newcomer", "one"))
     next_up = [sequence.request_id for sequence in scheduler.waiting][:3]
     assert next_up == ["newcomer", "many-5", "many-6"]
+
+
+def draft_slots(num_sequences, *, budget, rows):
+    """Of sequences that all want the longest drafts."""
+    scheduler = Scheduler(
+        BlockPool(12 * num_sequences, enable_prefix_caching=False),
+        block_size=8,
+        max_num_seqs=num_sequences,
+        max_num_batched_tokens=budget,
+        max_logits_rows=rows,
+        stop_checker=StopChecker(),
+    )
+    for number in range(num_sequences):
+        sequence = waiting_sequence(str(number), "one")
+        sequence.max_tokens, sequence.plan = 90, SpeculationPlan(frozenset({"ngram"}), MAX_DRAFT_TOKENS)
+        scheduler.add(sequence)
+    batch = scheduler.schedule()
+    assert len(batch.scheduled) == num_sequences
+    return [each.num_draft_slots for each in batch.scheduled]
+
+
+def test_rows_of_logits_are_shared_out_among_drafts_as_the_budget_is():
+    assert draft_slots(32, budget=2048, rows=512) == draft_slots(32, budget=512, rows=512) == [15] * 32
+    assert draft_slots(64, budget=2048, rows=512) == draft_slots(64, budget=512, rows=512) == [8] * 56 + [0] * 8
+    assert draft_slots(40, budget=2048, rows=60) == [8, 8, 4] + [0] * 37
+    assert draft_slots(3, budget=2048, rows=512) == [MAX_DRAFT_TOKENS] * 3
+
+
+@pytest.mark.parametrize("num_sequences", [1, 2, 3, 16, 64, 200])
+@pytest.mark.parametrize("budget", [200, 512, 2048])
+def test_rows_for_all_that_the_budget_or_the_longest_drafts_take_cut_no_draft(num_sequences, budget):
+    rows = min(budget, num_sequences * (1 + MAX_DRAFT_TOKENS))
+    assert draft_slots(num_sequences, budget=budget, rows=rows) == draft_slots(num_sequences, budget=budget, rows=10**9)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tiny_model import END_ID
+from torch import Tensor
 
-from specdec import Engine, EngineConfig, FinishReason, JsonSchema, Request, SamplingParams
+from specdec import Engine, FinishReason, JsonSchema, Request, SamplingParams
+from specdec.attention import Span
 from specdec.request import TokenLogprob
 
 SCHEMA = (
@@ -30,6 +31,20 @@ REQUESTS = {
     "ended": ("v", None, SamplingParams(seed=8, logit_bias={END_ID: 6.0}, max_tokens=40)),
     "short": ("w", None, SamplingParams(seed=9, max_tokens=2)),
 }
+_ALIKE = tuple(5 + i % 37 for i in range(40))
+LONG_REQUESTS = {
+    "long": ((*_ALIKE, 60, 61), None, SamplingParams(temperature=0.0, max_tokens=9)),
+    "alike": ((*_ALIKE, 70), None, SamplingParams(temperature=0.8, seed=11, max_tokens=12)),
+    "long schema": (_ALIKE[3:], SCHEMA, SamplingParams(temperature=0.8, seed=12, max_tokens=38)),
+    "long choices": ((*_ALIKE[:25], 80, 81), None, SamplingParams(temperature=0.8, seed=13, n=2, max_tokens=6)),
+    "long stopped": (
+        (*_ALIKE[:20], 90),
+        None,
+        SamplingParams(seed=14, min_tokens=3, stop_token_ids=tuple(range(3, 200)), max_tokens=20),
+    ),
+    "one token": (_ALIKE[1:31], None, SamplingParams(temperature=0.0, max_tokens=1)),
+}
+"""Whose prompts take several steps where a step has few tokens."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,29 +73,36 @@ class Answer:
         )
 
 
-def ahead_config(model: Path, **changes: object) -> EngineConfig:
-    """Of an engine that drafts nothing."""
-    config = {
-        "model": str(model),
-        "dtype": "float32",
-        "max_model_len": 80,
-        "num_kv_blocks": 60,
-        "block_size": 8,
-        "max_num_seqs": 12,
-        "max_num_batched_tokens": 64,
-        "speculative": None,
-        "async_scheduling": True,
-        "num_compile_workers": 0,
-    }
-    return EngineConfig(**(config | changes))
+AHEAD: dict[str, object] = {
+    "block_size": 8,
+    "max_num_seqs": 12,
+    "speculative": None,
+    "async_scheduling": True,
+    "check_outputs": False,
+}
+"""What an engine that drafts nothing, and so launches passes ahead, is told otherwise than `config_of` tells it."""
+
+
+def watch_chunks(engine: Engine) -> list[int]:
+    """Of each sequence in a pass that was launched ahead and used, the tokens, where they are more than one."""
+    taken, chunks = engine._passes._taken, []
+
+    def watched(spans: list[Span]) -> Tensor | None:
+        logits = taken(spans)
+        if logits is not None:
+            chunks.extend(len(span.token_ids) for span in spans if len(span.token_ids) > 1)
+        return logits
+
+    engine._passes._taken = watched
+    return chunks
 
 
 def queue(engine: Engine, name: str) -> None:
-    text, schema, params = REQUESTS[name]
+    prompt, schema, params = (REQUESTS | LONG_REQUESTS)[name]
     engine.add_request(
         Request(
             request_id=name,
-            prompt_token_ids=tuple(engine.tokenizer.encode(text)),
+            prompt_token_ids=tuple(engine.tokenizer.encode(prompt)) if isinstance(prompt, str) else prompt,
             sampling_params=params,
             constraint=None if schema is None else JsonSchema(schema=schema),
         )

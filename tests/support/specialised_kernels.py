@@ -128,7 +128,7 @@ def main(folder, dtype):
             num_blocks=config.num_kv_blocks,
             block_size=config.block_size,
             max_model_len=engine.max_model_len,
-            max_tokens=max_batched_tokens(config),
+            max_tokens=max_batched_tokens(config, runner.device),
         )
     num_rows = max_logits_rows(config)
     vocab_size = engine.runner.model.config.vocab_size
