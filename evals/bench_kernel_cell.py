@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specdec.backend import FP8_CAPABILITY
-from specdec.evals.bench_device import BenchDevice
+from specdec.evals.bench_device import BenchDevice, Launch
 from specdec.evals.bench_work import Work
 from specdec.models.config import ModelConfig
 
@@ -65,6 +65,9 @@ class KernelCell:
     num_allocated_bytes: int
     prepare: Callable[[], Callable[[], object]]
     """Allocates; what it returns is the call to be timed, and may be repeated."""
+    launch: Launch = Launch.AS_GRAPH
+    obstacle: str | None = None
+    """Why it cannot be timed; None where it can."""
 
 
 @dataclass(frozen=True, slots=True)

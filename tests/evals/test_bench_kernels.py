@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from specdec import captured_sampling
 from specdec.attention import SlotIndex
 from specdec.evals import (
     bench_cli,
@@ -23,7 +24,7 @@ from specdec.evals import (
     bench_kernel_verification,
     bench_limits,
 )
-from specdec.evals.bench_device import BenchDevice
+from specdec.evals.bench_device import BenchDevice, Launch
 from specdec.evals.bench_kernel_cell import KernelSetting, difference
 from specdec.evals.bench_kernels import OPS
 from specdec.evals.bench_shapes import SHAPES
@@ -190,17 +191,40 @@ class WrappersOnCpu(BenchDevice):
         return True
 
 
-def setting_of(bench, dtype=torch.float32):
-    return KernelSetting(
-        bench=bench,
-        dtype=dtype,
-        shape=SHAPES["tiny"],
-        batches=(1, 3),
-        contexts=(16, 40),
-        num_prompt_tokens=48,
-        num_drafts=2,
-        vocab_size=500,
-    )
+class GpuInName(WrappersOnCpu):
+    """Times nothing, and says how each call would have been launched."""
+
+    launches = []
+    name = "a GPU in name"
+
+    def has_room_for(self, num_bytes):
+        return True
+
+    def release(self):
+        pass
+
+    def times_ms(self, call, repeats, launch=Launch.AS_GRAPH):
+        call()
+        self.launches.append(launch)
+        return [0.125] * repeats
+
+
+@pytest.fixture
+def gpu_in_name(monkeypatch):
+    monkeypatch.setattr(GpuInName, "launches", [])
+    monkeypatch.setattr(BenchDevice, "named", lambda _: GpuInName(torch.device("cpu")))
+    return GpuInName
+
+
+def setting_of(bench, dtype=torch.float32, **changes):
+    numbers = {
+        "batches": (1, 3),
+        "contexts": (16, 40),
+        "num_prompt_tokens": 48,
+        "num_drafts": 2,
+        "vocab_size": 500,
+    }
+    return KernelSetting(bench=bench, dtype=dtype, shape=SHAPES["tiny"], **(numbers | changes))
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -228,6 +252,35 @@ def test_on_a_gpu_caches_are_of_fp8_as_well():
         assert cell.work.num_bytes == num_bytes
 
 
+def test_what_follows_a_pass_is_timed_as_a_graph_of_the_engine_s_and_kernel_by_kernel(gpu_in_name):
+    ops = ("mask_sample_verify", "captured_sampling")
+    exit_code, shown = bench(*(part for name in ops for part in ("--op", name)))
+    assert exit_code == 0, shown["failures"]
+    assert {each["op"]: [cell["cell"] for cell in each["cells"]] for each in shown["ops"]} == {
+        "mask_sample_verify": [
+            "batch 1, rows 3",
+            "batch 1, rows 3, launched one by one",
+            "batch 3, rows 9",
+            "batch 3, rows 9, launched one by one",
+        ],
+        "captured_sampling": ["batch 1, rows 3, a graph of 4", "batch 3, rows 9, a graph of 16"],
+    }
+    # Those before are of what the device does at best.
+    assert gpu_in_name.launches[3:] == [Launch.AS_GRAPH, Launch.ONE_BY_ONE] * 2 + [Launch.AS_IT_IS] * 2
+    num_bytes = {cell["work"]["num_bytes"] for each in shown["ops"] for cell in each["cells"] if "rows 9" in cell["cell"]}
+    assert num_bytes == {9 * (4 * 500 + 500 // 8 + 37) + 24 * 9 + 8 * 3}, "what fills a graph up is no work"
+
+
+@pytest.mark.usefixtures("gpu_in_name")
+def test_a_step_that_no_engine_captures_is_left_out_by_name():
+    exit_code, shown = bench("--op", "captured_sampling", "--batch", "1,171")
+    assert exit_code == 0, shown["failures"]
+    assert [cell["cell"] for cell in shown["ops"][0]["cells"]] == ["batch 1, rows 3, a graph of 4"]
+    assert shown["left_out"] == {
+        "captured_sampling, batch 171, rows 513": "an engine captures steps of up to 512 rows"
+    }
+
+
 @pytest.mark.parametrize("name", ["kv_store", "paged_attention"])
 def test_scales_that_are_left_out_are_found(name, monkeypatch):
     function = getattr(bench_kernel_cache, name)
@@ -247,11 +300,11 @@ def test_scales_that_are_left_out_are_found(name, monkeypatch):
 
 
 def off_by_one(function, place):
-    """The function, which then changes a number of the argument at this place."""
+    """The function, which then changes the first number of the argument at this place."""
 
     def wrong(*arguments, **options):
         function(*arguments, **options)
-        arguments[place][-1] += 1
+        arguments[place][0] += 1
 
     return wrong
 
@@ -263,6 +316,9 @@ def off_by_one(function, place):
         ("token_mask", bench_kernel_sampling, "apply_token_mask", 0),
         ("mask_sample_verify", bench_kernel_sampling, "sample", 3),
         ("mask_sample_verify", bench_kernel_sampling, "verify_coupled", 3),
+        ("captured_sampling", captured_sampling, "sample", 3),
+        ("captured_sampling", captured_sampling, "verify_coupled", 3),
+        ("captured_sampling", captured_sampling, "verify_coupled", 4),
         ("verify_coupled", bench_kernel_verification, "verify_coupled", 3),
         ("verify_by_rule", bench_kernel_verification, "verify_by_rule", 8),
     ],
