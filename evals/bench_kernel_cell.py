@@ -34,6 +34,9 @@ class KernelSetting:
     """Of each sequence, where drafts are verified: K."""
     vocab_size: int
     """Of the logits that are masked, drawn from and verified."""
+    num_stages: tuple[int, ...] = ()
+    """Of paged_attention's programs, each timed; none is the engine's own, as in the next."""
+    num_warps: tuple[int, ...] = ()
 
     @property
     def device(self) -> torch.device:

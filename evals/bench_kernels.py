@@ -42,6 +42,8 @@ class KernelRun(msgspec.Struct, frozen=True, kw_only=True):
     num_prompt_tokens: int
     num_drafts: int
     vocab_size: int
+    num_stages: tuple[int, ...]
+    num_warps: tuple[int, ...]
     repeats: int
 
 
@@ -75,6 +77,8 @@ def run_kernels(run: KernelRun, terminal: Terminal) -> EvalResult:
         num_prompt_tokens=run.num_prompt_tokens,
         num_drafts=run.num_drafts,
         vocab_size=run.vocab_size,
+        num_stages=run.num_stages,
+        num_warps=run.num_warps,
     )
     left_out = {name: _WITHOUT_CPU_FORM for name in run.ops if not bench.is_gpu and OPS[name].on_cpu is None}
     ops = [OPS[name] for name in run.ops if name not in left_out]

@@ -395,6 +395,8 @@ def test_addresses_beyond_31_bits_are_right(device):
             "max_splits is 2; it must be 1 or more, and goes with split_keys",
         ),
         ({"tiling": AttentionTiling(16, 32, 32, 0)}, "max_splits is 0; it must be 1 or more"),
+        ({"tiling": AttentionTiling(16, 32, num_stages=0)}, "num_stages is 0; it must be 1 or more"),
+        ({"tiling": AttentionTiling(16, 32, num_warps=6)}, "num_warps is 6; it must be a power of two, up to 32"),
     ],
 )
 def test_a_tensor_of_another_shape_dtype_device_or_stride_is_refused(change, message):
