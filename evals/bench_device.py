@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,17 @@ _FLUSH_BYTES: Final = {"cuda": 2**29, "cpu": 2**27}
 """Written before each timed call: more than the caches hold, and on a GPU enough for the host to get ahead."""
 _MEMORY_SHARE: Final = 0.8
 """Of what is free, that the tensors of one measurement may take."""
+
+
+class Launch(enum.Enum):
+    """How a GPU comes by the kernels of a call that is timed. A CPU is called, and that is all."""
+
+    AS_GRAPH = enum.auto()
+    """The call is captured here and replayed: what the host takes to launch kernels does not count."""
+    AS_IT_IS = enum.auto()
+    """The call replays what was captured before."""
+    ONE_BY_ONE = enum.auto()
+    """The host launches each kernel while the device waits for it: that counts in full."""
 
 
 class MissingDeviceError(Exception):
@@ -60,14 +72,14 @@ class BenchDevice:
         if self.is_gpu:
             torch.cuda.empty_cache()
 
-    def times_ms(self, call: Callable[[], object], repeats: int) -> list[float]:
-        """Of as many calls, each with cold caches.
-
-        On a GPU the call is captured in a graph, as the engine would have it, and timed by events: what the host takes
-        to launch kernels does not count.
-        """
+    def times_ms(self, call: Callable[[], object], repeats: int, launch: Launch = Launch.AS_GRAPH) -> list[float]:
+        """Of as many calls, each with cold caches; on a GPU by events."""
         flush = torch.empty(_FLUSH_BYTES[self.device.type], dtype=torch.uint8, device=self.device)
-        return _times_of_graph(call, flush, repeats) if self.is_gpu else _times_on_host(call, flush, repeats)
+        if not self.is_gpu:
+            return _times_on_host(call, flush, repeats)
+        if launch is Launch.ONE_BY_ONE:
+            return _times_one_by_one(call, flush, repeats)
+        return _times_of_replays(_captured(call) if launch is Launch.AS_GRAPH else call, flush, repeats)
 
 
 def refuse_interpreter() -> None:
@@ -88,7 +100,7 @@ def _times_on_host(call: Callable[[], object], flush: torch.Tensor, repeats: int
     return times
 
 
-def _times_of_graph(call: Callable[[], object], flush: torch.Tensor, repeats: int) -> list[float]:
+def _captured(call: Callable[[], object]) -> Callable[[], object]:
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch leaves both untyped
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -98,12 +110,31 @@ def _times_of_graph(call: Callable[[], object], flush: torch.Tensor, repeats: in
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
+    return graph.replay
+
+
+def _times_of_replays(replay: Callable[[], object], flush: torch.Tensor, repeats: int) -> list[float]:
     pairs = [(_event(), _event()) for _ in range(repeats)]
-    graph.replay()
+    replay()
     for begin, end in pairs:
         flush.zero_()
         begin.record()
-        graph.replay()
+        replay()
+        end.record()
+    torch.cuda.synchronize()
+    return [begin.elapsed_time(end) for begin, end in pairs]
+
+
+def _times_one_by_one(call: Callable[[], object], flush: torch.Tensor, repeats: int) -> list[float]:
+    pairs = [(_event(), _event()) for _ in range(repeats)]
+    for _ in range(_NUM_WARM_UP):
+        call()
+    for begin, end in pairs:
+        flush.zero_()
+        # Or the host would get ahead of the device, which then waits for less than it does.
+        torch.cuda.synchronize()
+        begin.record()
+        call()
         end.record()
     torch.cuda.synchronize()
     return [begin.elapsed_time(end) for begin, end in pairs]

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from specdec.evals.bench_kernel_cell import (
     first_difference,
 )
 from specdec.evals.bench_work import Attended, Work, attention_work
+from specdec.kernels.attention_tiling import choose_tiling
 from specdec.kernels.kv_store import kv_store, kv_store_reference
 from specdec.kernels.paged_attention import paged_attention, paged_attention_reference
 from specdec.kv_cache import KVShape, allocate_arena
@@ -37,6 +38,22 @@ _CHECKED: Final = (
     (Attended(50, 70), Attended(1, 33)),
 )
 """Decoding, verification, and a prompt beside a token."""
+
+
+class _Programs(NamedTuple):
+    """How paged_attention's go about their tiles; None is as in the engine."""
+
+    num_stages: int | None
+    num_warps: int | None
+
+    def __str__(self) -> str:
+        parts = ((self.num_stages, "stages"), (self.num_warps, "warps"))
+        return "".join(f", {number} {what}" for number, what in parts if number is not None)
+
+    @classmethod
+    def of(cls, setting: KernelSetting) -> list[_Programs]:
+        """Each kind that is to be compared."""
+        return [cls(*each) for each in itertools.product(setting.num_stages or (None,), setting.num_warps or (None,))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +121,7 @@ class _Step:
             context_lens=torch.tensor([each.context_len for each in sequences], dtype=torch.int32, device=device),
         )
 
-    def attend(self, setting: KernelSetting) -> Callable[[], Tensor]:
+    def attend(self, setting: KernelSetting, programs: _Programs) -> Callable[[], Tensor]:
         """The call that is timed; on a CPU it also stores the new keys and values, as the engine's backend does."""
         output = torch.full_like(self.query, math.nan, memory_format=torch.contiguous_format)
         if not setting.bench.is_gpu:
@@ -113,6 +130,17 @@ class _Step:
             return lambda: backend.forward(self.query, self.key, self.value, self.cache, plan)
         max_num_queries = max(len(span.token_ids) for span in self.spans)
         max_context_len = max(span.context_len for span in self.spans)
+        tiling = choose_tiling(
+            self.query,
+            num_kv_heads=self.key.shape[1],
+            num_sequences=len(self.spans),
+            max_num_queries=max_num_queries,
+            max_context_len=max_context_len,
+        )
+        if programs.num_stages is not None:
+            tiling = tiling._replace(num_stages=programs.num_stages)
+        if programs.num_warps is not None:
+            tiling = tiling._replace(num_warps=programs.num_warps)
 
         def call() -> Tensor:
             paged_attention(
@@ -127,6 +155,7 @@ class _Step:
                 scale=self.query.shape[2] ** -0.5,
                 key_scale=self.key_scale,
                 value_scale=self.value_scale,
+                tiling=tiling,
             )
             return output
 
@@ -169,39 +198,40 @@ def _check_attention(setting: KernelSetting) -> str | None:
             key_scale=step.key_scale,
             value_scale=step.value_scale,
         )
-        what = ", ".join(f"{each.num_queries} of {each.context_len}" for each in sequences)
-        found.append(
-            difference(
-                f"queries {what}{_suffix(cache_dtype)}", step.attend(setting)(), expected, TOLERANCE[setting.dtype]
-            )
-        )
+        what = ", ".join(f"{each.num_queries} of {each.context_len}" for each in sequences) + _suffix(cache_dtype)
+        for programs in _Programs.of(setting):
+            attended = step.attend(setting, programs)()
+            found.append(difference(f"queries {what}{programs}", attended, expected, TOLERANCE[setting.dtype]))
     return first_difference(found)
 
 
 def _attention_cells(setting: KernelSetting) -> list[KernelCell]:
-    cells = []
-    prompt = Attended(setting.num_prompt_tokens, setting.num_prompt_tokens)
-    for cache_dtype in setting.cache_dtypes:
-        for num_queries, name in ((1, "decode"), (setting.num_drafts + 1, "verify")):
-            for batch in setting.batches:
-                for context in setting.contexts:
-                    label = f"{name} {num_queries}, batch {batch}, context {context}"
-                    cells.append(_attention_cell(setting, label, [Attended(num_queries, context)] * batch, cache_dtype))
-        cells.append(_attention_cell(setting, f"prompt of {prompt.context_len}", [prompt], cache_dtype))
-    return cells
+    steps = {
+        f"{name} {num_queries}, batch {batch}, context {context}": [Attended(num_queries, context)] * batch
+        for num_queries, name in ((1, "decode"), (setting.num_drafts + 1, "verify"))
+        for batch in setting.batches
+        for context in setting.contexts
+    }
+    steps[f"prompt of {setting.num_prompt_tokens}"] = [Attended(setting.num_prompt_tokens, setting.num_prompt_tokens)]
+    return [
+        _attention_cell(setting, label, sequences, cache_dtype, programs)
+        for cache_dtype in setting.cache_dtypes
+        for label, sequences in steps.items()
+        for programs in _Programs.of(setting)
+    ]
 
 
 def _attention_cell(
-    setting: KernelSetting, label: str, sequences: list[Attended], cache_dtype: torch.dtype
+    setting: KernelSetting, label: str, sequences: list[Attended], cache_dtype: torch.dtype, programs: _Programs
 ) -> KernelCell:
     work = attention_work(setting.shape, setting.dtype.itemsize, sequences, kv_itemsize=cache_dtype.itemsize)
     # Two layers; a CPU gathers one of them once more; queries are drawn in fp32, and what becomes fp8 in 16 bits.
     num_allocated = (6 if _is_fp8(cache_dtype) else 4) * work.num_bytes
     return KernelCell(
-        label + _suffix(cache_dtype),
+        f"{label}{_suffix(cache_dtype)}{programs}",
         work,
         num_allocated,
-        lambda: _Step.of(setting, sequences, cache_dtype).attend(setting),
+        lambda: _Step.of(setting, sequences, cache_dtype).attend(setting, programs),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specdec.backend import FP8_CAPABILITY
-from specdec.evals.bench_device import BenchDevice
+from specdec.evals.bench_device import BenchDevice, Launch
 from specdec.evals.bench_work import Work
 from specdec.models.config import ModelConfig
 
@@ -34,6 +34,9 @@ class KernelSetting:
     """Of each sequence, where drafts are verified: K."""
     vocab_size: int
     """Of the logits that are masked, drawn from and verified."""
+    num_stages: tuple[int, ...] = ()
+    """Of paged_attention's programs, each timed; none is the engine's own, as in the next."""
+    num_warps: tuple[int, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -65,6 +68,9 @@ class KernelCell:
     num_allocated_bytes: int
     prepare: Callable[[], Callable[[], object]]
     """Allocates; what it returns is the call to be timed, and may be repeated."""
+    launch: Launch = Launch.AS_GRAPH
+    obstacle: str | None = None
+    """Why it cannot be timed; None where it can."""
 
 
 @dataclass(frozen=True, slots=True)

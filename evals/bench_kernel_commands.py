@@ -9,7 +9,7 @@ import typer
 from specdec.evals.flags import MODEL, WORK, Json, Save, end, numbers_of, terminal_of
 
 DEVICE = "Device"
-_MAX_BATCH, _MAX_TOKENS = 4096, 2**20
+_MAX_BATCH, _MAX_TOKENS, _MAX_STAGES = 4096, 2**20, 8
 
 
 def kernels(
@@ -41,6 +41,21 @@ def kernels(
             rich_help_panel=WORK,
         ),
     ] = 151_936,
+    num_stages: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N",
+            help="Time paged_attention with each of them, as 2,3,5.",
+            show_default="the engine's",
+            rich_help_panel=WORK,
+        ),
+    ] = None,
+    num_warps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N", help="And with each of these, as 4,8.", show_default="the engine's", rich_help_panel=WORK
+        ),
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each.", rich_help_panel=WORK)] = 20,
     shape: Annotated[
         str, typer.Option(metavar="NAME", help="Whose sizes; a wrong name lists them.", rich_help_panel=MODEL)
@@ -63,6 +78,7 @@ def kernels(
     from specdec.evals.bench_device import MissingDeviceError  # noqa: PLC0415
     from specdec.evals.bench_kernels import OPS, KernelRun, run_kernels  # noqa: PLC0415
     from specdec.evals.bench_shapes import SHAPES  # noqa: PLC0415
+    from specdec.kernels.attention_tiling import NUMBERS_OF_WARPS  # noqa: PLC0415
 
     unknown = sorted(set(op or ()).difference(OPS))
     if unknown:
@@ -75,8 +91,15 @@ def kernels(
             f"a context of {min(contexts)} tokens has no room for {k} drafts and the token before them",
             param_hint="--context",
         )
+    ops = tuple(name for name in OPS if not op or name in op)
+    stages = _programs_of(num_stages, _MAX_STAGES, "--num-stages", ops, device)
+    warps = _programs_of(num_warps, max(NUMBERS_OF_WARPS), "--num-warps", ops, device)
+    if not set(warps) <= set(NUMBERS_OF_WARPS):
+        raise typer.BadParameter(
+            f"{num_warps!r} is no list of {', '.join(map(str, NUMBERS_OF_WARPS))}", param_hint="--num-warps"
+        )
     run = KernelRun(
-        ops=tuple(name for name in OPS if not op or name in op),
+        ops=ops,
         shape=shape,
         dtype=dtype,
         device=device,
@@ -85,6 +108,8 @@ def kernels(
         num_prompt_tokens=prompt,
         num_drafts=k,
         vocab_size=vocab_size,
+        num_stages=stages,
+        num_warps=warps,
         repeats=repeats,
     )
     terminal = terminal_of(json=json)
@@ -93,3 +118,15 @@ def kernels(
     except MissingDeviceError as error:
         raise typer.BadParameter(str(error), param_hint="--device") from error
     end(result, terminal, save=save)
+
+
+def _programs_of(text: str | None, most: int, flag: str, ops: tuple[str, ...], device: str) -> tuple[int, ...]:
+    """The numbers, where there is a kernel that they are about; none without the flag. Raises typer's BadParameter."""
+    if text is None:
+        return ()
+    if device == "cpu" or "paged_attention" not in ops:
+        raise typer.BadParameter(
+            "it is about the kernel of paged_attention, which is not timed: take it among --op, and a GPU",
+            param_hint=flag,
+        )
+    return numbers_of(text, most, flag)

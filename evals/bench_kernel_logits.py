@@ -12,9 +12,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from specdec.evals.bench_device import Launch
 from specdec.evals.bench_kernel_cell import KernelCell, KernelSetting
 from specdec.evals.bench_work import Work
-from specdec.kernels.sample_reference import sample_reference
 
 ALLOWED_SHARE: Final = 1 / 32
 """Of a vocabulary, by a mask: most tokens are forbidden."""
@@ -72,15 +72,8 @@ class LogitsStep:
             torch.full_like(ids, -7),
         )
 
-    def agreeing_ids(self) -> Tensor:
-        """Drafts [R] of which the target, too, would draw the first ones: none in the first sequence, one in the next.
-
-        What is drawn without them does not depend on them.
-        """
-        target_ids, _, _ = self.empty_ids()
-        sample_reference(
-            self.logits.clone(), self.keys, self.temperatures, target_ids, num_token_ids=self.logits.shape[1]
-        )
+    def agreeing_ids(self, target_ids: Tensor) -> Tensor:
+        """Drafts int64 [R] of which the target drew the first ones: none in the first sequence, one in the next."""
         row = torch.arange(self.num_rows, device=target_ids.device)
         is_agreeing = row % self.max_num_rows < row // self.max_num_rows
         return torch.where(is_agreeing, target_ids, (target_ids + 1) % self.logits.shape[1])
@@ -104,9 +97,14 @@ def batches_of(setting: KernelSetting) -> list[tuple[int, int]]:
 
 
 def cell_of(
-    setting: KernelSetting, prepare: Callable[[int], Callable[[], object]], batch: int, work: Work, what: str = ""
+    setting: KernelSetting,
+    prepare: Callable[[int], Callable[[], object]],
+    batch: int,
+    work: Work,
+    what: str = "",
+    launch: Launch = Launch.AS_GRAPH,
 ) -> KernelCell:
     num_rows = batch * (setting.num_drafts + 1)
     # Four of the size of the logits, made of them or on the way to them.
     label = ", ".join(part for part in (f"batch {batch}, rows {num_rows}", what) if part)
-    return KernelCell(label, work, 16 * num_rows * setting.vocab_size, lambda: prepare(batch))
+    return KernelCell(label, work, 16 * num_rows * setting.vocab_size, lambda: prepare(batch), launch)

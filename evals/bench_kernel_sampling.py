@@ -1,10 +1,11 @@
-"""The ops from logits to tokens: token_mask, sample, and all that follows a pass together.
+"""The ops from logits to tokens: token_mask, sample, and all that follows a pass, kernel by kernel.
 
-R rows of logits, V vocabulary.
+R rows of logits, V vocabulary. As one replay of the engine's, what follows a pass is in bench_kernel_captured.py.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Final
@@ -12,6 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from specdec.evals.bench_device import Launch
 from specdec.evals.bench_kernel_cell import (
     CHECK_VOCABULARIES,
     KernelCell,
@@ -98,7 +100,8 @@ def _sample_cells(setting: KernelSetting) -> list[KernelCell]:
     return cells
 
 
-def _masks(step: LogitsStep) -> dict[str, Tensor]:
+def masks_of(step: LogitsStep) -> dict[str, Tensor]:
+    """As `sample` takes them: every row is constrained."""
     is_constrained = torch.ones(step.num_rows, dtype=torch.bool, device=step.logits.device)
     return {"mask_rows": step.mask_rows, "mask_row_ids": step.row_ids, "is_constrained": is_constrained}
 
@@ -109,40 +112,63 @@ def _after_pass(step: LogitsStep, masks: dict[str, Tensor], drawn: Tensor, accep
     verify_coupled(drawn, step.draft_ids, step.row_starts, accepted, emitted, max_num_rows=step.max_num_rows)
 
 
-def _check_after_pass(setting: KernelSetting) -> str | None:
+def check_after_pass(
+    setting: KernelSetting, after_pass: Callable[[LogitsStep], tuple[Tensor, Tensor, Tensor]]
+) -> str | None:
+    """Of drafts that the target draws as well, some of them.
+
+    `after_pass` gives the ids drawn int64 [R], accepted tokens int32 [B], and emitted ids int64 [R], behind a
+    sequence's last token any.
+    """
     found = []
     for vocab_size in CHECK_VOCABULARIES:
         step = LogitsStep.of(setting, NUM_CHECKED_SEQUENCES, vocab_size)
-        masks = _masks(step)
-        drawn, accepted, emitted = step.empty_ids()
         due_drawn, due_accepted, due_emitted = step.empty_ids()
-        _after_pass(step, masks, drawn, accepted, emitted)
-        sample_reference(step.logits, step.keys, step.temperatures, due_drawn, num_token_ids=vocab_size, **masks)
+        unwritten = due_emitted.clone()
+        sample_reference(
+            step.logits, step.keys, step.temperatures, due_drawn, num_token_ids=vocab_size, **masks_of(step)
+        )
+        step = dataclasses.replace(step, draft_ids=step.agreeing_ids(due_drawn))
         verify_coupled_reference(due_drawn, step.draft_ids, step.row_starts, due_accepted, due_emitted)
+        drawn, accepted, emitted = after_pass(step)
         found += [
             difference(f"ids drawn under masks of {vocab_size}", drawn, due_drawn),
             difference(f"accepted tokens of {vocab_size}", accepted, due_accepted),
-            difference(f"emitted ids of {vocab_size}", emitted, due_emitted),
+            difference(f"emitted ids of {vocab_size}", emitted.where(due_emitted != unwritten, unwritten), due_emitted),
         ]
     return first_difference(found)
+
+
+def after_pass_work(setting: KernelSetting, batch: int, num_rows: int) -> Work:
+    """Each logit and each bit of a mask are read once, though of forbidden logits few need be."""
+    drawn = Work(num_rows * (4 * setting.vocab_size + setting.vocab_size // 8 + 37))
+    return drawn + coupled_work(num_rows, batch)
+
+
+def _check_kernel_by_kernel(setting: KernelSetting) -> str | None:
+    def after_pass(step: LogitsStep) -> tuple[Tensor, Tensor, Tensor]:
+        outputs = step.empty_ids()
+        _after_pass(step, masks_of(step), *outputs)
+        return outputs
+
+    return check_after_pass(setting, after_pass)
 
 
 def _after_pass_cells(setting: KernelSetting) -> list[KernelCell]:
     def prepare(batch: int) -> Callable[[], object]:
         step = LogitsStep.of(setting, batch, setting.vocab_size)
-        masks, outputs = _masks(step), step.empty_ids()
+        masks, outputs = masks_of(step), step.empty_ids()
         return lambda: _after_pass(step, masks, *outputs)
 
-    cells = []
-    for batch, num_rows in batches_of(setting):
-        # Each logit and each bit of a mask are read once, though of forbidden logits few need be.
-        work = Work(num_rows * (4 * setting.vocab_size + setting.vocab_size // 8 + 37))
-        cells.append(cell_of(setting, prepare, batch, work + coupled_work(num_rows, batch)))
-    return cells
+    return [
+        cell_of(setting, prepare, batch, after_pass_work(setting, batch, num_rows), what, launch)
+        for batch, num_rows in batches_of(setting)
+        for what, launch in (("", Launch.AS_GRAPH), ("launched one by one", Launch.ONE_BY_ONE))
+    ]
 
 
 SAMPLING_OPS: Final = (
     KernelOp("token_mask", _check_mask, _mask_cells, "its own form of the same op"),
     KernelOp("sample", _check_sample, _sample_cells, None),
-    KernelOp("mask_sample_verify", _check_after_pass, _after_pass_cells, None),
+    KernelOp("mask_sample_verify", _check_kernel_by_kernel, _after_pass_cells, None),
 )

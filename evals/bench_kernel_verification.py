@@ -34,8 +34,8 @@ def _check_coupled(setting: KernelSetting) -> str | None:
     step = LogitsStep.of(setting, NUM_CHECKED_SEQUENCES, CHECK_VOCABULARIES[0])
     target_ids, accepted, emitted = step.empty_ids()
     _, due_accepted, due_emitted = step.empty_ids()
-    draft_ids = step.agreeing_ids()
     sample_reference(step.logits, step.keys, step.temperatures, target_ids, num_token_ids=step.logits.shape[1])
+    draft_ids = step.agreeing_ids(target_ids)
     verify_coupled(target_ids, draft_ids, step.row_starts, accepted, emitted, max_num_rows=step.max_num_rows)
     verify_coupled_reference(target_ids, draft_ids, step.row_starts, due_accepted, due_emitted)
     return first_difference(

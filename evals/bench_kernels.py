@@ -14,6 +14,7 @@ import torch
 from specdec.evals.bench_attempt import attempted, until_stopped
 from specdec.evals.bench_device import BenchDevice
 from specdec.evals.bench_kernel_cache import CACHE_OPS
+from specdec.evals.bench_kernel_captured import CAPTURED_OPS
 from specdec.evals.bench_kernel_cell import KernelCell, KernelOp, KernelSetting
 from specdec.evals.bench_kernel_rows import ROW_OPS
 from specdec.evals.bench_kernel_sampling import SAMPLING_OPS
@@ -26,7 +27,7 @@ from specdec.evals.result import EvalResult
 from specdec.evals.spread import Spread
 from specdec.evals.terminal import Terminal
 
-OPS: Final = {op.name: op for op in (*CACHE_OPS, *ROW_OPS, *SAMPLING_OPS, *VERIFICATION_OPS)}
+OPS: Final = {op.name: op for op in (*CACHE_OPS, *ROW_OPS, *SAMPLING_OPS, *CAPTURED_OPS, *VERIFICATION_OPS)}
 
 
 class KernelRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +42,8 @@ class KernelRun(msgspec.Struct, frozen=True, kw_only=True):
     num_prompt_tokens: int
     num_drafts: int
     vocab_size: int
+    num_stages: tuple[int, ...]
+    num_warps: tuple[int, ...]
     repeats: int
 
 
@@ -74,6 +77,8 @@ def run_kernels(run: KernelRun, terminal: Terminal) -> EvalResult:
         num_prompt_tokens=run.num_prompt_tokens,
         num_drafts=run.num_drafts,
         vocab_size=run.vocab_size,
+        num_stages=run.num_stages,
+        num_warps=run.num_warps,
     )
     left_out = {name: _WITHOUT_CPU_FORM for name in run.ops if not bench.is_gpu and OPS[name].on_cpu is None}
     ops = [OPS[name] for name in run.ops if name not in left_out]
@@ -143,13 +148,16 @@ def _time(
     left_out: dict[str, str],
     timed: list[CellResult],
 ) -> None:
-    """Add the cell to those that are timed, or to those that there is no room for."""
+    """Add the cell to those that are timed, or to those that cannot be, or that there is no room for."""
     bench = setting.bench
+    if cell.obstacle is not None:
+        left_out[f"{op.name}, {cell.label}"] = cell.obstacle
+        return
     if not bench.has_room_for(cell.num_allocated_bytes):
         gib = cell.num_allocated_bytes / 2**30
         left_out[f"{op.name}, {cell.label}"] = f"its tensors take up to {gib:.1f} GiB, more than is free"
         return
-    ms = Spread.of(bench.times_ms(cell.prepare(), repeats))
+    ms = Spread.of(bench.times_ms(cell.prepare(), repeats, cell.launch))
     timed.append(
         CellResult(
             cell=cell.label,

@@ -1,4 +1,4 @@
-"""AttentionTiling: how the work of paged_attention is cut into programs.
+"""AttentionTiling: how the work of paged_attention is cut into programs, and how a program goes about it.
 
 T packed queries, H_q query heads over H KV heads, G = H_q / H, D head size.
 """
@@ -22,6 +22,8 @@ are loaded when the last have been multiplied, and other programs work meanwhile
 _MIN_SPLIT_KEYS: Final = 256
 """Of less work than this, merging is too large a part. A kernel is compiled for each number there is, hence the one."""
 
+NUMBERS_OF_WARPS: Final = (1, 2, 4, 8, 16, 32)
+
 
 class AttentionTiling(NamedTuple):
     """Results of one tiling are the same bits in any batch, unless max_splits is given."""
@@ -36,6 +38,11 @@ class AttentionTiling(NamedTuple):
     """Into how many splits a context is cut at most: in a longer one each has more keys than split_keys. The work is
     then spread over as many programs in every context, of which a grid for all of them needs no more; None is no bound.
     """
+    num_stages: int = 2
+    """In how many stages a tile of keys and values is dealt with: each beyond two has the next tile loaded earlier, and
+    takes shared memory for it."""
+    num_warps: int | None = None
+    """Of a program: a power of two, up to 32; None is as many as its tile_rows are enough for."""
 
 
 def choose_tiling(
@@ -76,6 +83,10 @@ def check_tiling(tiling: AttentionTiling, num_groups: int) -> None:
         raise ValueError(f"split_keys is {tiling.split_keys}; it must be a multiple of tile_keys, {tiling.tile_keys}")
     if tiling.max_splits is not None and (tiling.split_keys is None or tiling.max_splits < 1):
         raise ValueError(f"max_splits is {tiling.max_splits}; it must be 1 or more, and goes with split_keys")
+    if tiling.num_stages < 1:
+        raise ValueError(f"num_stages is {tiling.num_stages}; it must be 1 or more")
+    if tiling.num_warps is not None and tiling.num_warps not in NUMBERS_OF_WARPS:
+        raise ValueError(f"num_warps is {tiling.num_warps}; it must be a power of two, up to 32, or None")
 
 
 def power_of_2_from(number: int) -> int:

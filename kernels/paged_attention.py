@@ -446,8 +446,8 @@ def paged_attention(
             HAS_SCALES=key_scale is not None,
             # The interpreter multiplies bfloat16 as if it were integers.
             UPCAST=INTERPRETED and query.dtype == torch.bfloat16,
-            num_warps=8 if tiling.tile_rows >= 128 else 4,
-            num_stages=2,
+            num_warps=tiling.num_warps or (8 if tiling.tile_rows >= 128 else 4),
+            num_stages=tiling.num_stages,
         )
         if split_keys:
             _merge_kernel[(num_tokens, num_heads)](

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+from typing import ClassVar
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from specdec import captured_sampling
 from specdec.attention import SlotIndex
 from specdec.evals import (
     bench_cli,
@@ -23,7 +25,7 @@ from specdec.evals import (
     bench_kernel_verification,
     bench_limits,
 )
-from specdec.evals.bench_device import BenchDevice
+from specdec.evals.bench_device import BenchDevice, Launch
 from specdec.evals.bench_kernel_cell import KernelSetting, difference
 from specdec.evals.bench_kernels import OPS
 from specdec.evals.bench_shapes import SHAPES
@@ -166,6 +168,10 @@ def test_without_a_gpu_it_says_what_it_needs_and_ends_with_2():
         (["--shape", "gpt-9"], "'gpt-9' is none of llama-3-8b"),
         (["--context", "2"], "a context of 2 tokens has no room for 2 drafts"),
         (["--batch", "0"], "'0' is no list of numbers between 1 and 4096"),
+        (["--num-stages", "2,9"], "'2,9' is no list of numbers between 1 and 8"),
+        (["--num-warps", "4,6"], "'4,6' is no list of 1, 2, 4, 8, 16, 32"),
+        (["--num-stages", "3", "--op", "rope"], "it is about the kernel of paged_attention, which is not timed"),
+        (["--num-warps", "8", "--device", "cpu"], "it is about the kernel of paged_attention, which is not timed"),
     ],
 )
 def test_wrong_parameters_are_named_with_the_way_out(arguments, message):
@@ -190,17 +196,40 @@ class WrappersOnCpu(BenchDevice):
         return True
 
 
-def setting_of(bench, dtype=torch.float32):
-    return KernelSetting(
-        bench=bench,
-        dtype=dtype,
-        shape=SHAPES["tiny"],
-        batches=(1, 3),
-        contexts=(16, 40),
-        num_prompt_tokens=48,
-        num_drafts=2,
-        vocab_size=500,
-    )
+class GpuInName(WrappersOnCpu):
+    """Times nothing, and says how each call would have been launched."""
+
+    launches: ClassVar[list[Launch]] = []
+    name = "a GPU in name"
+
+    def has_room_for(self, num_bytes):
+        return True
+
+    def release(self):
+        pass
+
+    def times_ms(self, call, repeats, launch=Launch.AS_GRAPH):
+        call()
+        self.launches.append(launch)
+        return [0.125] * repeats
+
+
+@pytest.fixture
+def gpu_in_name(monkeypatch):
+    monkeypatch.setattr(GpuInName, "launches", [])
+    monkeypatch.setattr(BenchDevice, "named", lambda _: GpuInName(torch.device("cpu")))
+    return GpuInName
+
+
+def setting_of(bench, dtype=torch.float32, **changes):
+    numbers = {
+        "batches": (1, 3),
+        "contexts": (16, 40),
+        "num_prompt_tokens": 48,
+        "num_drafts": 2,
+        "vocab_size": 500,
+    }
+    return KernelSetting(bench=bench, dtype=dtype, shape=SHAPES["tiny"], **(numbers | changes))
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -228,6 +257,62 @@ def test_on_a_gpu_caches_are_of_fp8_as_well():
         assert cell.work.num_bytes == num_bytes
 
 
+def test_what_follows_a_pass_is_timed_as_a_graph_of_the_engine_s_and_kernel_by_kernel(gpu_in_name):
+    ops = ("mask_sample_verify", "captured_sampling")
+    exit_code, shown = bench(*(part for name in ops for part in ("--op", name)))
+    assert exit_code == 0, shown["failures"]
+    assert {each["op"]: [cell["cell"] for cell in each["cells"]] for each in shown["ops"]} == {
+        "mask_sample_verify": [
+            "batch 1, rows 3",
+            "batch 1, rows 3, launched one by one",
+            "batch 3, rows 9",
+            "batch 3, rows 9, launched one by one",
+        ],
+        "captured_sampling": ["batch 1, rows 3, a graph of 4", "batch 3, rows 9, a graph of 16"],
+    }
+    # Those before are of what the device does at best.
+    assert gpu_in_name.launches[3:] == [Launch.AS_GRAPH, Launch.ONE_BY_ONE] * 2 + [Launch.AS_IT_IS] * 2
+    num_bytes = {
+        cell["work"]["num_bytes"] for each in shown["ops"] for cell in each["cells"] if "rows 9" in cell["cell"]
+    }
+    assert num_bytes == {9 * (4 * 500 + 500 // 8 + 37) + 24 * 9 + 8 * 3}, "what fills a graph up is no work"
+
+
+@pytest.mark.usefixtures("gpu_in_name")
+def test_a_step_that_no_engine_captures_is_left_out_by_name():
+    exit_code, shown = bench("--op", "captured_sampling", "--batch", "1,171")
+    assert exit_code == 0, shown["failures"]
+    assert [cell["cell"] for cell in shown["ops"][0]["cells"]] == ["batch 1, rows 3, a graph of 4"]
+    assert shown["left_out"] == {"captured_sampling, batch 171, rows 513": "an engine captures steps of up to 512 rows"}
+
+
+@pytest.mark.usefixtures("gpu_in_name")
+def test_stages_and_warps_of_attention_are_compared(monkeypatch):
+    tilings, attend = [], bench_kernel_cache.paged_attention
+
+    def watched(*tensors, tiling, **options):
+        tilings.append((tiling.num_stages, tiling.num_warps))
+        attend(*tensors, tiling=tiling, **options)
+
+    monkeypatch.setattr(bench_kernel_cache, "paged_attention", watched)
+    for flags, kinds, numbers in (
+        ((), [""], {(2, None)}),
+        (("--num-stages", "2,3"), [", 2 stages", ", 3 stages"], {(2, None), (3, None)}),
+        (("--num-stages", "3", "--num-warps", "4,8"), [", 3 stages, 4 warps", ", 3 stages, 8 warps"], {(3, 4), (3, 8)}),
+    ):
+        tilings.clear()
+        exit_code, shown = bench("--op", "paged_attention", "--dtype", "float16", "--batch", "3", *flags)
+        assert exit_code == 0, shown["failures"]
+        (op,) = shown["ops"]
+        of_one = [cell["cell"] for cell in op["cells"] if cell["cell"].startswith("decode 1, batch 3, context 40")]
+        stem = "decode 1, batch 3, context 40"
+        assert of_one == [stem + cache + kind for cache in ("", ", fp8") for kind in kinds]
+        assert len(op["cells"]) == 2 * 5 * len(kinds)
+        assert set(tilings) == numbers
+        # Each is checked in three steps of either cache, and then timed.
+        assert len(tilings) == (2 * 3 + 2 * 5) * len(kinds)
+
+
 @pytest.mark.parametrize("name", ["kv_store", "paged_attention"])
 def test_scales_that_are_left_out_are_found(name, monkeypatch):
     function = getattr(bench_kernel_cache, name)
@@ -247,11 +332,11 @@ def test_scales_that_are_left_out_are_found(name, monkeypatch):
 
 
 def off_by_one(function, place):
-    """The function, which then changes a number of the argument at this place."""
+    """The function, which then changes the first number of the argument at this place."""
 
     def wrong(*arguments, **options):
         function(*arguments, **options)
-        arguments[place][-1] += 1
+        arguments[place][0] += 1
 
     return wrong
 
@@ -263,6 +348,9 @@ def off_by_one(function, place):
         ("token_mask", bench_kernel_sampling, "apply_token_mask", 0),
         ("mask_sample_verify", bench_kernel_sampling, "sample", 3),
         ("mask_sample_verify", bench_kernel_sampling, "verify_coupled", 3),
+        ("captured_sampling", captured_sampling, "sample", 3),
+        ("captured_sampling", captured_sampling, "verify_coupled", 3),
+        ("captured_sampling", captured_sampling, "verify_coupled", 4),
         ("verify_coupled", bench_kernel_verification, "verify_coupled", 3),
         ("verify_by_rule", bench_kernel_verification, "verify_by_rule", 8),
     ],
@@ -285,7 +373,16 @@ def test_all_kernels_are_checked_and_timed_on_a_gpu(dtype):
     assert exit_code == 0, shown["failures"]
     assert [each["op"] for each in shown["ops"]] == list(OPS)
     assert all(each["measured"] == "kernel" for each in shown["ops"])
+    assert all(cell["ms"]["low"] > 0 for each in shown["ops"] for cell in each["cells"])
     assert shown["left_out"] == {}
+
+
+@pytest.mark.gpu
+def test_stages_and_warps_of_attention_are_compared_on_a_gpu():
+    exit_code, shown = bench("--op", "paged_attention", "--num-stages", "2,3,5", "--num-warps", "4,8")
+    assert exit_code == 0, shown["failures"]
+    kinds = {tuple(cell["cell"].split(", ")[-2:]) for cell in shown["ops"][0]["cells"]}
+    assert kinds == {(f"{stages} stages", f"{warps} warps") for stages in (2, 3, 5) for warps in (4, 8)}
 
 
 def test_help_and_mistakes_need_no_torch():

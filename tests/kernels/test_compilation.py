@@ -65,6 +65,15 @@ def test_attention_in_half_precision_multiplies_matrices_and_loads_the_next_keys
     assert all(each["num_products"] and each["num_async_copies"] for each in halves)
 
 
+def test_stages_and_warps_are_those_of_the_tiling(reports):
+    own, other = (
+        next(each for each in of_attention(reports, dtype="half") if each["case"] == case)
+        for case in ("decode", "decode, 3 stages, 8 warps")
+    )
+    assert (own["num_warps"], other["num_warps"]) == (4, 8)
+    assert other["shared_bytes"] > own["shared_bytes"], "two tiles of keys and values at once"
+
+
 def test_attention_in_full_precision_is_not_cut_to_what_matrix_units_take(reports):
     (full,) = of_attention(reports, dtype="fp32")
     assert full["num_products"] == 0

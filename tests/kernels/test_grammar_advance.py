@@ -157,19 +157,21 @@ def test_a_draft_under_a_grammar_needs_no_host(device):
 
 def test_sequences_without_a_grammar_stay_as_they_are(device):
     _, _, transitions = all_transitions()
-    batch = started(3, device)
-    batch["is_known"] = torch.tensor([False, True, False], device=device)
-    batch["mask_row_ids"][0] = 99
+    # What a place without a state and a token would be taken for.
+    table = table_of(transitions | {(0, 0): 1}, 256, device)
     first = next(token_id for state, token_id in transitions if state == 0)
-    grammar_advance(
-        token_ids=torch.tensor([first, first, 2**31 - 1], device=device),
-        table=table_of(transitions, 256, device),
-        **batch,
-    )
+    token_ids = torch.tensor([first, first, 2**31 - 1, first, first], device=device)
+    whole = started(5, device)
+    whole["is_known"] = torch.tensor([False, True, False, True, True], device=device)
+    whole["mask_row_ids"][0] = 99
+    others = {name: tensor[3:].clone() for name, tensor in whole.items()}
+    batch = {name: tensor[:3] for name, tensor in whole.items()}
+    grammar_advance(token_ids=token_ids[:3], table=table, **batch)
     assert batch["states"].tolist() == [0, transitions[0, first], 0]
     assert batch["is_known"].tolist() == [False, True, False]
     assert batch["mask_row_ids"].tolist()[0] == 99
     assert batch["remaining"].tolist() == [100, 99, 100]
+    assert all(torch.equal(tensor[3:], others[name]) for name, tensor in whole.items()), "who stands behind them"
 
 
 def test_a_full_bucket_loses_one_for_a_new_one(device):

@@ -94,6 +94,20 @@ def test_a_written_slot_is_overwritten(device):
     assert int((~arena.isnan()).sum()) == 16
 
 
+def test_keys_and_values_need_not_lie_alike(device):
+    """Neither where they come from nor in the caches."""
+    generator = torch.Generator().manual_seed(5)
+    slots = some_slots(5, device)
+    wide = [torch.randn(5, 16 + more, generator=generator).to(device) for more in (3, 9)]
+    arenas = [torch.full((NUM_BLOCKS, BLOCK_SIZE * 16 + more), math.nan, device=device) for more in (10, 6)]
+    key, value = (each[:, :16].unflatten(1, (2, 8)) for each in wide)
+    caches = [arena[:, : BLOCK_SIZE * 16].unflatten(1, (BLOCK_SIZE, 2, 8)) for arena in arenas]
+    kv_store(key, value, *caches, slots)
+    for numbers, cache, arena in zip((key, value), caches, arenas, strict=True):
+        assert torch.equal(cache[slots // BLOCK_SIZE, slots % BLOCK_SIZE], numbers)
+        assert int((~arena.isnan()).sum()) == numbers.numel()
+
+
 def every_half():
     """Every float16, infinities included, and one NaN."""
     halves = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)

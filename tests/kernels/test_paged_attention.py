@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from specdec.kernels import paged_attention as paged_attention_module
 from specdec.kernels.attention_tiling import AttentionTiling, check_tiling, choose_tiling
 from specdec.kernels.dispatch import INTERPRETED, runs_in_triton
 from specdec.kernels.paged_attention import paged_attention, paged_attention_reference
@@ -17,7 +18,7 @@ SMALL = AttentionTiling(tile_rows=16, tile_keys=16)
 
 
 class Step:
-    """One step's tensors: sequences of (queries, context) in a NaN-poisoned arena, blocks in random order."""
+    """One step's tensors: sequences of (queries, context) in NaN-poisoned arenas, blocks in random order."""
 
     def __init__(
         self,
@@ -45,22 +46,24 @@ class Step:
         starts = running_sum([queries for queries, _ in sequences])
         num_rows = starts[-1] + num_spare_rows
         packed = torch.randn(num_rows, num_heads + 3, head_size, generator=generator).to(device, dtype)
+        packed[:, num_heads:] = math.nan
         self.query = packed[:, :num_heads]
-        # Another layer's or model's part lies before the keys and after the values of each block.
+        # Other layers' and models' parts lie before and after those of each block, of keys and values not as many.
         cache_size = block_size * num_kv_heads * head_size
-        arena = torch.full((len(order), 2 * cache_size + 24), math.nan)
-        self.caches = [
-            arena[:, start : start + cache_size].view(len(order), block_size, num_kv_heads, head_size)
-            for start in (16, 16 + cache_size)
+        arenas = [torch.full((len(order), cache_size + more), math.nan) for more in (24, cache_size + 40)]
+        caches = [
+            arena[:, 16 : 16 + cache_size].view(len(order), block_size, num_kv_heads, head_size) for arena in arenas
         ]
         for (_, context), row in zip(sequences, self.block_tables, strict=True):
             for position in range(context):
-                for cache in self.caches:
+                for cache in caches:
                     cache[row[position // block_size], position % block_size] = torch.randn(
                         num_kv_heads, head_size, generator=generator
                     )
-        arena = arena.to(device, cache_dtype or dtype)
-        self.caches = [arena.as_strided(cache.shape, cache.stride(), cache.storage_offset()) for cache in self.caches]
+        self.caches = [
+            arena.to(device, cache_dtype or dtype).as_strided(cache.shape, cache.stride(), cache.storage_offset())
+            for arena, cache in zip(arenas, caches, strict=True)
+        ]
         self.block_tables = self.block_tables.to(device)
         self.query_starts = torch.tensor(starts, dtype=torch.int32, device=device)
         self.context_lens = torch.tensor([context for _, context in sequences], dtype=torch.int32, device=device)
@@ -70,11 +73,13 @@ class Step:
         return self.query, *self.caches, self.block_tables, self.query_starts, self.context_lens, output
 
     def poisoned(self):
+        """With one head more than there are."""
         rows = torch.full((self.query.shape[0], self.query.shape[1] + 1, self.query.shape[2]), math.nan)
-        return rows.to(self.query)[:, : self.query.shape[1]]
+        return rows.to(self.query)
 
     def attend(self, tiling=SMALL, **options):
-        output = self.poisoned()
+        whole = self.poisoned()
+        output = whole[:, :-1]
         paged_attention(
             *self.tensors(output),
             max_num_queries=self.max_num_queries,
@@ -83,10 +88,11 @@ class Step:
             tiling=tiling,
             **options,
         )
+        assert bool(whole[:, -1].isnan().all()), "what is behind the heads stays as it is"
         return output
 
     def expected(self, **options):
-        output = self.poisoned()
+        output = self.poisoned()[:, :-1]
         paged_attention_reference(*self.tensors(output), scale=self.scale, **options)
         return output
 
@@ -161,17 +167,30 @@ def test_every_block_size(block_size, device):
     step.check(AttentionTiling(16, 32, 64))
 
 
+@pytest.fixture
+def poisoned_scratch(monkeypatch, device):
+    """What is not written before it is read is NaN; `device`, which asks for no memory of ours, comes first."""
+
+    def poisoned(*shape, dtype, device):
+        return torch.full(shape, math.nan, dtype=dtype, device=device)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+# One of 8 before position 39 begins where a split does.
 @pytest.mark.parametrize("split_keys", [None, 16])
-@pytest.mark.parametrize("window", [1, 7, 33])
+@pytest.mark.parametrize("window", [1, 8, 33])
+@pytest.mark.usefixtures("poisoned_scratch")
 def test_a_window_hides_what_is_further_back(window, split_keys, device):
     Step(**FEW, device=device).check(AttentionTiling(16, 16, split_keys), window=window)
 
 
-@pytest.mark.parametrize("window", [1, 20])
-def test_blocks_before_the_window_are_not_read(window, device):
-    step = Step([(2, 90)], head_size=16, device=device)
+# One of 9 before position 88 begins where a block does, and blocks of 4 are less than a tile.
+@pytest.mark.parametrize(("window", "block_size"), [(1, 16), (9, 16), (20, 4)])
+def test_blocks_before_the_window_are_not_read(window, block_size, device):
+    step = Step([(2, 90)], head_size=16, block_size=block_size, device=device)
     expected = step.expected(window=window)
-    step.block_tables[:, : (88 - window + 1) // 16] = 2**30
+    step.block_tables[:, : (88 - window + 1) // block_size] = 2**30
     torch.testing.assert_close(step.attend(window=window), expected, rtol=2e-5, atol=2e-5)
 
 
@@ -249,6 +268,32 @@ def test_rows_of_no_sequence_stay_as_they_are(split_keys, device):
     output = step.attend(AttentionTiling(16, 16, split_keys))
     assert bool(output[:3].isfinite().all())
     assert bool(output[3:].isnan().all())
+
+
+@pytest.mark.parametrize("split_keys", [None, 16])
+def test_a_program_writes_the_queries_of_its_own_tile(split_keys, device, monkeypatch):
+    """What it wrote of the next would mostly be overwritten. 5 queries at 3 heads each leave a row of 16 free."""
+    if not runs_in_triton(torch.empty(0, device=device)):
+        pytest.skip("only kernels have tiles")
+    kernel = paged_attention_module._paged_attention_kernel
+
+    class FirstTile:
+        def __getitem__(self, grid):
+            return kernel[(1, *grid[1:])]
+
+    step = Step([(12, 12)], num_heads=3, num_kv_heads=1, head_size=16, device=device)
+    monkeypatch.setattr(paged_attention_module, "_paged_attention_kernel", FirstTile())
+    written = torch.full_like(step.query, math.nan, memory_format=torch.contiguous_format)
+    monkeypatch.setattr(torch, "empty", lambda size, **given: torch.full((size,), math.nan, **given))
+    paged_attention(
+        *step.tensors(written),
+        max_num_queries=12,
+        max_context_len=12,
+        scale=1.0,
+        tiling=AttentionTiling(16, 16, split_keys),
+    )
+    assert bool(written[:5].isfinite().all())
+    assert bool(written[5:].isnan().all())
 
 
 @pytest.mark.parametrize("sequences", [[], [(0, 0)], [(0, 5), (0, 0)]])
@@ -395,6 +440,8 @@ def test_addresses_beyond_31_bits_are_right(device):
             "max_splits is 2; it must be 1 or more, and goes with split_keys",
         ),
         ({"tiling": AttentionTiling(16, 32, 32, 0)}, "max_splits is 0; it must be 1 or more"),
+        ({"tiling": AttentionTiling(16, 32, num_stages=0)}, "num_stages is 0; it must be 1 or more"),
+        ({"tiling": AttentionTiling(16, 32, num_warps=6)}, "num_warps is 6; it must be a power of two, up to 32"),
     ],
 )
 def test_a_tensor_of_another_shape_dtype_device_or_stride_is_refused(change, message):

@@ -84,6 +84,17 @@ def test_the_output_may_be_the_input(dtype, device):
     assert torch.equal(in_place, expected)
 
 
+def test_what_is_normed_is_the_sum_as_it_is_kept(device):
+    """And not before it is rounded, which many of the norms would show."""
+    x, weight = rows_of(3, 576, torch.float16, device), weight_of(576, torch.float16, device)
+    residual = rows_of(3, 576, torch.float16, device, seed=1)
+    output, expected = (torch.full((3, 576), math.nan, dtype=torch.float16, device=device) for _ in range(2))
+    add_rms_norm(x, residual, weight, output, eps=EPS)
+    rms_norm(residual, weight, expected, eps=EPS)
+    # A device is free to sum in another order where there are other loads.
+    assert float((output != expected).float().mean()) < 0.01
+
+
 def test_squares_beyond_half_precision_are_summed_in_fp32(device):
     x = torch.full((1, 64), 60000.0, dtype=torch.float16, device=device)
     output = torch.full_like(x, math.nan)

@@ -210,7 +210,7 @@ def test_forbidden_tokens_are_never_drawn(vocab_size, mode, device):
 def test_tokens_beyond_a_mask_s_words_are_forbidden(device):
     logits = torch.zeros(2, 100, device=device)
     logits[:, 64:] = 9.0
-    mask_rows = torch.full((1, 2), -1, dtype=torch.int32, device=device)
+    mask_rows = torch.full((1, 5), -1, dtype=torch.int32, device=device)[:, :2]
     tokens = drawn(
         sample,
         logits,
@@ -227,17 +227,23 @@ def test_tokens_beyond_a_mask_s_words_are_forbidden(device):
 
 @pytest.mark.parametrize("mode", ["plain", "top_k", "top_p", "all"])
 def test_nothing_is_read_that_was_not_written(mode, device, monkeypatch):
-    """Every scratch tensor starts as NaN or as numbers far out of range."""
+    """Every scratch tensor starts as NaN or as numbers far out of range, and so does what is behind it, and stays."""
     logits, keys = random_logits(3, 300, seed=8), random_keys(3, seed=8)
     logits[2] = -math.inf
     options = options_of(3, device, **MODES[mode])
     expected = by_the_engine(logits[:2], keys[:2], [1.0, 0.0], **options_of(2, "cpu", **MODES[mode]))
 
+    behind = []
+
     def poisoned(*shape, dtype, device):
-        return torch.full(shape, math.nan if dtype.is_floating_point else 2**29, dtype=dtype, device=device)
+        size = math.prod(shape)
+        memory = torch.full((size + 4096,), math.nan if dtype.is_floating_point else 2**29, dtype=dtype, device=device)
+        behind.append(memory[size:])
+        return memory[:size].view(shape)
 
     monkeypatch.setattr(torch, "empty", poisoned)
     assert drawn(sample, logits, keys, [1.0, 0.0, 1.0], device, **options) == [*expected, 0]
+    assert all(bool((each.isnan() if each.is_floating_point() else each == 2**29).all()) for each in behind)
 
 
 @settings(max_examples=10 if INTERPRETED else 100, deadline=None)
@@ -253,6 +259,24 @@ def test_ties_at_every_border_go_to_the_lowest_ids(levels, top_k, top_p, min_p, 
     logits, keys = torch.tensor([levels]) * math.log(2.0), torch.tensor([key])
     options = options_of(1, "cpu", top_k=top_k, top_p=top_p, min_p=min_p)
     assert drawn(sample, logits, keys, [1.0], "cpu", **options) == by_the_engine(logits, keys, [1.0], **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.999}])
+def test_of_equal_sums_the_lowest_id_wins_however_far_apart_they_are(options, device):
+    """Two tokens that come to the same number with their noise; under top-p the groups between are read as well."""
+    near, far = 5, 2900
+    for seed in range(1000):
+        keys = random_keys(1, seed=seed)
+        noise = gumbel((int(keys[0, 0]), int(keys[0, 1])), torch.arange(3000))
+        logits = torch.zeros(1, 3000)
+        logits[0, near] = 12.0
+        logits[0, far] = 12.0 + noise[near] - noise[far]
+        sums = logits[0] + noise
+        if sums[near] == sums[far] == sums.max() and abs(float(noise[near] - noise[far])) < 0.5:
+            break
+    columns = options_of(1, device, **options)
+    assert by_the_engine(logits, keys, [1.0], **options_of(1, "cpu", **options)) == [near]
+    assert drawn(sample, logits, keys, [1.0], device, **columns) == [near]
 
 
 def test_what_is_kept_is_what_the_order_says(device):

@@ -97,7 +97,7 @@ def test_only_the_columns_of_a_strided_view_are_written(dtype, device):
 def test_tokens_beyond_the_mask_are_forbidden_and_bits_beyond_the_vocabulary_ignored(
     vocab_size, num_words, dtype, device
 ):
-    mask_rows = torch.full((1, num_words), -1, dtype=torch.int32, device=device)
+    mask_rows = torch.full((1, num_words + 9), -1, dtype=torch.int32, device=device)[:, :num_words]
     logits = random_logits((1, vocab_size), dtype, device)
     before = logits.clone()
     apply_token_mask(logits, mask_rows, torch.tensor([0], device=device))

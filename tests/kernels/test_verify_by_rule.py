@@ -120,6 +120,69 @@ def test_close_drafts_are_often_accepted_and_far_ones_seldom(rule, device):
     assert accepted(0.0) < 30
 
 
+def by_hand(target, draft, draft_ids, accepting, recovering):
+    """One sequence's draft of given probabilities, row by row; the target's own token is 3 everywhere."""
+    num_rows = len(draft_ids) + 1
+    drafts = Drafts([len(draft_ids)], 4, seed=0)
+    for name, probs in (("target_probs", target), ("draft_probs", draft)):
+        setattr(drafts, name, torch.tensor([*probs, [0.25] * 4], dtype=torch.float64))
+    drafts.draft_rows = torch.arange(num_rows, dtype=torch.int32)
+    drafts.draft_ids, drafts.target_ids = torch.tensor([*draft_ids, 0]), torch.full((num_rows,), 3)
+    drafts.accepting = torch.tensor(accepting, dtype=torch.float64)
+    drafts.recovering = torch.tensor([*recovering, 0.5], dtype=torch.float64)
+    return drafts
+
+
+TARGET, DRAFT = [0.25, 0.25, 0.5, 0.0], [0.5, 0.25, 0.25, 0.0]
+"""A draft of 0 is accepted by numbers below 1/2, and leaves all its residual at 2."""
+
+
+@pytest.mark.parametrize(
+    ("rule", "drafts", "expected"),
+    [
+        pytest.param("rejection", by_hand([TARGET], [DRAFT], [0], [0.5, 0.5], [0.5]), [2, UNTOUCHED], id="accepted"),
+        # After 0 the weight is 1/2.
+        pytest.param("block", by_hand([TARGET], [DRAFT], [0], [0.5, 0.5], [0.5]), [2, UNTOUCHED], id="whole"),
+        # And the residual at row 1 is 1/2 as well.
+        pytest.param(
+            "block",
+            by_hand([TARGET, [0.0, 1.0, 0.0, 0.0]], [DRAFT, [1.0, 0.0, 0.0, 0.0]], [0, 0], [0.5] * 3, [0.5] * 2),
+            [2, UNTOUCHED, UNTOUCHED],
+            id="left",
+        ),
+        # A residual of 1/4 at 1 and at 2.
+        pytest.param(
+            "rejection",
+            by_hand([TARGET], [[0.5, 0.0, 0.25, 0.25]], [3], [0.5, 0.5], [0.5]),
+            [2, UNTOUCHED],
+            id="recovered",
+        ),
+    ],
+)
+def test_a_number_on_a_border_falls_as_the_rule_says(rule, drafts, expected, device):
+    assert drafts.by_the_engine(rule) == ([0], expected)
+    assert drafts.verified(verify_by_rule, rule, device, max_num_rows=8) == ([0], expected)
+
+
+@pytest.mark.parametrize("rule", ["rejection", "block"])
+def test_the_largest_uniform_number_draws_an_id_that_has_a_residual(rule, device):
+    """However the sum comes out that is compared with it."""
+    drafts = Drafts([1] * 16, 2500, seed=1)
+    drafts.accepting.fill_(1.0 - 2.0**-53)
+    drafts.recovering.fill_(1.0 - 2.0**-53)
+    num_accepted, output_ids = drafts.verified(verify_by_rule, rule, device, max_num_rows=8)
+    assert num_accepted.count(0) > 5
+    for first, accepted in zip(drafts.row_starts, num_accepted, strict=False):
+        if accepted:
+            continue
+        left = drafts.target_probs[first] - drafts.draft_probs[drafts.draft_rows[first]]
+        if drafts.draft_rows[first] < 0:
+            left = drafts.target_probs[first].clone()
+            left[drafts.draft_ids[first]] = 0.0
+        assert 0 <= output_ids[first] < 2500
+        assert left[output_ids[first]] > 0.0
+
+
 @pytest.mark.parametrize("rule", ["rejection", "block"])
 def test_the_reference_keeps_the_targets_law(rule):
     """Exactly, over a grid of uniform numbers: a draft of one token and vocabulary of 4."""

@@ -87,6 +87,7 @@ class Compilation:
                     "case": self.case,
                     "kernel": kernel.fn.__name__,
                     "shared_bytes": compiled.metadata.shared,
+                    "num_warps": compiled.metadata.num_warps,
                     "is_fused": compiled.metadata.enable_fp_fusion,
                     "num_fused": ptx.count("fma.rn.f32"),
                     "num_async_copies": ptx.count("cp.async.c"),
@@ -98,7 +99,17 @@ class Compilation:
         return compile_only
 
 
-def attend(*, dtype, cache_dtype=None, num_tokens=64, num_sequences=64, context=4096, head_size=128, heads=(32, 8)):
+def attend(
+    *,
+    dtype,
+    cache_dtype=None,
+    num_tokens=64,
+    num_sequences=64,
+    context=4096,
+    head_size=128,
+    heads=(32, 8),
+    tiling=None,
+):
     """As of one layer in an arena of three."""
     num_heads, num_kv_heads = heads
     kind = cache_dtype or dtype
@@ -119,6 +130,7 @@ def attend(*, dtype, cache_dtype=None, num_tokens=64, num_sequences=64, context=
         max_num_queries=num_tokens // num_sequences,
         max_context_len=context,
         scale=0.1,
+        tiling=tiling,
         **scales,
     )
 
@@ -223,6 +235,9 @@ def advance():
 BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
 CASES = {
     "decode": lambda: attend(dtype=BF16),
+    "decode, 3 stages, 8 warps": lambda: attend(
+        dtype=BF16, tiling=attention_tiling.AttentionTiling(16, 64, num_stages=3, num_warps=8)
+    ),
     "decode, split": lambda: attend(dtype=BF16, num_tokens=1, num_sequences=1),
     "decode, fp8": lambda: attend(dtype=BF16, cache_dtype=FP8),
     "verify": lambda: attend(dtype=BF16, num_tokens=320),
