@@ -297,6 +297,20 @@ def test_what_is_kept_is_what_the_order_says(device):
         assert set(tokens) <= kept if INTERPRETED else set(tokens) == kept, options
 
 
+def test_weights_on_a_border_are_those_of_the_definition(device):
+    """Of four equal tokens top-p of 1/2 keeps two, though the third is the winner; min-p of 1 keeps all of the best."""
+    for seed in range(100):
+        keys = random_keys(1, seed=seed)
+        if int(gumbel((int(keys[0, 0]), int(keys[0, 1])), torch.arange(4)).argmax()) == 2:
+            break
+    for logits, options, kept in (
+        (torch.zeros(1, 4), {"top_p": 0.5}, {0, 1}),
+        (torch.tensor([[-1.0, 0.0, 0.0, 0.0]]), {"min_p": 1.0}, {2}),
+    ):
+        (token_id,) = drawn(sample, logits, keys, [1.0], device, **options_of(1, device, **options))
+        assert token_id in kept
+
+
 def test_each_row_has_settings_of_its_own(device):
     logits, keys = random_logits(6, 300, seed=3), random_keys(6, seed=3)
     options = {

@@ -164,6 +164,19 @@ def test_a_number_on_a_border_falls_as_the_rule_says(rule, drafts, expected, dev
     assert drafts.verified(verify_by_rule, rule, device, max_num_rows=8) == ([0], expected)
 
 
+def test_a_whole_draft_counts_more_than_a_row_that_was_left(device):
+    drafts = by_hand([TARGET], [DRAFT], [2], [0.5, 0.5], [0.5])
+    assert drafts.by_the_engine("block") == ([1], [2, 3])
+    assert drafts.verified(verify_by_rule, "block", device, max_num_rows=8) == ([1], [2, 3])
+
+
+def test_a_likely_token_leaves_no_more_weight_than_1(device):
+    """After 2, which is twice as likely as it was drafted, 0 is accepted by numbers below 1/2 as if it came first."""
+    drafts = by_hand([TARGET, [0.25] * 4], [DRAFT, DRAFT], [2, 0], [0.5, 0.5, 0.75], [0.5, 0.5])
+    assert drafts.by_the_engine("block") == ([1], [2, 3, UNTOUCHED])
+    assert drafts.verified(verify_by_rule, "block", device, max_num_rows=8) == ([1], [2, 3, UNTOUCHED])
+
+
 @pytest.mark.parametrize("rule", ["rejection", "block"])
 def test_the_largest_uniform_number_draws_an_id_that_has_a_residual(rule, device):
     """However the sum comes out that is compared with it."""
