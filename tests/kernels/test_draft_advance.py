@@ -99,12 +99,12 @@ def test_beyond_the_last_position_nobody_goes_on_and_nothing_is_written(function
     rows.num_tokens.fill_(9)
     rows.positions.fill_(0)
     rows.context_lens.fill_(1)
-    memory = torch.full((4, 3), -7, device=device)
+    memory = torch.full((6, 3), -7, device=device)
     placed = on(rows, device)._replace(drawn=memory[:2])
     for _ in range(5):
         function(placed, block_size=4)
     assert placed.drawn.tolist() == [rows.token_ids.tolist()] * 2
-    assert memory[2:].tolist() == [[-7] * 3] * 2
+    assert memory[2:].tolist() == [[-7] * 3] * 4
     assert placed.num_drawn.tolist() == [5] * 3
     assert placed.query_starts.tolist() == [0] * 4
     assert placed.slot_mapping.tolist() == [NO_SLOT] * 3
