@@ -15,6 +15,7 @@ from specdec.device_verifier import DeviceVerifier
 from specdec.errors import ConfigError
 from specdec.grammars import MaskTable
 from specdec.graph_capture import CudaGraphCapture, GraphCapture, RepeatCapture
+from specdec.kernels.dispatch import INTERPRETED
 from specdec.kernels.paged_attention import MAX_HEAD_SIZE
 from specdec.kv_cache import KVCache
 from specdec.model_runner import ModelRunner
@@ -37,6 +38,8 @@ class Backend(Protocol):
     device: torch.device
     max_head_size: int | None
     """None is no limit."""
+    compiles: bool
+    """Whether what it runs is compiled or loaded when it is first needed, so that start had better need it."""
 
     def kv_dtype(self, name: Literal["auto", "fp8"]) -> torch.dtype | None:
         """Of the KV cache; None is the model's own. Raises ConfigError."""
@@ -85,6 +88,7 @@ class CpuBackend:
     """The library's operators, and forms of our own where it has none that are fast on a CPU."""
 
     max_head_size: int | None = None
+    compiles = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -146,6 +150,7 @@ class KernelBackend:
     """Our kernels, and the library's matrix products: for GPUs, and for tests in Triton's interpreter."""
 
     max_head_size: int | None = MAX_HEAD_SIZE
+    compiles = not INTERPRETED
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -103,7 +103,7 @@ def build_runtime(
     for runner in runners:
         if config.exact:
             check_row_invariance(runner, num_blocks=num_blocks, block_size=config.block_size)
-        if device.type == "cuda":
+        if backend.compiles:
             warm_up_passes(
                 runner,
                 num_blocks=num_blocks,

@@ -35,5 +35,7 @@ class LogitsBuffer:
         if memory is None or memory.shape[0] < num_rows or memory.shape[1] != vocab_size:
             self._memory = None
             num_kept = -(-num_rows // _ROWS_AT_ONCE) * _ROWS_AT_ONCE
-            self._memory = memory = torch.empty(num_kept, vocab_size, dtype=torch.float32, device=self._device)
+            # A pass runs in inference mode and `reserve` may not: it could not write what a pass had taken there.
+            with torch.inference_mode(mode=False):
+                self._memory = memory = torch.empty(num_kept, vocab_size, dtype=torch.float32, device=self._device)
         return memory[:num_rows]

@@ -63,6 +63,15 @@ def test_what_is_reserved_is_where_all_rows_lie():
     assert buffer.rows(100, 50).data_ptr() == place
 
 
+def test_what_a_pass_took_can_be_reserved_outside_inference_mode():
+    buffer = LogitsBuffer(torch.device("cpu"))
+    with torch.inference_mode():
+        place = buffer.rows(1, 50).data_ptr()
+    buffer.reserve(64, 50)
+    assert buffer.rows(64, 50).data_ptr() == place
+    assert not buffer.rows(64, 50).any()
+
+
 def test_an_engine_has_the_logits_of_a_token_and_two_drafts_a_sequence_from_the_start(tiny_model_folder):
     sizes = {"max_model_len": 256, "num_kv_blocks": 60, "max_num_seqs": 50}
     engine = Engine(EngineConfig(model=str(tiny_model_folder), num_compile_workers=0, **sizes))
