@@ -34,6 +34,8 @@ class CudaGraphCapture:
         self._stream = _side_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
+    # The first capture of all makes tensors for random numbers, and each capture fills them: all in one mode.
+    @torch.inference_mode()
     def capture(self, work: Work) -> Work:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
@@ -42,11 +44,13 @@ class CudaGraphCapture:
                 work()
         current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
+        _drop_workspaces()
         try:
             # Other threads may ask the driver for what a capture of the whole process would forbid them.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 work()
         finally:
+            _drop_workspaces()
             # A capture that fails leaves its stream as the current one.
             torch.cuda.set_stream(current)
         # The first replay uploads the graph; what the device has against it comes out here.
@@ -55,9 +59,18 @@ class CudaGraphCapture:
         return graph.replay
 
 
+def _drop_workspaces() -> None:
+    """Let the next product take its workspace anew: in a capture out of the graphs' own pool, which lasts as they do.
+
+    A graph holds the address of its products' workspace. torch keeps one for each stream, and may free it with any
+    graph that was captured on that stream, while the others go on writing there (pytorch/pytorch#193402).
+    """
+    torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001, as torch's own graph trees do
+
+
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all captures, since a library keeps a workspace for each stream."""
+    """One for all captures: torch has a few dozen, and engines come and go."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
