@@ -238,6 +238,7 @@ class _EngineThread(threading.Thread):
 
     def run(self) -> None:
         try:
+            self._engine.warm_up_thread()
             while self._obey_commands():
                 if self._engine.has_unfinished_requests():
                     self._send(self._addressed(self._engine.step()))

@@ -121,7 +121,7 @@ class Engine:
             num_rows = min(self._runtime.description.max_num_batched_tokens, _RESERVED_ROWS * config.max_num_seqs)
         self._logits.reserve(num_rows, self._runtime.model_config.vocab_size)
         self.proposer = build_proposer(config, self._runtime, sampler, self._compiler.mask_table, progress)
-        if self.runner.device.type == "cuda":
+        if self._runtime.backend.compiles:
             warm_up_sampling(
                 self.verifier,
                 sampler,
@@ -154,6 +154,17 @@ class Engine:
             block_size=config.block_size,
             overlaps=self._runtime.overlaps,
         )
+
+    def warm_up_thread(self) -> None:
+        """For the thread that will call `step`, if it is not the one that built the engine.
+
+        A library of products makes a handle and takes a workspace for each thread, which its first step would wait for.
+        """
+        if self._runtime.backend.compiles:
+            model = self.runner.model
+            some = torch.zeros(16, 16, dtype=model.dtype, device=model.device)
+            torch.mm(some, some)
+            self.runner.wait()
 
     @torch.inference_mode()
     def step(self) -> list[TokenDelta]:

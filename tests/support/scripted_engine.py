@@ -53,6 +53,9 @@ class ScriptedEngine:
         self._requests[request.request_id] = request
         self._progress[request.request_id] = [0] * request.sampling_params.n
 
+    def warm_up_thread(self) -> None:
+        self._note_thread()
+
     def close(self) -> None:
         pass
 
