@@ -39,8 +39,8 @@ class AttentionTiling(NamedTuple):
     then spread over as many programs in every context, of which a grid for all of them needs no more; None is no bound.
     """
     num_stages: int = 2
-    """In how many stages a tile of keys and values is dealt with: each beyond two has the next tile loaded earlier, and
-    takes shared memory for it."""
+    """In how many stages a tile of keys and values is dealt with, each in shared memory of its own. With two the next
+    tile is loaded beside the product, with five the one after it as well; with three or four only its block ids are."""
     num_warps: int | None = None
     """Of a program: a power of two, up to 32; None is as many as its tile_rows are enough for."""
 

@@ -6,8 +6,17 @@ R rows, B sequences. Row i of a sequence stands after its first i draft tokens; 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import torch
+
+_LEAST_TILE: Final = 128
+"""With a room for rows of each power of two, a kernel would be compiled for each."""
+
+
+def tile_of_rows(max_num_rows: int) -> int:
+    """A power of two of places, for the rows of any sequence."""
+    return max(_LEAST_TILE, 1 << (max_num_rows - 1).bit_length())
 
 
 def check_rows(

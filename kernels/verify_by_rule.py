@@ -25,7 +25,7 @@ from typing import Final, Literal
 import torch
 
 from specdec.kernels.dispatch import TRITON_RUNS_HERE, runs_in_triton
-from specdec.kernels.draft_rows import check_rows
+from specdec.kernels.draft_rows import check_rows, tile_of_rows
 
 _TILE: Final = 2048
 """Probabilities that a program looks at in one go."""
@@ -261,7 +261,7 @@ def verify_by_rule(
             target_probs.shape[1],
             IS_BLOCK=rule == "block",
             TILE=min(_TILE, triton.next_power_of_2(target_probs.shape[1])),
-            ROWS_TILE=triton.next_power_of_2(max_num_rows),
+            ROWS_TILE=tile_of_rows(max_num_rows),
             num_warps=8,
         )
 

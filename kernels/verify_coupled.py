@@ -16,7 +16,7 @@ import itertools
 import torch
 
 from specdec.kernels.dispatch import TRITON_RUNS_HERE, runs_in_triton
-from specdec.kernels.draft_rows import check_rows
+from specdec.kernels.draft_rows import check_rows, tile_of_rows
 
 
 def verify_coupled_reference(
@@ -100,5 +100,5 @@ def verify_coupled(
             row_starts,
             num_accepted,
             output_ids,
-            TILE=triton.next_power_of_2(max_num_rows),
+            TILE=tile_of_rows(max_num_rows),
         )

@@ -37,6 +37,9 @@ _BYTES_PER_DRAFT_PROB: Final = 16
 """fp64 of target and draft each."""
 _BYTES_PER_CHUNK_PROB: Final = 64
 """Of what is alive at once while probabilities are worked out, sorting included."""
+_WALKED_PROBS: Final = 2**24
+"""Of the target, and as many of drafts, that are walked in one launch. A sequence is walked by one program, row after
+row, so that many take about as long as one; 64 sequences of 5 rows and 128,000 tokens take three launches."""
 _RULES: Final[dict[Verification, Literal["rejection", "block"]]] = {
     Verification.REJECTION: "rejection",
     Verification.BLOCK: "block",
@@ -46,7 +49,7 @@ _RULES: Final[dict[Verification, Literal["rejection", "block"]]] = {
 def verification_bytes(vocab_size: int, max_draft_tokens: int) -> int:
     """What verifying takes of the device's memory beside the logits, at most."""
     largest = (1 + max_draft_tokens) * vocab_size
-    of_drafts = _BYTES_PER_DRAFT_PROB * max(CHUNK_PROBS, largest)
+    of_drafts = _BYTES_PER_DRAFT_PROB * max(_WALKED_PROBS, largest)
     return of_drafts + _BYTES_PER_CHUNK_PROB * max(CHUNK_PROBS, vocab_size)
 
 
@@ -316,7 +319,7 @@ def _chunks(walks: Mapping[int, Walk], vocab_size: int) -> Iterator[dict[int, Wa
     chunk: dict[int, Walk] = {}
     num_rows = 0
     for place, walk in walks.items():
-        if chunk and (num_rows + len(walk.rows)) * vocab_size > CHUNK_PROBS:
+        if chunk and (num_rows + len(walk.rows)) * vocab_size > _WALKED_PROBS:
             yield chunk
             chunk, num_rows = {}, 0
         chunk[place] = walk

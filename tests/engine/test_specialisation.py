@@ -24,5 +24,5 @@ def test_every_kernel_that_requests_need_is_compiled_at_start(dtype, tmp_path):
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     found = json.loads(finished.stdout)
-    assert found["num_kernels"] > 40
+    assert found["num_kernels"] > 30
     assert found["news"] == []
