@@ -40,10 +40,15 @@ class SamplingBucket(NamedTuple):
 
 
 def target_buckets(*, max_tokens: int, max_sequences: int, max_rows: int) -> list[GraphBucket]:
-    """For passes with logits of every token: verification, and decoding. The largest first."""
+    """For passes with logits of every token, as in decoding and verification, or of one a sequence. The largest first.
+
+    Where there may be a row a token as well as a row a sequence, they are graphs of their own: a prompt of 512 tokens
+    would read the head four times for rows that nobody asked for.
+    """
     return _largest_first(
-        GraphBucket(num_tokens, num_sequences, min(num_tokens, max_rows), queries_each)
+        GraphBucket(num_tokens, num_sequences, min(num_rows, max_rows), queries_each)
         for num_tokens, num_sequences, queries_each in _sizes(max_tokens, max_sequences)
+        for num_rows in {num_tokens, num_sequences if num_tokens > max_sequences else num_tokens}
         # One row a sequence is the least.
         if num_sequences <= max_rows
     )

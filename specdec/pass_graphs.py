@@ -32,7 +32,7 @@ from specdec.model_runner import ModelRunner
 from specdec.models.llama import LlamaModel
 from specdec.models.progress import ModelProgress, ProgressCallback
 from specdec.proposers.device_passes import DevicePasses
-from specdec.transition_mirror import Transitions
+from specdec.transition_mirror import NUM_BUCKETS, NUM_STATES, Transitions
 from specdec.triton_attention import TritonAttention
 
 _MAX_PARTIAL_BYTES: Final = 2**28
@@ -118,7 +118,8 @@ class PassGraphs:
         """As of sampling; a loop's two graphs go together."""
         sizes, vocab_size, device = self.drafting_sizes(draft), draft.config.vocab_size, draft.device
         no_masks = torch.zeros(1, -(-vocab_size // 32), dtype=torch.int32, device=device)
-        transitions = Transitions(TransitionTable.empty(1, 1, device), no_masks)
+        # Kernels are compiled anew for a table of one bucket.
+        transitions = Transitions(TransitionTable.empty(NUM_BUCKETS, NUM_STATES, device), no_masks)
         free_before, _ = memory.free_and_total()
         captured = CapturedDrafting(
             draft,
@@ -218,10 +219,10 @@ def _held(
     sizes: AbstractSequence[T],
     num_graphs: int,
 ) -> int:
-    """Bytes of so many graphs, by the first of these, whatever came before it, the middle one and the last."""
+    """Bytes of so many graphs, by the first of these, whatever came before it, the next, a middle one and the last."""
     capture(sizes[0])
     free_after_one, _ = memory.free_and_total()
-    others = {sizes[len(sizes) // 2], sizes[-1]} - {sizes[0]}
+    others = {sizes[min(1, len(sizes) - 1)], sizes[len(sizes) // 2], sizes[-1]} - {sizes[0]}
     for size in others:
         capture(size)
     free_after_all, _ = memory.free_and_total()
