@@ -14,6 +14,9 @@ from specdec.model_runner import ModelRunner
 
 _NUM_TOKENS: Final = (1, 2, 4, 6, 8, 12, 16, 32, 64)
 """Between them the time may leap: a product's kernels are for so many rows and no more."""
+_MORE_TOKENS: Final = (128, 256, 512, 1024, 2048)
+"""On a GPU as well, where 64 take as long as one, and a line through these would say nothing of more. On a CPU it does,
+and a pass over so many takes seconds."""
 _NUM_REPEATS: Final = 3
 _CONTEXT_TOKENS: Final = 128
 _RATE: Final = 0.1
@@ -69,10 +72,23 @@ def _ascending(seconds: Iterable[float]) -> list[float]:
     return list(accumulate(seconds, max))
 
 
-def measure_step_time(runner: ModelRunner, *, num_blocks: int, block_size: int, max_model_len: int) -> StepTime:
-    """Time passes of one sequence of the model, in blocks that nobody uses yet."""
+def measure_step_time(
+    runner: ModelRunner,
+    *,
+    num_blocks: int,
+    block_size: int,
+    max_model_len: int,
+    max_tokens: int,
+    max_rows: int | None = None,
+) -> StepTime:
+    """Time passes of one sequence of the model, in blocks that nobody uses yet.
+
+    A step has up to max_tokens, and a pass logits of up to max_rows of one sequence's tokens; None is of all.
+    """
     capacity = min(num_blocks * block_size, max_model_len)
     sizes = [size for size in _NUM_TOKENS if size < capacity]
+    if runner.device.type == "cuda":
+        sizes += [size for size in _MORE_TOKENS if size < capacity and size <= max_tokens]
     if len(sizes) < 2:
         # So short a sequence has no room for drafts to measure; any two figures do.
         sizes = [1, 2]
@@ -86,7 +102,8 @@ def measure_step_time(runner: ModelRunner, *, num_blocks: int, block_size: int, 
     for _ in range(_NUM_REPEATS):
         for size in sizes:
             begin = time.perf_counter()
-            runner.forward([Span([0] * size, context, block_table, num_logits=size)])
+            num_logits = size if max_rows is None else min(size, max_rows)
+            runner.forward([Span([0] * size, context, block_table, num_logits=num_logits)])
             runner.wait()
             times[size].append(time.perf_counter() - begin)
     # Whatever else the machine does can only make a pass longer.

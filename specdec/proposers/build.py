@@ -19,7 +19,7 @@ from specdec.proposers.prediction import PredictionDrafter
 from specdec.proposers.suffix import SuffixDrafter
 from specdec.proposers.synthetic import SyntheticDrafter
 from specdec.sampler import DraftSampler
-from specdec.speculative import SpeculativeConfig
+from specdec.speculative import MAX_DRAFT_TOKENS, SpeculativeConfig
 from specdec.step_time import measure_step_time
 
 
@@ -53,8 +53,10 @@ def build_proposer(
         num_blocks=runtime.description.num_kv_blocks,
         block_size=config.block_size,
         max_model_len=runtime.description.max_model_len,
+        max_tokens=runtime.description.max_num_batched_tokens,
     )
-    target_time = measured(runtime.runner)
+    # A draft's tokens, and one more.
+    target_time = measured(runtime.runner, max_rows=1 + MAX_DRAFT_TOKENS)
     draft_model, draft_time = None, None
     if runtime.draft_runner is not None:
         num_token_ids = runtime.tokenizer.vocab_size
@@ -63,5 +65,5 @@ def build_proposer(
             assert isinstance(passes, DevicePasses), "what is captured are kernels"
             runtime.graphs.capture_drafting(passes, runtime.draft_runner.model, progress)
         draft_model = DraftModel(passes)
-        draft_time = measured(runtime.draft_runner)
+        draft_time = measured(runtime.draft_runner, max_rows=1)
     return ChainProposer(drafters, draft_model, DraftLengths(target_time, draft_time))

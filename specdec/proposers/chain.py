@@ -28,6 +28,8 @@ from specdec.verifier import Outcome
 
 _MAX_LAG: Final = 64
 """Tokens that the draft model may be behind before it catches up though nothing is drafted with it."""
+_MAX_FIRST_TOKENS: Final = 2
+"""A sequence's in the first of several passes in a row: behind a draft that was accepted whole it has two to feed."""
 _LEAST_CHANCE: Final = 0.02
 """That all tokens of a draft are accepted: below it nothing is looked for that might follow. Where every token costs
 next to nothing to verify a few would have paid, by less than their share of this."""
@@ -175,8 +177,11 @@ class ChainProposer:
             begin = time.perf_counter()
             drawn = model.draw(drafting, wanted, lagging)
             seconds = (time.perf_counter() - begin) / len(drawn.pass_tokens)
-            for num_tokens in drawn.pass_tokens:
-                self._lengths.observe_draft_pass(num_tokens, seconds)
+            first, *others = drawn.pass_tokens
+            # They were timed together: those behind the pass over a prompt took less than their share.
+            if not others or first <= _MAX_FIRST_TOKENS * others[0]:
+                for num_tokens in drawn.pass_tokens:
+                    self._lengths.observe_draft_pass(num_tokens, seconds)
             lagging = []
             for draft, num_tokens, (tokens, is_lost) in zip(drafting, wanted, drawn.stretches, strict=True):
                 fill = self._fill

@@ -105,6 +105,8 @@ class DraftLengths:
         assert self._draft_time is not None, "only with a draft model"
         chosen = [draft for draft in drafts if _is_fixed(draft)]
         chances = [(self._chance_of_next(draft), draft) for draft in drafts if not _is_fixed(draft)]
+        if not chances:
+            return chosen
         chances.sort(key=lambda offer: -offer[0])
         # What it takes to have drafts at all is weighed in `cut`, by what the passes have led to.
         num_tokens, num_drafted = _num_base_tokens(batch), max(1, sum(len(draft.token_ids) for draft in drafts))
@@ -131,6 +133,8 @@ class DraftLengths:
 
         As if `worth_drafting` were asked before each pass, with all tokens before it the draft model's.
         """
+        if all(map(_is_fixed, drafts)):
+            return list(limits)
         counts = [1] * len(drafts)
         going = [i for i, limit in enumerate(limits) if limit > 1]
         while going:

@@ -66,11 +66,19 @@ def test_scaling_moves_all_sizes_alike():
 @pytest.mark.parametrize(
     ("num_blocks", "block_size", "max_model_len"), [(200, 16, 512), (200, 16, 64), (4, 4, 512), (2, 1, 512), (9, 1, 2)]
 )
-def test_a_model_is_timed_in_a_pool_and_a_context_of_any_size(tiny_model_folder, num_blocks, block_size, max_model_len):
+@pytest.mark.parametrize("max_rows", [None, 1])
+def test_a_model_is_timed_in_a_pool_and_a_context_of_any_size(
+    tiny_model_folder, num_blocks, block_size, max_model_len, max_rows
+):
     sizes = {"num_kv_blocks": num_blocks, "block_size": block_size, "max_model_len": max_model_len}
     config = EngineConfig(model=str(tiny_model_folder), num_compile_workers=0, **sizes)
     with contextlib.closing(Engine(config)) as engine:
         timed = measure_step_time(
-            engine.runner, num_blocks=num_blocks, block_size=block_size, max_model_len=max_model_len
+            engine.runner,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_model_len=max_model_len,
+            max_tokens=100,
+            max_rows=max_rows,
         )
         assert 0 < timed.seconds(1) <= timed.seconds(64)
