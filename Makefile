@@ -21,7 +21,8 @@ SAFE := PYTHONSAFEPATH=1
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve model test test-peers test-clients test-model test-slow check fmt clean
-.PHONY: test-gpu gpu-smoke gpu-tests gpu-kernels gpu-engine gpu-prefill gpu-sanitizer gpu-beside gpu-fp8
+.PHONY: test-gpu gpu-smoke gpu-kernels gpu-engine gpu-prefill gpu-beside gpu-fp8 gpu-sanitizer
+.PHONY: gpu-tests gpu-kernel-tests gpu-engine-tests gpu-pool-tests
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,11 +91,11 @@ GPU_PATH := PYTHONPATH=$(CURDIR)/.gpu-path$(if $(SITE),:$(abspath $(SITE)))
 # Other versions warn of other things, and their pytest may not know all of our settings.
 GPU_PYTEST := -W default -o addopts=--import-mode=importlib
 endif
-GPU_WORKERS ?= 6
+GPU_WORKERS ?= 10
 GPU_SHAPE ?= llama-3-8b
 GPU_DRAFT ?= llama-3-0.5b
-# Files with tests of a GPU: those that say so, and those that ask for the fixture `device`.
-GPU_FILES := tests/kernels $(shell grep -rlE 'mark\.gpu|def .*[( ]device[,)]' tests/engine tests/evals --include='test_*.py')
+# Files with tests of engines on a GPU: those that say so, and those that ask for the fixture `device`.
+GPU_FILES := $(shell grep -rlE 'mark\.gpu|def .*[( ]device[,)]' tests/engine tests/evals --include='test_*.py')
 # Something of every kernel.
 GPU_SANITIZED := grouping_of_heads or contexts_are_split or scales_are_those or named_stay_untouched or engine_s_own \
 	or walks_as_the_engine or draft_is_accepted or logit_is_the_engine_s or are_the_host_s or output_may_be_the_input \
@@ -114,19 +115,33 @@ SANITIZED_ON_GPU = $(SAFE) $(GPU_PATH) PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 
 .gpu-path/specdec:
 	@mkdir -p $(@D) && ln -sfn ../specdec $@
 
-test-gpu: ## on a GPU: its tests, the sanitizer, and the benchmarks, each kept in evals/results/ as it comes
-	@$(MAKE) --no-print-directory -j1 --keep-going gpu-smoke gpu-tests gpu-kernels gpu-engine gpu-prefill \
-		gpu-sanitizer gpu-beside gpu-fp8
+test-gpu: ## on a GPU: the benchmarks, each kept in evals/results/ as it comes, the tests, and the sanitizer
+	@$(MAKE) --no-print-directory -j1 --keep-going gpu-smoke gpu-kernels gpu-engine gpu-prefill gpu-beside gpu-fp8 \
+		gpu-tests gpu-sanitizer
 
 # Whether anything works at all: a tiny model, drafts and graphs included.
 gpu-smoke: $(GPU_NEEDS)
-	$(call ON_GPU_BENCH,120) engine --shape tiny --draft-shape tiny-draft --device cuda --batch 1,3 --context 40 \
+	$(call ON_GPU_BENCH,180) engine --shape tiny --draft-shape tiny-draft --device cuda --batch 1,3 --context 40 \
 		--steps 8 $(ARGS)
 
-# A file's tests share engines, and its kernels are compiled once.
-gpu-tests: $(GPU_NEEDS)
-	@echo '== $@' && $(call ON_GPU,300,INT) -m pytest -q $(GPU_PYTEST) -m gpu --durations=10 \
-		$(if $(filter-out 0,$(GPU_WORKERS)),-n $(GPU_WORKERS) --dist loadfile) $(GPU_FILES) $(ARGS)
+# $(call GPU_TESTS,SECONDS,HOW THEY ARE SHARED OUT) FILES: in several processes. Engines on the CPU, beside which those on
+# the GPU are held, take all processors in each process unless told otherwise.
+GPU_TESTS = @echo '== $@' && $(call ON_GPU,$(1),INT) -m pytest -q $(GPU_PYTEST) -m gpu -k 'not gpus_pool' --durations=10 \
+	$(if $(filter-out 0,$(GPU_WORKERS)),-n $(GPU_WORKERS) --dist $(2))
+gpu-tests: gpu-kernel-tests gpu-engine-tests gpu-pool-tests
+gpu-kernel-tests gpu-engine-tests: export OMP_NUM_THREADS ?= 2
+
+# Each compiles kernels of its own, of which a file has a hundred.
+gpu-kernel-tests: $(GPU_NEEDS)
+	$(call GPU_TESTS,240,worksteal) tests/kernels $(ARGS)
+
+# A file's tests share engines.
+gpu-engine-tests: $(GPU_NEEDS)
+	$(call GPU_TESTS,300,loadfile) $(GPU_FILES) $(ARGS)
+
+# What is taken of the whole device's memory is measured with nobody beside.
+gpu-pool-tests: $(GPU_NEEDS)
+	@echo '== $@' && $(call ON_GPU,120,INT) -m pytest -q $(GPU_PYTEST) -m gpu -k gpus_pool tests/engine $(ARGS)
 
 gpu-kernels: $(GPU_NEEDS)
 	$(call ON_GPU_BENCH,180) kernels --shape $(GPU_SHAPE) --context 1024,4096 --save $(ARGS)
@@ -143,7 +158,7 @@ gpu-sanitizer: $(GPU_NEEDS)
 	@test -n '$(SANITIZER)' || { \
 		echo 'compute-sanitizer is not on the PATH (it comes with the CUDA toolkit): addresses and races are not checked' >&2; exit 1; }
 	@$(call SANITIZED_ON_GPU,240,memcheck) tests/kernels -k '$(GPU_SANITIZED)'
-	@$(call SANITIZED_ON_GPU,120,racecheck) tests/kernels/test_penalties.py
+	@$(call SANITIZED_ON_GPU,120,racecheck) tests/kernels/test_paged_attention.py -k contexts_are_split
 
 gpu-beside: $(GPU_NEEDS)
 	$(call ON_GPU_BENCH,240) engine --beside transformers --shape $(GPU_SHAPE) --device cuda --batch 1,8,64 \

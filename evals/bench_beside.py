@@ -65,6 +65,8 @@ class _Measured:
 
     failures: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    device: str | None = None
+    """Its name, as of the card."""
     engine: EngineDescription | None = None
     logits_difference: float | None = None
     points: list[BesidePoint] = field(default_factory=list)
@@ -100,6 +102,7 @@ def run_beside(run: BesideRun, terminal: Terminal) -> EvalResult:
         ),
         settings=msgspec.structs.asdict(run),
         figures={
+            "device": measured.device,
             "engine": measured.engine,
             "logits_difference": measured.logits_difference,
             "points": measured.points,
@@ -143,6 +146,7 @@ def _measure(run: BesideRun, sizes: Sequence[tuple[int, int]], measured: _Measur
         folder = write_shape(SHAPES[run.shape], Path(name) / run.shape)
         engine = Engine(_config(run, folder, sizes), load=weights)
         with closing(engine):
+            measured.device = BenchDevice(engine.runner.device).name
             measured.engine = description = engine.describe()
             model = model_of_weights(folder, weights.slots, dtype=getattr(torch, description.dtype))
             steps.note("check")

@@ -117,7 +117,7 @@ def _times_of_replays(replay: Callable[[], object], flush: torch.Tensor, repeats
     pairs = [(_event(), _event()) for _ in range(repeats)]
     replay()
     for begin, end in pairs:
-        flush.zero_()
+        _flush(flush)
         begin.record()
         replay()
         end.record()
@@ -130,7 +130,7 @@ def _times_one_by_one(call: Callable[[], object], flush: torch.Tensor, repeats: 
     for _ in range(_NUM_WARM_UP):
         call()
     for begin, end in pairs:
-        flush.zero_()
+        _flush(flush)
         # Or the host would get ahead of the device, which then waits for less than it does.
         torch.cuda.synchronize()
         begin.record()
@@ -138,6 +138,12 @@ def _times_one_by_one(call: Callable[[], object], flush: torch.Tensor, repeats: 
         end.record()
     torch.cuda.synchronize()
     return [begin.elapsed_time(end) for begin, end in pairs]
+
+
+def _flush(memory: torch.Tensor) -> None:
+    """Fill the caches with it, as read: what was only written would be written back during the call."""
+    memory.zero_()
+    memory.view(torch.int64).sum()
 
 
 def _event() -> torch.cuda.Event:

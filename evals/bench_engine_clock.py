@@ -11,11 +11,12 @@ from typing import Any, Final
 
 import torch
 
+from specdec.captured_drafting import CapturedDrafting
 from specdec.engine import Engine
 from specdec.model_runner import ModelRunner
 
-_PASSES: Final = ("forward", "forward_drawn")
-"""The runner's methods that are a pass each; neither calls the other."""
+_PASSES: Final = ((ModelRunner, "forward"), (ModelRunner, "forward_drawn"), (CapturedDrafting, "take_turn"))
+"""The methods that are a pass each; none calls another. A captured turn has its draw in it, some microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,10 @@ class _Marks:
 
 
 class PassClock:
-    """On a GPU the time between events before and after a pass, so that nothing waits for it."""
+    """On a GPU the time between events before and after a pass, so that nothing waits for it.
+
+    Where the device has nothing else to do, that holds what the host takes to list and send the pass's numbers.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -49,14 +53,14 @@ class PassClock:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Wrap the passes of all engines of the process; nothing else may step meanwhile."""
-        originals = {name: ModelRunner.__dict__[name] for name in _PASSES}
+        originals = [(owner, name, owner.__dict__[name]) for owner, name in _PASSES]
         try:
-            for name, original in originals.items():
-                setattr(ModelRunner, name, self._timed(original))
+            for owner, name, original in originals:
+                setattr(owner, name, self._timed(original))
             yield
         finally:
-            for name, original in originals.items():
-                setattr(ModelRunner, name, original)
+            for owner, name, original in originals:
+                setattr(owner, name, original)
 
     def begin_step(self) -> None:
         """Passes from now on are those of another step."""
@@ -75,12 +79,12 @@ class PassClock:
     # Any: it wraps a method.
     def _timed(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(forward)
-        def wrapper(runner: ModelRunner, *args: object, **kwargs: object) -> object:
+        def wrapper(owner: ModelRunner | CapturedDrafting, *args: object, **kwargs: object) -> object:
             begin = self._mark()
-            result = forward(runner, *args, **kwargs)
+            result = forward(owner, *args, **kwargs)
             if self._steps:
                 marks = self._steps[-1]
-                (marks.target if runner is self._engine.runner else marks.draft).append((begin, self._mark()))
+                (marks.target if owner is self._engine.runner else marks.draft).append((begin, self._mark()))
             return result
 
         return wrapper

@@ -27,7 +27,8 @@ from specdec.evals.result import EvalResult
 from specdec.evals.spread import Spread
 from specdec.evals.terminal import Terminal
 
-OPS: Final = {op.name: op for op in (*CACHE_OPS, *ROW_OPS, *SAMPLING_OPS, *CAPTURED_OPS, *VERIFICATION_OPS)}
+OPS: Final = {op.name: op for op in (*ROW_OPS, *SAMPLING_OPS, *CAPTURED_OPS, *VERIFICATION_OPS, *CACHE_OPS)}
+"""Attention last: behind an address that is wrong a GPU does nothing more for the process."""
 
 
 class KernelRun(msgspec.Struct, frozen=True, kw_only=True):

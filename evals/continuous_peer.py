@@ -12,7 +12,8 @@ _BLOCK_TOKENS: Final = 256
 """The library's own size of a block."""
 _WAIT_SECONDS: Final = 1.0
 """Between looks at whether the thread that generates is still there."""
-_STOP_SECONDS: Final = 30.0
+_STOP_SECONDS: Final = 10.0
+"""Answers under way may take; a bench that is told to end has twenty for all."""
 
 
 class ContinuousPeer:

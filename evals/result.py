@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from pathlib import Path
 
 import msgspec
 
 from specdec.evals.environment import Environment
 
-RESULTS_FOLDER = Path(__file__).resolve().parent / "results"
+RESULTS_FOLDER = Path(os.environ.get("SPECDEC_RESULTS_FOLDER") or Path(__file__).resolve().parent / "results")
+"""The variable names another, as for a copy of the repository that is not to last."""
 
 
 def model_label(model: str) -> str:

@@ -176,9 +176,13 @@ class CapturedDrafting:
         first, turn = self._replays[graphs]
         first()
         for _ in range(num_positions - 1):
-            turn()
+            self.take_turn(turn)
         rows = self._rows[graphs]
         return DrawnLoop(rows.drawn[: num_positions - 1], rows.token_ids, self._layouts[graphs].tensors["remaining"])
+
+    def take_turn(self, turn: Work) -> None:
+        """The draft model's pass over what was just drawn, with what goes before and the draw behind it."""
+        turn()
 
     def _turn(self, graphs: LoopGraphs, rows: DraftRows, plan: TritonPlan, transitions: Transitions) -> None:
         given = self._layouts[graphs].tensors

@@ -239,8 +239,9 @@ def test_drafts_of_a_model_are_accepted_at_given_rates(tmp_path):
         assert abs(accepted / drafted - rate) < 4 * (rate * (1 - rate) / drafted) ** 0.5 + 0.02
 
 
-def test_passes_over_tokens_that_the_device_drew_are_timed_too(tmp_path):
-    """Where several tokens are drawn in a row, which is so on a GPU."""
+@pytest.mark.parametrize("enforce_eager", [True, False])
+def test_passes_over_tokens_that_the_device_drew_are_timed_too(tmp_path, enforce_eager):
+    """Where several tokens are drawn in a row, which is so on a GPU, by launches or by replays of a graph."""
     target, draft = (write_shape(SHAPES[name], tmp_path / name) for name in ("tiny", "tiny-draft"))
     speculative = SpeculativeConfig(
         method="synthetic+draft_model", model=str(draft), num_speculative_tokens=3, synthetic_acceptance_rates=(1, 1, 1)
@@ -251,11 +252,12 @@ def test_passes_over_tokens_that_the_device_drew_are_timed_too(tmp_path):
         max_model_len=80,
         num_kv_blocks=40,
         num_compile_workers=0,
-        enforce_eager=True,
+        enforce_eager=enforce_eager,
         speculative=speculative,
     )
     with kernels_on(torch.device("cpu")):
         engine = Engine(config, load=RandomWeights(3))
+    assert bool(engine.describe().num_drafting_graphs) is not enforce_eager
     clock = PassClock(engine)
     params = SamplingParams(max_tokens=60, seed=1, ignore_eos=True)
     engine.add_request(Request(request_id="drafted", prompt_token_ids=(5, 6, 7), sampling_params=params))

@@ -164,7 +164,7 @@ def test_without_a_gpu_it_says_what_it_needs_and_ends_with_2():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--op", "softmax"], "'softmax' is none of paged_attention"),
+        (["--op", "softmax"], "'softmax' is none of rms_norm"),
         (["--shape", "gpt-9"], "'gpt-9' is none of llama-3-8b"),
         (["--context", "2"], "a context of 2 tokens has no room for 2 drafts"),
         (["--batch", "0"], "'0' is no list of numbers between 1 and 4096"),
