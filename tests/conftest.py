@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # How long an example takes says what else the machine does.
 settings.register_profile("patient", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -28,6 +28,21 @@ def pytest_configure(config: pytest.Config) -> None:
     chosen = config.getoption("markexpr", "")
     if "gpu" not in chosen or "not gpu" in chosen:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return
+    # Time on a GPU is short: the first example that fails says enough.
+    phases = (Phase.explicit, Phase.reuse, Phase.generate)
+    settings.register_profile("gpu", settings.get_profile("patient"), phases=phases)
+    settings.load_profile("gpu")
+
+
+def pytest_runtest_logfinish() -> None:
+    """Behind a wrong address a GPU does nothing more for a process; xdist starts another one."""
+    torch = sys.modules.get("torch")
+    if torch is not None and "PYTEST_XDIST_WORKER" in os.environ and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            os._exit(1)
 
 
 _LONG = (

@@ -32,9 +32,11 @@ def config_of(tiny_model_folder, tiny_draft_folder):
     )
 
 
+# Last bits, which depend on the rows beside, decide what a number is rounded to. On a GPU they need not; on a CPU the
+# references are not invariant, and in practice they agree.
 @pytest.fixture(scope="module")
 def engine(device, config_of):
-    return kernel_engine(device, config_of())
+    return kernel_engine(device, config_of(exact=device.type == "cuda"))
 
 
 def test_target_and_draft_share_an_arena_of_fp8(engine, config_of, device):
@@ -86,7 +88,7 @@ def test_answers_under_a_schema_validate(engine, speculation):
 
 
 def test_captured_passes_give_what_eager_ones_give(engine, config_of, device):
-    eager = kernel_engine(device, config_of(enforce_eager=True))
+    eager = kernel_engine(device, config_of(enforce_eager=True, exact=device.type == "cuda"))
     assert engine.describe().num_graphs > 0 == eager.describe().num_graphs
     for sampling, speculation in (("sampled", "none"), ("under a schema", "coupled")):
         ours, theirs = (answers(each, sampling, speculation) for each in (engine, eager))

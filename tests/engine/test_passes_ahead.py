@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import time
 from array import array
 from types import SimpleNamespace
 
@@ -424,12 +423,9 @@ def test_on_a_gpu_a_step_ends_while_the_next_pass_is_under_way(config_of, monkey
     monkeypatch.setattr(engine.runner, "forward_drawn", long)
     queue(engine, "sampled")
     torch.cuda.synchronize()
-    begin = time.perf_counter()
     deltas = engine.step()
-    seconds = time.perf_counter() - begin
     assert not torch.cuda.current_stream().query(), "the device is at the next pass"
     torch.cuda.synchronize()
-    assert time.perf_counter() - begin > 4 * seconds
     assert [len(delta.token_ids) for delta in deltas] == [1]
     assert [len(delta.token_ids) for delta in engine.step()] == [1]
     assert counts(engine)[1] == num_used + 1
@@ -454,12 +450,9 @@ def test_on_a_gpu_a_step_over_a_chunk_ends_while_the_next_chunk_is_under_way(con
     monkeypatch.setattr(engine._passes, "_forward_ahead", long)
     engine.add_request(request("chunks", [8] * 70, *params_of(3)))
     torch.cuda.synchronize()
-    begin = time.perf_counter()
     assert engine.step() == []
-    seconds = time.perf_counter() - begin
     assert not torch.cuda.current_stream().query(), "the device is at the next chunk"
     torch.cuda.synchronize()
-    assert time.perf_counter() - begin > 4 * seconds
     monkeypatch.setattr(engine._passes, "_forward_ahead", forward_ahead)
     assert engine.step() == []
     assert counts(engine)[1] == 7

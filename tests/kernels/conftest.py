@@ -22,3 +22,11 @@ def device(request):
     place = torch.device(request.param)
     assert runs_in_triton(torch.empty(0, device=place)) == (INTERPRETED or place.type == "cuda")
     return place
+
+
+@pytest.fixture
+def large_memory(device):
+    """For a test that takes gigabytes: beside it, and in it later, others want them."""
+    yield
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

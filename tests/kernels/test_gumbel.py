@@ -14,9 +14,10 @@ if TRITON_RUNS_HERE:
 
     @triton.jit
     def write_noise(key_ptr, first_id, output_ptr, SIZE: tl.constexpr):
-        token_id = first_id + tl.arange(0, SIZE)
+        place = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+        token_id = first_id + place
         first, second = tl.load(key_ptr).to(tl.uint32), tl.load(key_ptr + 1).to(tl.uint32)
-        tl.store(output_ptr + tl.arange(0, SIZE), gumbel_of(first, second, token_id.to(tl.uint32)))
+        tl.store(output_ptr + place, gumbel_of(first, second, token_id.to(tl.uint32)))
 
     @triton.jit
     def write_bounds(output_ptr, SIZE: tl.constexpr):
@@ -34,7 +35,7 @@ def test_noise_has_the_same_bits(first_id, key, device):
         assert torch.equal(gumbel(words, token_ids), expected)
         return
     output = torch.full((2**15,), float("nan"), device=device)
-    write_noise[(1,)](torch.tensor(key, device=device), first_id, output, SIZE=2**15, enable_fp_fusion=False)
+    write_noise[(2**5,)](torch.tensor(key, device=device), first_id, output, SIZE=2**10, enable_fp_fusion=False)
     assert torch.equal(output.cpu().view(torch.int32), expected.view(torch.int32))
 
 

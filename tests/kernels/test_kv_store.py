@@ -219,7 +219,7 @@ def test_attention_reads_what_was_stored(device):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("device", ["cuda"], indirect=True)
-def test_addresses_beyond_31_bits_are_right(device):
+def test_addresses_beyond_31_bits_are_right(device, large_memory):
     num_blocks, block_stride = 40, 2**27
     arena = torch.zeros(num_blocks * block_stride, dtype=torch.float16, device=device)
     cache = arena.as_strided((num_blocks, 4, 1, 8), (block_stride, 8, 8, 1))

@@ -379,7 +379,7 @@ def test_a_chosen_tiling_is_one(num_heads, num_kv_heads, head_size, max_num_quer
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("device", ["cuda"], indirect=True)
-def test_addresses_beyond_31_bits_are_right(device):
+def test_addresses_beyond_31_bits_are_right(device, large_memory):
     num_blocks, block_stride = 40, 2**27
     arena = torch.zeros(num_blocks * block_stride, dtype=torch.float16, device=device)
     cache = arena.as_strided((num_blocks, 16, 1, 64), (block_stride, 64, 64, 1))

@@ -140,7 +140,7 @@ def test_any_mask_on_any_rows_equals_the_reference(vocab_size, words, row_ids, d
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("device", ["cuda"], indirect=True)
-def test_addresses_beyond_31_bits_are_right(device):
+def test_addresses_beyond_31_bits_are_right(device, large_memory):
     num_rows, row_stride = 3, 2**30 + 64
     logits = torch.zeros((num_rows - 1) * row_stride + 64, dtype=torch.float16, device=device).as_strided(
         (num_rows, 64), (row_stride, 1)
