@@ -19,7 +19,7 @@ _MAX_TILE_KEYS: Final = 64
 _TILE_BYTES: Final = 2**15
 """Of a tile's queries; its keys take half, its values as much again. With two stages these are kept once: the next ones
 are loaded when the last have been multiplied, and other programs work meanwhile."""
-_MIN_SPLIT_KEYS: Final = 256
+_MIN_SPLIT_KEYS: Final = 64
 """Of less work than this, merging is too large a part. A kernel is compiled for each number there is, hence the one."""
 
 NUMBERS_OF_WARPS: Final = (1, 2, 4, 8, 16, 32)
@@ -39,8 +39,9 @@ class AttentionTiling(NamedTuple):
     then spread over as many programs in every context, of which a grid for all of them needs no more; None is no bound.
     """
     num_stages: int = 2
-    """In how many stages a tile of keys and values is dealt with, each in shared memory of its own. With two the next
-    tile is loaded beside the product, with five the one after it as well; with three or four only its block ids are."""
+    """In how many stages a tile of keys and values is dealt with. With two a tile is loaded when the last one has been
+    multiplied, while other programs work; with three or four its block ids come earlier, and with five it does itself,
+    in shared memory of its own, which pays where there is room for no other program."""
     num_warps: int | None = None
     """Of a program: a power of two, up to 32; None is as many as its tile_rows are enough for."""
 

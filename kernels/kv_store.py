@@ -114,14 +114,15 @@ if TRITON_RUNS_HERE:
         element = tl.arange(0, TILE)
         inside = element < TOKEN_SIZE
 
+        # Both, before either is stored: the second would wait for the first.
         key = tl.load(key_ptr + token * key_token_stride + element, mask=inside)
+        value = tl.load(value_ptr + token * value_token_stride + element, mask=inside)
         if IS_FP8:
             scale = tl.load(key_scale_ptr + element // HEAD_SIZE, mask=inside, other=1.0)
             key = _fp8_bits(tl.div_rn(key.to(tl.float32), scale), MANTISSA_BITS, EXPONENT_BIAS, LARGEST)
         key_slot = key_cache_ptr + block_id * key_block_stride + offset * TOKEN_SIZE
         tl.store(key_slot + element, key, mask=inside)
 
-        value = tl.load(value_ptr + token * value_token_stride + element, mask=inside)
         if IS_FP8:
             scale = tl.load(value_scale_ptr + element // HEAD_SIZE, mask=inside, other=1.0)
             value = _fp8_bits(tl.div_rn(value.to(tl.float32), scale), MANTISSA_BITS, EXPONENT_BIAS, LARGEST)

@@ -292,6 +292,7 @@ if TRITON_RUNS_HERE:
         TILE_KEYS: tl.constexpr,
         IS_BOUNDED: tl.constexpr,
         HAS_WINDOW: tl.constexpr,
+        SPLITS_TILE: tl.constexpr = 16,
     ):
         """One program merges the splits that one query saw at one head; the others were never written."""
         token = tl.program_id(0)
@@ -313,16 +314,25 @@ if TRITON_RUNS_HERE:
         total = tl.zeros((1,), tl.float32)
         attended = tl.zeros((PADDED_HEAD_SIZE,), tl.float32)
         own = (token.to(tl.int64) * NUM_HEADS + head) * num_splits
-        for split in range(first_split, position // split_keys + 1):
-            place = own + split + tl.arange(0, 1)
-            split_maximum = tl.load(maximum_ptr + place)
-            new_maximum = tl.maximum(maximum, split_maximum)
+        end_split = position // split_keys + 1
+        # Several at a time, so that they are on their way together; in the same order whatever there is beside.
+        for first in range(first_split, end_split, SPLITS_TILE):
+            split = first + tl.arange(0, SPLITS_TILE)
+            is_split = split < end_split
+            place = own + split
+            maxima = tl.load(maximum_ptr + place, mask=is_split, other=float("-inf"))
+            totals = tl.load(total_ptr + place, mask=is_split, other=0.0)
+            partial = tl.load(
+                partial_ptr + (place * HEAD_SIZE)[:, None] + element[None, :],
+                mask=is_split[:, None] & is_element[None, :],
+                other=0.0,
+            )
+            new_maximum = tl.maximum(maximum, tl.max(maxima, axis=0))
             shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
             decay = tl.exp2(maximum - shift)
-            share = tl.exp2(split_maximum - shift)
-            partial = tl.load(partial_ptr + place * HEAD_SIZE + element, mask=is_element, other=0.0)
-            attended = attended * decay + partial * share
-            total = total * decay + tl.load(total_ptr + place) * share
+            shares = tl.exp2(maxima - shift)
+            attended = attended * decay + tl.sum(partial * shares[:, None], axis=0)
+            total = total * decay + tl.sum(totals * shares, axis=0)
             maximum = new_maximum
         attended /= tl.where(total == 0.0, 1.0, total)
         output = output_ptr + token.to(tl.int64) * output_token_stride + head * HEAD_SIZE + element

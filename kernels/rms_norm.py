@@ -55,6 +55,8 @@ if TRITON_RUNS_HERE:
         element = tl.arange(0, TILE)
         inside = element < HIDDEN_SIZE
         row = tl.load(x_ptr + token * x_stride + element, mask=inside, other=0.0).to(tl.float32)
+        # Now, so that it comes while the row is summed up.
+        weight = tl.load(weight_ptr + element, mask=inside, other=0.0).to(tl.float32)
         if HAS_RESIDUAL:
             residual = residual_ptr + token * residual_stride + element
             row += tl.load(residual, mask=inside, other=0.0).to(tl.float32)
@@ -62,7 +64,6 @@ if TRITON_RUNS_HERE:
             tl.store(residual, rounded, mask=inside)
             row = rounded.to(tl.float32)
         scale = 1.0 / tl.sqrt(tl.sum(row * row, axis=0) / HIDDEN_SIZE + eps)
-        weight = tl.load(weight_ptr + element, mask=inside, other=0.0).to(tl.float32)
         output = output_ptr + token * output_stride + element
         tl.store(output, (row * scale * weight).to(output_ptr.dtype.element_ty), mask=inside)
 
