@@ -33,13 +33,13 @@ from specdec.row_group import RowBatch, RowGroup
 from specdec.speculative import SYNTHETIC, SpeculationPlan, Verification
 from specdec.verifier import Outcome, PendingOutcomes, Walk
 
-_BYTES_PER_DRAFT_PROB: Final = 16
-"""fp64 of target and draft each."""
+_BYTES_PER_DRAFT_PROB: Final = 40
+"""fp64 of target and draft each, and of the draft's tokens where they lie in one piece: whose, which, and what."""
 _BYTES_PER_CHUNK_PROB: Final = 64
 """Of what is alive at once while probabilities are worked out, sorting included."""
-_WALKED_PROBS: Final = 2**24
+_WALKED_PROBS: Final = 2**23
 """Of the target, and as many of drafts, that are walked in one launch. A sequence is walked by one program, row after
-row, so that many take about as long as one; 64 sequences of 5 rows and 128,000 tokens take three launches."""
+row, so that many take about as long as one; 64 sequences of 5 rows and 128,000 tokens take five launches."""
 _RULES: Final[dict[Verification, Literal["rejection", "block"]]] = {
     Verification.REJECTION: "rejection",
     Verification.BLOCK: "block",

@@ -79,11 +79,11 @@ def measure_step_time(
     block_size: int,
     max_model_len: int,
     max_tokens: int,
-    max_rows: int | None = None,
+    max_rows: int,
 ) -> StepTime:
     """Time passes of one sequence of the model, in blocks that nobody uses yet.
 
-    A step has up to max_tokens, and a pass logits of up to max_rows of one sequence's tokens; None is of all.
+    A step has up to max_tokens, and its pass up to max_rows rows of logits.
     """
     capacity = min(num_blocks * block_size, max_model_len)
     sizes = [size for size in _NUM_TOKENS if size < capacity]
@@ -102,8 +102,7 @@ def measure_step_time(
     for _ in range(_NUM_REPEATS):
         for size in sizes:
             begin = time.perf_counter()
-            num_logits = size if max_rows is None else min(size, max_rows)
-            runner.forward([Span([0] * size, context, block_table, num_logits=num_logits)])
+            runner.forward([Span([0] * size, context, block_table, num_logits=min(size, max_rows))])
             runner.wait()
             times[size].append(time.perf_counter() - begin)
     # Whatever else the machine does can only make a pass longer.

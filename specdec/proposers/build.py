@@ -55,7 +55,7 @@ def build_proposer(
         max_model_len=runtime.description.max_model_len,
         max_tokens=runtime.description.max_num_batched_tokens,
     )
-    # A draft's tokens, and one more.
+    # Of a draft's tokens and one more, and of one token of each sequence.
     target_time = measured(runtime.runner, max_rows=1 + MAX_DRAFT_TOKENS)
     draft_model, draft_time = None, None
     if runtime.draft_runner is not None:
@@ -65,5 +65,5 @@ def build_proposer(
             assert isinstance(passes, DevicePasses), "what is captured are kernels"
             runtime.graphs.capture_drafting(passes, runtime.draft_runner.model, progress)
         draft_model = DraftModel(passes)
-        draft_time = measured(runtime.draft_runner, max_rows=1)
+        draft_time = measured(runtime.draft_runner, max_rows=config.max_num_seqs)
     return ChainProposer(drafters, draft_model, DraftLengths(target_time, draft_time))

@@ -179,7 +179,7 @@ class ChainProposer:
             seconds = (time.perf_counter() - begin) / len(drawn.pass_tokens)
             first, *others = drawn.pass_tokens
             # They were timed together: those behind the pass over a prompt took less than their share.
-            if not others or first <= _MAX_FIRST_TOKENS * others[0]:
+            if not others or first <= _MAX_FIRST_TOKENS * len(drafting):
                 for num_tokens in drawn.pass_tokens:
                     self._lengths.observe_draft_pass(num_tokens, seconds)
             lagging = []

@@ -9,7 +9,7 @@ from device_watch import DEVICE, DeviceWatch
 from drawn_ahead import drafting_config, drafts_of, one_by_one, queue
 from kernel_engines import kernel_engine, kernels_on
 
-from specdec import Engine, mask_mirror
+from specdec import Engine, Request, SamplingParams, mask_mirror
 from specdec.captured_drafting import CapturedDrafting
 from specdec.launched_drafting import DrawnLoop
 from specdec.proposers.stretch_lengths import StretchLengths
@@ -95,6 +95,35 @@ def test_what_is_drawn_is_what_the_host_allows_however_little_the_device_can_kno
         engine.step()
     assert num_checked > 100
     assert (table.num_overwritten > 0) == (max_rows is not None)
+
+
+def test_passes_behind_a_prompt_s_are_not_said_to_take_their_share_of_its_time(config_of, monkeypatch):
+    """Passes in a row are timed together, and how long one of a token a sequence takes is what lengths depend on."""
+    engine = kernel_engine(torch.device("cpu"), config_of())
+    told, drawn = [], []
+    monkeypatch.setattr(engine.proposer._lengths, "observe_draft_pass", lambda num_tokens, _: told.append(num_tokens))
+    draw = engine.proposer._draft_model.draw
+
+    def watched(drafts, *given):
+        loop = draw(drafts, *given)
+        drawn.append((len(drafts), loop.pass_tokens))
+        return loop
+
+    monkeypatch.setattr(engine.proposer._draft_model, "draw", watched)
+    monkeypatch.setattr(StretchLengths, "num_tokens", lambda *_: MAX_DRAFT_TOKENS)
+    queue(engine, ("free", "greedy schema"))
+    for _ in range(4):
+        engine.step()
+    prompt = tuple(5 + i % 40 for i in range(60))
+    params = SamplingParams(max_tokens=6, ignore_eos=True)
+    engine.add_request(Request(request_id="long", prompt_token_ids=prompt, sampling_params=params))
+    while engine.has_unfinished_requests():
+        engine.step()
+    beside_prompt = [tokens for num_drafts, tokens in drawn if len(tokens) > 1 and tokens[0] > 2 * num_drafts]
+    assert any(tokens[0] >= 60 for tokens in beside_prompt)
+    others = [tokens for _, tokens in drawn if tokens not in beside_prompt]
+    assert any(len(tokens) > 1 for tokens in others)
+    assert told == [num_tokens for tokens in others for num_tokens in tokens]
 
 
 def test_the_device_learns_where_texts_have_gone(config_of):

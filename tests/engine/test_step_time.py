@@ -3,10 +3,12 @@
 import contextlib
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from specdec import Engine, EngineConfig
+from specdec.attention import Span
 from specdec.step_time import StepTime, measure_step_time
 
 MEASURED = [(1, 0.020), (4, 0.021), (16, 0.030), (64, 0.078)]
@@ -66,7 +68,7 @@ def test_scaling_moves_all_sizes_alike():
 @pytest.mark.parametrize(
     ("num_blocks", "block_size", "max_model_len"), [(200, 16, 512), (200, 16, 64), (4, 4, 512), (2, 1, 512), (9, 1, 2)]
 )
-@pytest.mark.parametrize("max_rows", [None, 1])
+@pytest.mark.parametrize("max_rows", [64, 1])
 def test_a_model_is_timed_in_a_pool_and_a_context_of_any_size(
     tiny_model_folder, num_blocks, block_size, max_model_len, max_rows
 ):
@@ -82,3 +84,36 @@ def test_a_model_is_timed_in_a_pool_and_a_context_of_any_size(
             max_rows=max_rows,
         )
         assert 0 < timed.seconds(1) <= timed.seconds(64)
+
+
+class Noting:
+    """A runner of a GPU, which has passes noted and not run."""
+
+    device = torch.device("cuda")
+
+    def __init__(self):
+        self.spans: list[Span] = []
+
+    def forward(self, spans):
+        self.spans += spans
+
+    def wait(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "max_model_len", "max_tokens", "expected"),
+    [(400, 8192, 2048, 2048), (400, 700, 2048, 512), (400, 8192, 300, 256)],
+)
+def test_on_a_gpu_passes_as_large_as_a_step_are_timed(num_blocks, max_model_len, max_tokens, expected):
+    """Up to 64 tokens take as long as one there, which says nothing of a prompt's thousands."""
+    runner = Noting()
+    measure_step_time(
+        runner, num_blocks=num_blocks, block_size=16, max_model_len=max_model_len, max_tokens=max_tokens, max_rows=65
+    )
+    assert max(len(span.token_ids) for span in runner.spans) == expected
+    for span in runner.spans:
+        assert span.num_logits <= min(65, len(span.token_ids))
+        assert span.context_len <= min(max_model_len, 16 * num_blocks)
+        assert len(span.block_table) * 16 >= span.context_len
+        assert max(span.block_table) < num_blocks
