@@ -128,7 +128,8 @@ gpu-smoke: $(GPU_NEEDS)
 # the GPU are held, take all processors in each process unless told otherwise.
 GPU_TESTS = @echo '== $@' && $(call ON_GPU,$(1),INT) -m pytest -q $(GPU_PYTEST) -m gpu -k 'not gpus_pool' --durations=10 \
 	$(if $(filter-out 0,$(GPU_WORKERS)),-n $(GPU_WORKERS) --dist $(2))
-gpu-tests: gpu-kernel-tests gpu-engine-tests gpu-pool-tests
+gpu-tests:
+	@$(MAKE) --no-print-directory -j1 --keep-going gpu-kernel-tests gpu-engine-tests gpu-pool-tests
 gpu-kernel-tests gpu-engine-tests: export OMP_NUM_THREADS ?= 2
 
 # Each compiles kernels of its own, of which a file has a hundred.

@@ -16,7 +16,8 @@ from specdec.kernels.dispatch import HAS_TRITON, INTERPRETED
 _NUM_WARM_UP: Final = 3
 """Calls before any is timed: kernels are compiled, allocators and caches filled."""
 _FLUSH_BYTES: Final = {"cuda": 2**29, "cpu": 2**27}
-"""Written before each timed call: more than the caches hold, and on a GPU enough for the host to get ahead."""
+"""Written before each timed call, and read on a GPU: more than the caches hold, and there enough for the host to get
+ahead."""
 _MEMORY_SHARE: Final = 0.8
 """Of what is free, that the tensors of one measurement may take."""
 

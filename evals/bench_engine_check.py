@@ -25,7 +25,8 @@ NUM_SEQUENCES: Final = len(_CUTS)
 MAX_DIFFERENCE: Final = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.25}
 """Root mean square, to that of the logits: roundings add up over the layers."""
 _MAX_FP8_DIFFERENCE: Final = 0.02
-"""With a cache of fp8: a last bit decides between neighbours there, which are a sixteenth of a number apart."""
+"""With a cache of fp8 whose kernels are not the references: a last bit decides between neighbours there, which are an
+eighth of a number apart at most."""
 
 
 @torch.inference_mode()
@@ -39,7 +40,7 @@ def fault_of_passes(engine: Engine) -> str | None:
     token_ids = [1 + 7 * i % (engine.tokenizer.vocab_size - 1) for i in range(NUM_TOKENS)]
     expected = _logits_written_out(engine.runner.model, token_ids)
     limit = MAX_DIFFERENCE[description.dtype]
-    if engine.runner.model.kv_scales is not None:
+    if engine.runner.model.kv_scales is not None and engine.runner.device.type == "cuda":
         limit = max(limit, _MAX_FP8_DIFFERENCE)
     for index, cut in enumerate(_CUTS):
         # Each in blocks of its own, where it finds nothing but what it wrote.

@@ -45,7 +45,7 @@ def kernels(
         str | None,
         typer.Option(
             metavar="N,N",
-            help="Time paged_attention with each of them, as 2,3,5.",
+            help="Time paged_attention with each of them, as 2,5.",
             show_default="the engine's",
             rich_help_panel=WORK,
         ),

@@ -27,7 +27,7 @@ class CudaGraphCapture:
     """CUDA graphs in one pool of memory."""
 
     _NUM_RUNS_BEFORE = 2
-    """The first compiles kernels, loads libraries' and takes their workspaces, none of which can be recorded."""
+    """The first compiles kernels and loads libraries', which cannot be recorded."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -79,7 +79,7 @@ class PassGraphs:
     def num_bytes(self, models: AbstractSequence[LlamaModel], memory: DeviceMemory, block_size: int) -> int:
         """What the graphs will hold: a few are captured over a pool of one block, and let go.
 
-        They share what is between; each of the others adds to that about what two more of them do. Nothing where the
+        They share what is between; each of the others adds to that about what three more of them do. Nothing where the
         device refuses, as the log then says. Raises torch.OutOfMemoryError.
         """
         try:

@@ -45,6 +45,15 @@ def pytest_runtest_logfinish() -> None:
             os._exit(1)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem: str, sched: object) -> None:
+    """Where files are shared out, xdist would give the test that ended a worker to the next one, again and again."""
+    for units in (getattr(sched, "workqueue", {}), *getattr(sched, "assigned_work", {}).values()):
+        for unit in units.values():
+            if crashitem in unit:
+                unit[crashitem] = True
+
+
 _LONG = (
     ("test_interpreter.py", "test_device_path_interpreted.py", "evals/test_equivalence.py", "test_budget.py"),
     ("engine/test_equivalence.py", "test_engine_process.py", "tests/test_cli.py", "test_soundness.py"),

@@ -91,6 +91,14 @@ async def test_many_requests_at_once_each_get_their_own_text(engine: EngineHandl
     assert answers == [{0: expected(1 + i % 17)} for i in range(200)]
 
 
+async def test_the_thread_of_an_idle_engine_has_what_libraries_make_for_it(
+    engine: EngineHandle, scripted: ScriptedEngine
+) -> None:
+    assert await asyncio.to_thread(scripted.is_warm.wait, TIMEOUT_S)
+    assert threading.get_ident() not in scripted.thread_ids
+    assert scripted.num_added == scripted.num_steps == 0
+
+
 async def test_the_engine_is_only_ever_touched_from_one_thread(engine: EngineHandle, scripted: ScriptedEngine) -> None:
     await asyncio.gather(*(texts(engine.generate(request(f"r{i}"))) for i in range(20)))
     assert len(scripted.thread_ids) == 1

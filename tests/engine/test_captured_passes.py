@@ -314,6 +314,10 @@ def test_decoding_and_drafts_have_buckets_of_their_own():
     assert of(5, 1) == GraphBucket(8, 4, 8, 8)
     assert of(320, 64) == GraphBucket(384, 64, 384, 16)
     assert of(513, 64) is None
+    # Prompts, of which a token each has logits, do not compute everybody's; one row more than sequences is a draft.
+    for num_rows, expected in ((3, 64), (64, 64), (65, 384), (300, 384)):
+        chosen = smallest_bucket(buckets, num_tokens=300, num_sequences=3, num_rows=num_rows)
+        assert chosen == GraphBucket(384, 64, expected, 16)
     drafts = draft_buckets(max_tokens=512, max_sequences=64)[::-1]
     assert smallest_bucket(drafts, num_tokens=100, num_sequences=60, num_rows=60) == GraphBucket(128, 64, 64, 16)
 

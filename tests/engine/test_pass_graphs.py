@@ -142,6 +142,18 @@ def test_a_gpus_captures_are_cudas():
     assert KernelBackend(CPU).graphs() is RepeatCapture
 
 
+@pytest.mark.parametrize("enforce_eager", [False, True])
+def test_an_engine_is_built_behind_its_warm_up(config_of, eager, enforce_eager):
+    """As on a GPU: passes, logits and sampling run before graphs are captured, and in other modes than these."""
+    if eager.runner.device.type == "cuda":
+        pytest.skip("every engine is, there")
+    with kernels_on(CPU, compiles=True):
+        engine = Engine(config_of(enforce_eager=enforce_eager))
+    engine.warm_up_thread()
+    ours, theirs = (answers(each, "sampled", "coupled") for each in (engine, eager))
+    assert [each.token_ids for each in ours] == [each.token_ids for each in theirs]
+
+
 def test_warming_up_places_every_tensor_and_leaves_answers_and_counts_alone(config_of, monkeypatch, eager):
     if eager.runner.device.type == "cuda":
         pytest.skip("the device is a double: once is enough")

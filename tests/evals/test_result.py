@@ -1,6 +1,9 @@
 """Results: one JSON object, a verdict, and files that do not overwrite each other."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -28,6 +31,14 @@ def test_results_of_the_same_minute_are_all_kept(tmp_path):
     paths = {result_of(figures={"tokens": i}).save(tmp_path) for i in range(3)}
     assert len(paths) == 3
     assert sorted(json.loads(path.read_text())["tokens"] for path in paths) == [0, 1, 2]
+
+
+def test_another_folder_for_results_can_be_named(tmp_path):
+    program = "from specdec.evals.result import RESULTS_FOLDER; print(RESULTS_FOLDER)"
+    environment = os.environ | {"SPECDEC_RESULTS_FOLDER": str(tmp_path)}
+    command = [sys.executable, "-P", "-c", program]
+    named = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert named.stdout.strip() == str(tmp_path)
 
 
 def test_a_busy_machine_is_named_and_a_quiet_one_is_not():

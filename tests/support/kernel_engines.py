@@ -64,12 +64,16 @@ if INTERPRETED:
 
 
 @contextmanager
-def kernels_on(device: torch.device) -> Iterator[None]:
-    """Engines that are built within run by the kernels on the device: on a CPU by their references, or interpreted."""
+def kernels_on(device: torch.device, *, compiles: bool = False) -> Iterator[None]:
+    """Engines that are built within run by the kernels on the device: on a CPU by their references, or interpreted.
+
+    There nothing is compiled; the passes that would have it compiled, a second for each engine, are run if `compiles`.
+    """
     with pytest.MonkeyPatch.context() as patch:
         if device.type == "cpu":
             patch.setattr(build, "_device", lambda _: device)
             patch.setattr(build, "backend_of", KernelBackend)
+            patch.setattr(KernelBackend, "compiles", compiles)
         if INTERPRETED:
             # Measuring would take minutes, and the drafts' lengths are fixed.
             patch.setattr(proposers_build, "measure_step_time", lambda *_, **__: StepTime([(1, 0.1), (64, 6.4)]))

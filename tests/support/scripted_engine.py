@@ -32,6 +32,7 @@ class ScriptedEngine:
     interests: list[Interest] = field(default_factory=list)
     thread_ids: set[int] = field(default_factory=set)
     is_open: threading.Event = field(default_factory=threading.Event)
+    is_warm: threading.Event = field(default_factory=threading.Event)
     _progress: dict[str, list[int]] = field(default_factory=dict)
     _requests: dict[str, Request] = field(default_factory=dict)
 
@@ -55,6 +56,7 @@ class ScriptedEngine:
 
     def warm_up_thread(self) -> None:
         self._note_thread()
+        self.is_warm.set()
 
     def close(self) -> None:
         pass
