@@ -115,3 +115,23 @@ def answers(engine: Engine, sampling: str, speculation: str) -> list[CompletionO
     outputs = engine.generate(PROMPTS, params, output_type=schema, speculative=SPECULATIONS[speculation])
     assert engine.stats().num_kv_blocks_in_use == 0
     return [choice for output in outputs for choice in output.choices]
+
+
+def assert_alike(
+    ours: list[CompletionOutput], theirs: list[CompletionOutput], *, device: torch.device, speculation: str
+) -> None:
+    """Tokens, ends and log-probabilities of what is drawn on the device and elsewhere, or there in another way.
+
+    By a rule tokens are drawn at borders between all of them, where a last bit of the logits may show on a GPU: the law
+    is kept, not each token.
+    """
+    differing = [own.token_ids != other.token_ids for own, other in zip(ours, theirs, strict=True)]
+    assert sum(differing) <= (device.type == "cuda" and speculation in {"rejection", "block"})
+    for own, other, is_other in zip(ours, theirs, differing, strict=True):
+        if is_other:
+            continue
+        assert own.finish_reason == other.finish_reason
+        for logprob, expected in zip(own.logprobs or (), other.logprobs or (), strict=True):
+            assert logprob.token_id == expected.token_id
+            assert logprob.logprob == pytest.approx(expected.logprob, abs=1e-4)
+            assert [each.token_id for each in logprob.top] == [each.token_id for each in expected.top]
