@@ -11,7 +11,7 @@ from typing import Final
 import torch
 
 _LEAST_TILE: Final = 128
-"""With a room for rows of each power of two, a kernel would be compiled for each."""
+"""Rows that there is room for at least: with less for short drafts a kernel would be compiled for each power of two."""
 
 
 def tile_of_rows(max_num_rows: int) -> int:

@@ -43,7 +43,7 @@ def target_buckets(*, max_tokens: int, max_sequences: int, max_rows: int) -> lis
     """For passes with logits of every token, as in decoding and verification, or of one a sequence. The largest first.
 
     Where there may be a row a token as well as a row a sequence, they are graphs of their own: a prompt of 512 tokens
-    would read the head four times for rows that nobody asked for.
+    would be multiplied by the head for 511 rows that nobody asked for.
     """
     return _largest_first(
         GraphBucket(num_tokens, num_sequences, min(num_rows, max_rows), queries_each)
