@@ -19,7 +19,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from specdec.linear import HalfLinear, PackedLinear
+from specdec.linear import PackedLinear, PanelLinear, linear_method
 
 _MAX_QUERIES: Final = 96
 """Of a tile: more are no faster, as more scores are worked out in vain above the diagonal."""
@@ -54,8 +54,8 @@ class QueryTiles:
     @staticmethod
     def supports(dtype: torch.dtype) -> bool:
         """Whether tiles are faster than the kernel with this build of torch and this processor."""
-        weight = torch.empty(0, dtype=dtype)
-        return PackedLinear.supports(weight) or HalfLinear.supports(weight)
+        method = linear_method(exact=False, dtype=dtype, device=torch.device("cpu"))
+        return isinstance(method, PackedLinear | PanelLinear)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """query [Q, H_q, D], keys and values [L or more, H, D] -> [Q, H_q, D]."""

@@ -9,7 +9,6 @@ from specdec.attention import RowInvariantAttention, Span, TorchAttention
 from specdec.kv_cache import KVShape, allocate_arena
 from specdec.linear import (
     INVARIANT_TILE_ROWS,
-    HalfLinear,
     PackedLinear,
     PlainLinear,
     RowInvariantLinear,
@@ -111,39 +110,6 @@ def test_a_packed_product_is_the_plain_one_up_to_rounding():
     packed = method.apply(x, method.prepare(weight), bias)
     # Two roundings of sums near 8: an ulp of bfloat16 there is 1/16.
     torch.testing.assert_close(packed, PlainLinear().apply(x, weight, bias), atol=0.13, rtol=0.02)
-
-
-needs_half_linear = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="FBGEMM needs AVX2"
-)
-
-
-@needs_half_linear
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("magnitude", [2.0**-24, 2.0**-9, 1.0, 3e4, 1e6, 1e30])
-@pytest.mark.parametrize(("num_rows", "num_inputs", "num_outputs"), [(1, 1, 1), (7, 64, 96), (61, 577, 33), (0, 8, 8)])
-def test_a_half_product_is_the_exact_one_up_to_one_rounding(dtype, magnitude, num_rows, num_inputs, num_outputs):
-    generator = torch.Generator().manual_seed(num_rows)
-    weight = (magnitude * torch.randn(num_outputs, num_inputs, generator=generator)).to(dtype)
-    if not bool(weight.isfinite().all()):
-        pytest.skip("float16 ends before such weights")
-    x = torch.randn(num_rows, num_inputs, generator=generator).to(dtype) / 8
-    bias = (magnitude * torch.randn(num_outputs, generator=generator)).to(dtype)
-    method = HalfLinear(row_invariant=False)
-    product = method.apply(x, method.prepare(weight), bias)
-    assert product.dtype is dtype
-    exact = x.double() @ weight.double().T + bias.double()
-    # A rounding of the result, to which values below float16's normal ones are coarse; sums in fp32.
-    terms = x.double().abs() @ weight.double().abs().T + bias.double().abs()
-    allowed = torch.finfo(dtype).eps / 2 * exact.abs() + 1e-5 * terms + torch.finfo(dtype).tiny * torch.finfo(dtype).eps
-    assert bool(((product.double() - exact).abs() <= allowed).all())
-
-
-@needs_half_linear
-def test_a_weight_of_nothing_but_zeros_has_a_half_product():
-    method = HalfLinear(row_invariant=False)
-    weight = method.prepare(torch.zeros(5, 3).bfloat16())
-    assert torch.equal(method.apply(torch.ones(2, 3).bfloat16(), weight, None), torch.zeros(2, 5).bfloat16())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

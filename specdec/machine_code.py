@@ -1,0 +1,84 @@
+"""MachineCode: a function in LLVM's text, compiled for this processor and run by the threads of torch's own operators.
+
+Two pools of OpenMP threads take each other's cores: a thread spins for a while before it sleeps. So the function is
+called through the very library that torch calls, whose threads are torch's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+import threading
+from typing import Any
+
+import torch
+
+
+class MachineCode:
+    """One function `void (ptr job)`, called by all threads at once with the same job, an array of 64-bit numbers."""
+
+    def __init__(self, text: str, name: str) -> None:
+        """Compile the module `text`, some tenths of a second, and take its function `name`."""
+        # Importing it takes a while, which those who never multiply on a CPU need not pay.
+        from llvmlite import binding  # noqa: PLC0415
+
+        _initialize()
+        module = binding.parse_assembly(text)
+        module.verify()
+        machine = binding.Target.from_default_triple().create_target_machine(
+            cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=3, jit=True
+        )
+        passes = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=3))
+        passes.getModulePassManager().run(module, passes)
+        # It owns the code.
+        self._engine: Any = binding.create_mcjit_compiler(module, machine)
+        self._engine.finalize_object()
+        self._address: int = self._engine.get_function_address(name)
+        fork = _fork()
+        assert fork is not None, "asked for where threads cannot be had"
+        self._fork = fork
+        self._job = _Job()
+
+    def run(self, job: tuple[int, ...], *, num_threads: int) -> None:
+        """Return when every thread has returned. `job` is as long each time; the threads write to a copy."""
+        self._job.fill(job)
+        self._fork(self._address, self._job.address, num_threads, 0)
+
+    @staticmethod
+    def is_available() -> bool:
+        """Whether torch's threads can be had here."""
+        return _fork() is not None
+
+
+class _Job(threading.local):
+    """The calling thread's memory for a job."""
+
+    def __init__(self) -> None:
+        self._format: struct.Struct | None = None
+
+    def fill(self, job: tuple[int, ...]) -> None:
+        if self._format is None:
+            self._format = struct.Struct(f"{len(job)}q")
+            self._memory = ctypes.create_string_buffer(self._format.size)
+            self.address = ctypes.addressof(self._memory)
+        self._format.pack_into(self._memory, 0, *job)
+
+
+@functools.cache
+def _fork() -> Any | None:  # a foreign function, which ctypes leaves untyped
+    """GNU's entry to a parallel region, which LLVM's and Intel's runtimes have as well; None where torch has none."""
+    # What torch is linked with is looked up behind torch.
+    found = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)  # noqa: SLF001
+    if found is not None:
+        found.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        found.restype = None
+    return found
+
+
+@functools.cache
+def _initialize() -> None:
+    from llvmlite import binding  # noqa: PLC0415
+
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()

@@ -1,0 +1,302 @@
+"""The LLVM text of `panel_product.py`'s kernel, for numbers of eight floats (AVX2).
+
+A thread converts a block of rows to fp32, then multiplies them, a group of up to MAX_GROUP_ROWS at a time, with one
+panel after the other: for each input, two times eight weights are widened and each row's number is multiplied into its
+two sums, all of which stay in registers. Meanwhile it fetches the panel that it will read next, a share of it in each
+group, so that memory works while the processor multiplies.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+PANEL_SIZE: Final = 16
+"""Output features of a panel."""
+INPUTS_UNIT: Final = 8
+"""Inputs that are converted at once."""
+MAX_GROUP_ROWS: Final = 6
+"""Two sums each are 12 of the 16 registers; two more hold weights, one a row's number."""
+
+# What a job says, 64-bit numbers in this order: pointers, counts, and strides in numbers of their tensor.
+CALL: Final = ("next_chunk", "next_thread", "x", "x_stride", "weight", "bias", "y", "scratch")
+SHARES: Final = (
+    *("num_panels", "num_pairs", "y_stride", "num_rows", "block_rows"),
+    *("num_chunks", "num_chunks_in_all", "chunk_panels", "scratch_stride"),
+)
+
+
+def panel_code(*, is_bfloat16: bool) -> str:
+    """A module whose function `work` takes a job, for bfloat16 or for float16."""
+    groups = (_group_text(num_rows, is_bfloat16=is_bfloat16) for num_rows in range(1, MAX_GROUP_ROWS + 1))
+    return "\n".join((_DECLARATIONS, *groups, _work_text(is_bfloat16=is_bfloat16)))
+
+
+_DECLARATIONS: Final = """
+declare <8 x float> @llvm.fma.v8f32(<8 x float>, <8 x float>, <8 x float>)
+declare i64 @llvm.umin.i64(i64, i64)
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
+"""
+
+
+def _group_text(num_rows: int, *, is_bfloat16: bool) -> str:
+    """The function that multiplies so many rows of x, in fp32, with one panel."""
+    both = [(row, half) for row in range(num_rows) for half in (0, 1)]
+    lines = [
+        f"define internal void @multiply_{num_rows}(ptr %x, i64 %x_stride, ptr %panel, i64 %num_pairs, ptr %bias,",
+        "    ptr %y, i64 %y_stride, ptr %next_panel, i64 %lines_before, i64 %line_share) {",
+        "entry:",
+        "  %bias_1 = getelementptr float, ptr %bias, i64 8",
+        "  %start_0 = load <8 x float>, ptr %bias, align 4",
+        "  %start_1 = load <8 x float>, ptr %bias_1, align 4",
+        "  br label %loop",
+        "loop:",
+        "  %pair = phi i64 [0, %entry], [%next_pair, %loop]",
+        *(
+            f"  %before_{row}_{half} = phi <8 x float> [%start_{half}, %entry], [%after_{row}_{half}, %loop]"
+            for row, half in both
+        ),
+        "  %offset = shl i64 %pair, 6",
+        "  %here = getelementptr i8, ptr %panel, i64 %offset",
+        "  %pairs_done = add i64 %pair, %lines_before",
+        "  %shared = mul i64 %pairs_done, %line_share",
+        "  %line = lshr i64 %shared, 16",
+        "  %line_offset = shl i64 %line, 6",
+        "  %ahead = getelementptr i8, ptr %next_panel, i64 %line_offset",
+        "  call void @llvm.prefetch.p0(ptr %ahead, i32 0, i32 2, i32 1)",
+        *(_load_bfloat16_pairs() if is_bfloat16 else _load_float16_pairs()),
+        "  %input = shl i64 %pair, 1",
+    ]
+    for row in range(num_rows):
+        lines += [
+            f"  %row_{row} = mul i64 %x_stride, {row}",
+            f"  %place_{row} = add i64 %row_{row}, %input",
+            f"  %even_at_{row} = getelementptr float, ptr %x, i64 %place_{row}",
+            f"  %odd_at_{row} = getelementptr float, ptr %even_at_{row}, i64 1",
+            *_broadcast("even", row),
+            *_broadcast("odd", row),
+        ]
+        for half in (0, 1):
+            even = f"<8 x float> %even_{half}, <8 x float> %x_even_{row}, <8 x float> %before_{row}_{half}"
+            odd = f"<8 x float> %odd_{half}, <8 x float> %x_odd_{row}, <8 x float> %between_{row}_{half}"
+            lines += [
+                f"  %between_{row}_{half} = call <8 x float> @llvm.fma.v8f32({even})",
+                f"  %after_{row}_{half} = call <8 x float> @llvm.fma.v8f32({odd})",
+            ]
+    lines += [
+        "  %next_pair = add i64 %pair, 1",
+        "  %is_more = icmp ult i64 %next_pair, %num_pairs",
+        "  br i1 %is_more, label %loop, label %out",
+        "out:",
+        *(f"  %y_row_{row} = mul i64 %y_stride, {row}" for row in range(num_rows)),
+    ]
+    for row, half in both:
+        name = f"{row}_{half}"
+        lines += [
+            *(_round_to_bfloat16(name) if is_bfloat16 else _round_to_float16(name)),
+            f"  %y_place_{name} = add i64 %y_row_{row}, {8 * half}",
+            f"  %y_at_{name} = getelementptr i16, ptr %y, i64 %y_place_{name}",
+            f"  store <8 x i16> %short_{name}, ptr %y_at_{name}, align 2",
+        ]
+    return "\n".join([*lines, "  ret void", "}"])
+
+
+def _load_bfloat16_pairs() -> list[str]:
+    """A 32-bit number holds two inputs' weights; each becomes a float in its upper half."""
+    lines = []
+    for half in (0, 1):
+        lines += [
+            f"  %at_{half} = getelementptr i8, ptr %here, i64 {32 * half}",
+            f"  %both_{half} = load <8 x i32>, ptr %at_{half}, align 32",
+            f"  %even_bits_{half} = shl <8 x i32> %both_{half}, splat (i32 16)",
+            f"  %odd_bits_{half} = and <8 x i32> %both_{half}, splat (i32 -65536)",
+            f"  %even_{half} = bitcast <8 x i32> %even_bits_{half} to <8 x float>",
+            f"  %odd_{half} = bitcast <8 x i32> %odd_bits_{half} to <8 x float>",
+        ]
+    return lines
+
+
+def _load_float16_pairs() -> list[str]:
+    lines = []
+    for i, name in enumerate(("even_0", "even_1", "odd_0", "odd_1")):
+        lines += [
+            f"  %at_{name} = getelementptr i8, ptr %here, i64 {16 * i}",
+            f"  %half_{name} = load <8 x half>, ptr %at_{name}, align 16",
+            f"  %{name} = fpext <8 x half> %half_{name} to <8 x float>",
+        ]
+    return lines
+
+
+def _broadcast(which: str, row: int) -> list[str]:
+    return [
+        f"  %{which}_scalar_{row} = load float, ptr %{which}_at_{row}, align 4",
+        f"  %{which}_first_{row} = insertelement <8 x float> poison, float %{which}_scalar_{row}, i32 0",
+        f"  %x_{which}_{row} = shufflevector <8 x float> %{which}_first_{row}, <8 x float> poison,",
+        "    <8 x i32> zeroinitializer",
+    ]
+
+
+def _round_to_bfloat16(name: str) -> list[str]:
+    """To the nearest, ties to even; what is not a number stays none."""
+    return [
+        f"  %bits_{name} = bitcast <8 x float> %after_{name} to <8 x i32>",
+        f"  %upper_{name} = lshr <8 x i32> %bits_{name}, splat (i32 16)",
+        f"  %last_{name} = and <8 x i32> %upper_{name}, splat (i32 1)",
+        f"  %added_{name} = add <8 x i32> %last_{name}, splat (i32 32767)",
+        f"  %rounded_{name} = add <8 x i32> %bits_{name}, %added_{name}",
+        f"  %number_{name} = lshr <8 x i32> %rounded_{name}, splat (i32 16)",
+        f"  %is_nan_{name} = fcmp uno <8 x float> %after_{name}, zeroinitializer",
+        f"  %wide_{name} = select <8 x i1> %is_nan_{name}, <8 x i32> splat (i32 32704), <8 x i32> %number_{name}",
+        f"  %short_{name} = trunc <8 x i32> %wide_{name} to <8 x i16>",
+    ]
+
+
+def _round_to_float16(name: str) -> list[str]:
+    return [
+        f"  %narrow_{name} = fptrunc <8 x float> %after_{name} to <8 x half>",
+        f"  %short_{name} = bitcast <8 x half> %narrow_{name} to <8 x i16>",
+    ]
+
+
+def _work_text(*, is_bfloat16: bool) -> str:
+    """What a thread does: take chunks of panels, block of rows after block, till none is left."""
+    fields = []
+    for i, name in enumerate((*CALL, *SHARES)):
+        fields.append(f"  %{name}_at = getelementptr i64, ptr %job, i64 {i}")
+        if not name.startswith("next_"):
+            fields.append(f"  %{name} = load i64, ptr %{name}_at, align 8")
+    widened = (
+        """
+  %wide = zext <8 x i16> %short to <8 x i32>
+  %floats = shl <8 x i32> %wide, splat (i32 16)"""
+        if is_bfloat16
+        else """
+  %halves = bitcast <8 x i16> %short to <8 x half>
+  %numbers = fpext <8 x half> %halves to <8 x float>
+  %floats = bitcast <8 x float> %numbers to <8 x i32>"""
+    )
+    sizes = range(1, MAX_GROUP_ROWS + 1)
+    choices = " ".join(f"i64 {size}, label %group_of_{size}" for size in sizes)
+    calls = "\n".join(
+        f"""group_of_{size}:
+  call void @multiply_{size}(ptr %group_x, i64 %num_features, ptr %panel_at, i64 %num_pairs, ptr %bias_here,
+    ptr %y_here, i64 %y_stride, ptr %next_panel_at, i64 %lines_before, i64 %line_share)
+  br label %group_done"""
+        for size in sizes
+    )
+    return f"""
+define void @work(ptr %job) {{
+entry:
+{chr(10).join(fields)}
+  %x_from = inttoptr i64 %x to ptr
+  %weight_from = inttoptr i64 %weight to ptr
+  %bias_from = inttoptr i64 %bias to ptr
+  %y_from = inttoptr i64 %y to ptr
+  %scratch_from = inttoptr i64 %scratch to ptr
+  %thread = atomicrmw add ptr %next_thread_at, i64 1 monotonic
+  %own_offset = mul i64 %thread, %scratch_stride
+  %own = getelementptr float, ptr %scratch_from, i64 %own_offset
+  %first_number = atomicrmw add ptr %next_chunk_at, i64 1 monotonic
+  %num_features = shl i64 %num_pairs, 1
+  %panel_bytes = shl i64 %num_pairs, 6
+  br label %take
+
+take:
+  %held_block = phi i64 [-1, %entry], [%block, %chunk_done]
+  %number = phi i64 [%first_number, %entry], [%following, %chunk_done]
+  %is_any = icmp ult i64 %number, %num_chunks_in_all
+  br i1 %is_any, label %begin, label %end
+
+begin:
+  %following = atomicrmw add ptr %next_chunk_at, i64 1 monotonic
+  %following_chunk = urem i64 %following, %num_chunks
+  %following_panel = mul i64 %following_chunk, %chunk_panels
+  %block = udiv i64 %number, %num_chunks
+  %chunk = urem i64 %number, %num_chunks
+  %first_row = mul i64 %block, %block_rows
+  %rows_left = sub i64 %num_rows, %first_row
+  %rows = call i64 @llvm.umin.i64(i64 %rows_left, i64 %block_rows)
+  %is_held = icmp eq i64 %block, %held_block
+  br i1 %is_held, label %multiply, label %convert_row
+
+convert_row:
+  %converted = phi i64 [0, %begin], [%next_converted, %row_done]
+  %from_row = add i64 %first_row, %converted
+  %from_offset = mul i64 %from_row, %x_stride
+  %from = getelementptr i16, ptr %x_from, i64 %from_offset
+  %to_offset = mul i64 %converted, %num_features
+  %to = getelementptr float, ptr %own, i64 %to_offset
+  br label %convert
+
+convert:
+  %feature = phi i64 [0, %convert_row], [%next_feature, %convert]
+  %short_at = getelementptr i16, ptr %from, i64 %feature
+  %short = load <8 x i16>, ptr %short_at, align 2{widened}
+  %float_at = getelementptr float, ptr %to, i64 %feature
+  store <8 x i32> %floats, ptr %float_at, align 4
+  %next_feature = add i64 %feature, {INPUTS_UNIT}
+  %is_more_of_row = icmp ult i64 %next_feature, %num_features
+  br i1 %is_more_of_row, label %convert, label %row_done
+
+row_done:
+  %next_converted = add i64 %converted, 1
+  %is_more_rows = icmp ult i64 %next_converted, %rows
+  br i1 %is_more_rows, label %convert_row, label %multiply
+
+multiply:
+  %first_panel = mul i64 %chunk, %chunk_panels
+  %panels_end = add i64 %first_panel, %chunk_panels
+  %last_panel = call i64 @llvm.umin.i64(i64 %panels_end, i64 %num_panels)
+  %rows_up = add i64 %rows, {MAX_GROUP_ROWS - 1}
+  %num_groups = udiv i64 %rows_up, {MAX_GROUP_ROWS}
+  %least_rows = udiv i64 %rows, %num_groups
+  %num_larger = urem i64 %rows, %num_groups
+  %line_share = udiv i64 65536, %num_groups
+  br label %panel
+
+panel:
+  %panel_id = phi i64 [%first_panel, %multiply], [%next_panel, %panel_done]
+  %panel_offset = mul i64 %panel_id, %panel_bytes
+  %panel_at = getelementptr i8, ptr %weight_from, i64 %panel_offset
+  %column = mul i64 %panel_id, {PANEL_SIZE}
+  %next_panel = add i64 %panel_id, 1
+  %is_last = icmp eq i64 %next_panel, %last_panel
+  %ahead_panel = select i1 %is_last, i64 %following_panel, i64 %next_panel
+  %ahead_offset = mul i64 %ahead_panel, %panel_bytes
+  %next_panel_at = getelementptr i8, ptr %weight_from, i64 %ahead_offset
+  %bias_here = getelementptr float, ptr %bias_from, i64 %column
+  br label %group
+
+group:
+  %group_id = phi i64 [0, %panel], [%next_group, %group_done]
+  %row = phi i64 [0, %panel], [%next_row, %group_done]
+  %is_larger = icmp ult i64 %group_id, %num_larger
+  %one_more = zext i1 %is_larger to i64
+  %group_rows = add i64 %least_rows, %one_more
+  %lines_before = mul i64 %group_id, %num_pairs
+  %group_offset = mul i64 %row, %num_features
+  %group_x = getelementptr float, ptr %own, i64 %group_offset
+  %y_row = add i64 %first_row, %row
+  %y_row_offset = mul i64 %y_row, %y_stride
+  %y_offset = add i64 %y_row_offset, %column
+  %y_here = getelementptr i16, ptr %y_from, i64 %y_offset
+  switch i64 %group_rows, label %end [{choices}]
+
+{calls}
+
+group_done:
+  %next_row = add i64 %row, %group_rows
+  %next_group = add i64 %group_id, 1
+  %is_more_groups = icmp ult i64 %next_group, %num_groups
+  br i1 %is_more_groups, label %group, label %panel_done
+
+panel_done:
+  %is_more_panels = icmp ult i64 %next_panel, %last_panel
+  br i1 %is_more_panels, label %panel, label %chunk_done
+
+chunk_done:
+  br label %take
+
+end:
+  ret void
+}}
+"""
