@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from specdec.attention import SlotIndex, Span, TorchAttention
+from specdec.attention import SlotIndex, Span
+from specdec.backend import CpuBackend
 from specdec.evals.bench_kernel_cell import (
     TOLERANCE,
     KernelCell,
@@ -125,7 +126,8 @@ class _Step:
         """The call that is timed; on a CPU it also stores the new keys and values, as the engine's backend does."""
         output = torch.full_like(self.query, math.nan, memory_format=torch.contiguous_format)
         if not setting.bench.is_gpu:
-            backend, num_groups = TorchAttention(), self.query.shape[1] // self.key.shape[1]
+            backend = CpuBackend(setting.device).attention(exact=False)
+            num_groups = self.query.shape[1] // self.key.shape[1]
             plan = backend.plan(self.spans, block_size=_BLOCK_SIZE, num_groups=num_groups, dtype=setting.dtype)
             return lambda: backend.forward(self.query, self.key, self.value, self.cache, plan)
         max_num_queries = max(len(span.token_ids) for span in self.spans)
@@ -293,7 +295,7 @@ CACHE_OPS = (
         "paged_attention",
         _check_attention,
         _attention_cells,
-        "TorchAttention, which also stores the new keys and values",
+        "the engine's attention, which also stores the new keys and values",
     ),
     KernelOp("kv_store", _check_store, _store_cells, "SlotIndex.store"),
 )

@@ -18,6 +18,7 @@ from specdec.engine import Engine
 from specdec.linear import Linear
 from specdec.model_runner import ModelRunner
 from specdec.overlapped_passes import OverlappedPasses
+from specdec.row_attention import RowAttention
 from specdec.sampler import Sampler
 from specdec.scheduler import Scheduler
 from specdec.tokenizer import Detokenizer
@@ -93,7 +94,7 @@ class StepProfile:
             (Linear, "__call__", "forward: linear"),
             *(
                 (kind, name, "forward: attention")
-                for kind in (TorchAttention, RowInvariantAttention, TritonAttention)
+                for kind in (TorchAttention, RowAttention, RowInvariantAttention, TritonAttention)
                 for name in ("plan", "forward")
             ),
             (Sampler, "sample", "sample"),

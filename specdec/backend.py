@@ -22,6 +22,7 @@ from specdec.model_runner import ModelRunner
 from specdec.models.layer_ops import KernelOps, LayerOps, TorchOps
 from specdec.proposers.device_passes import DevicePasses
 from specdec.proposers.draft_passes import DraftPasses, SinglePasses
+from specdec.row_attention import RowAttention
 from specdec.sampler import DraftSampler, Sampler
 from specdec.triton_attention import TritonAttention
 from specdec.verifier import DraftVerifier, Verifier
@@ -114,6 +115,9 @@ class CpuBackend:
         return TorchOps()
 
     def attention(self, *, exact: bool) -> AttentionBackend[Any]:
+        # With AVX-512 it was never held against the library's, which oneDNN's products make fast there.
+        if RowAttention.runs_here() and (exact or torch.backends.cpu.get_cpu_capability() == "AVX2"):
+            return RowAttention()
         return RowInvariantAttention() if exact else TorchAttention()
 
     def reserve(

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specdec.panel_product import Panels, is_available, panel_product
+from specdec.machine_code import is_available
+from specdec.panel_product import Panels, panel_product
 
 INVARIANT_TILE_ROWS = 16
 """Rows of one product in the row-invariant form: enough to share a weight read, few enough to waste little."""

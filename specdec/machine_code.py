@@ -1,6 +1,6 @@
-"""MachineCode: a function in LLVM's text, compiled for this processor and run by the threads of torch's own operators.
+"""MachineCode: functions in LLVM's text, compiled for this processor and run by the threads of torch's own operators.
 
-Two pools of OpenMP threads take each other's cores: a thread spins for a while before it sleeps. So the function is
+Two pools of OpenMP threads take each other's cores: a thread spins for a while before it sleeps. So a function is
 called through the very library that torch calls, whose threads are torch's.
 """
 
@@ -16,10 +16,10 @@ import torch
 
 
 class MachineCode:
-    """One function `void (ptr job)`, called by all threads at once with the same job, an array of 64-bit numbers."""
+    """Functions `void (ptr job)`, each called by all threads at once with the same job, an array of 64-bit numbers."""
 
-    def __init__(self, text: str, name: str) -> None:
-        """Compile the module `text`, some tenths of a second, and take its function `name`."""
+    def __init__(self, text: str, *names: str) -> None:
+        """Compile the module `text`, some tenths of a second, and take the functions of these names."""
         # Importing it takes a while, which those who never multiply on a CPU need not pay.
         from llvmlite import binding  # noqa: PLC0415
 
@@ -34,21 +34,34 @@ class MachineCode:
         # It owns the code.
         self._engine: Any = binding.create_mcjit_compiler(module, machine)
         self._engine.finalize_object()
-        self._address: int = self._engine.get_function_address(name)
+        self._addresses = {name: self._engine.get_function_address(name) for name in names}
         fork = _fork()
         assert fork is not None, "asked for where threads cannot be had"
         self._fork = fork
         self._job = _Job()
 
-    def run(self, job: tuple[int, ...], *, num_threads: int) -> None:
+    def run(self, name: str, job: tuple[int, ...], *, num_threads: int) -> None:
         """Return when every thread has returned. `job` is as long each time; the threads write to a copy."""
         self._job.fill(job)
-        self._fork(self._address, self._job.address, num_threads, 0)
+        self._fork(self._addresses[name], self._job.address, num_threads, 0)
 
-    @staticmethod
-    def is_available() -> bool:
-        """Whether torch's threads can be had here."""
-        return _fork() is not None
+
+def is_available() -> bool:
+    """Whether such code runs here: on x86 processors with AVX2, beside torch's OpenMP threads."""
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") and _fork() is not None
+
+
+class Scratch(threading.local):
+    """Memory of the calling thread, lent to those that work for it."""
+
+    def __init__(self) -> None:
+        self._numbers = torch.empty(0)
+
+    def of(self, size: int) -> int:
+        """A pointer to so many floats."""
+        if self._numbers.shape[0] < size:
+            self._numbers = torch.empty(size)
+        return self._numbers.data_ptr()
 
 
 class _Job(threading.local):

@@ -10,6 +10,10 @@ from __future__ import annotations
 
 from typing import Final
 
+import torch
+
+from specdec.vector_code import DECLARATIONS, broadcast, fused, load_floats, store_floats
+
 PANEL_SIZE: Final = 16
 """Output features of a panel."""
 INPUTS_UNIT: Final = 8
@@ -25,20 +29,13 @@ SHARES: Final = (
 )
 
 
-def panel_code(*, is_bfloat16: bool) -> str:
+def panel_code(dtype: torch.dtype) -> str:
     """A module whose function `work` takes a job, for bfloat16 or for float16."""
-    groups = (_group_text(num_rows, is_bfloat16=is_bfloat16) for num_rows in range(1, MAX_GROUP_ROWS + 1))
-    return "\n".join((_DECLARATIONS, *groups, _work_text(is_bfloat16=is_bfloat16)))
+    groups = (_group_text(num_rows, dtype) for num_rows in range(1, MAX_GROUP_ROWS + 1))
+    return "\n".join((DECLARATIONS, *groups, _work_text(dtype)))
 
 
-_DECLARATIONS: Final = """
-declare <8 x float> @llvm.fma.v8f32(<8 x float>, <8 x float>, <8 x float>)
-declare i64 @llvm.umin.i64(i64, i64)
-declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
-"""
-
-
-def _group_text(num_rows: int, *, is_bfloat16: bool) -> str:
+def _group_text(num_rows: int, dtype: torch.dtype) -> str:
     """The function that multiplies so many rows of x, in fp32, with one panel."""
     both = [(row, half) for row in range(num_rows) for half in (0, 1)]
     lines = [
@@ -63,7 +60,7 @@ def _group_text(num_rows: int, *, is_bfloat16: bool) -> str:
         "  %line_offset = shl i64 %line, 6",
         "  %ahead = getelementptr i8, ptr %next_panel, i64 %line_offset",
         "  call void @llvm.prefetch.p0(ptr %ahead, i32 0, i32 2, i32 1)",
-        *(_load_bfloat16_pairs() if is_bfloat16 else _load_float16_pairs()),
+        *(_load_bfloat16_pairs() if dtype is torch.bfloat16 else _load_float16_pairs()),
         "  %input = shl i64 %pair, 1",
     ]
     for row in range(num_rows):
@@ -72,15 +69,15 @@ def _group_text(num_rows: int, *, is_bfloat16: bool) -> str:
             f"  %place_{row} = add i64 %row_{row}, %input",
             f"  %even_at_{row} = getelementptr float, ptr %x, i64 %place_{row}",
             f"  %odd_at_{row} = getelementptr float, ptr %even_at_{row}, i64 1",
-            *_broadcast("even", row),
-            *_broadcast("odd", row),
+            f"  %even_number_{row} = load float, ptr %even_at_{row}, align 4",
+            f"  %odd_number_{row} = load float, ptr %odd_at_{row}, align 4",
+            *broadcast(f"x_even_{row}", f"even_number_{row}"),
+            *broadcast(f"x_odd_{row}", f"odd_number_{row}"),
         ]
         for half in (0, 1):
-            even = f"<8 x float> %even_{half}, <8 x float> %x_even_{row}, <8 x float> %before_{row}_{half}"
-            odd = f"<8 x float> %odd_{half}, <8 x float> %x_odd_{row}, <8 x float> %between_{row}_{half}"
             lines += [
-                f"  %between_{row}_{half} = call <8 x float> @llvm.fma.v8f32({even})",
-                f"  %after_{row}_{half} = call <8 x float> @llvm.fma.v8f32({odd})",
+                fused(f"between_{row}_{half}", f"%even_{half}", f"%x_even_{row}", f"%before_{row}_{half}"),
+                fused(f"after_{row}_{half}", f"%odd_{half}", f"%x_odd_{row}", f"%between_{row}_{half}"),
             ]
     lines += [
         "  %next_pair = add i64 %pair, 1",
@@ -92,10 +89,9 @@ def _group_text(num_rows: int, *, is_bfloat16: bool) -> str:
     for row, half in both:
         name = f"{row}_{half}"
         lines += [
-            *(_round_to_bfloat16(name) if is_bfloat16 else _round_to_float16(name)),
             f"  %y_place_{name} = add i64 %y_row_{row}, {8 * half}",
             f"  %y_at_{name} = getelementptr i16, ptr %y, i64 %y_place_{name}",
-            f"  store <8 x i16> %short_{name}, ptr %y_at_{name}, align 2",
+            *store_floats(f"after_{name}", f"y_at_{name}", dtype),
         ]
     return "\n".join([*lines, "  ret void", "}"])
 
@@ -126,54 +122,14 @@ def _load_float16_pairs() -> list[str]:
     return lines
 
 
-def _broadcast(which: str, row: int) -> list[str]:
-    return [
-        f"  %{which}_scalar_{row} = load float, ptr %{which}_at_{row}, align 4",
-        f"  %{which}_first_{row} = insertelement <8 x float> poison, float %{which}_scalar_{row}, i32 0",
-        f"  %x_{which}_{row} = shufflevector <8 x float> %{which}_first_{row}, <8 x float> poison,",
-        "    <8 x i32> zeroinitializer",
-    ]
-
-
-def _round_to_bfloat16(name: str) -> list[str]:
-    """To the nearest, ties to even; what is not a number stays none."""
-    return [
-        f"  %bits_{name} = bitcast <8 x float> %after_{name} to <8 x i32>",
-        f"  %upper_{name} = lshr <8 x i32> %bits_{name}, splat (i32 16)",
-        f"  %last_{name} = and <8 x i32> %upper_{name}, splat (i32 1)",
-        f"  %added_{name} = add <8 x i32> %last_{name}, splat (i32 32767)",
-        f"  %rounded_{name} = add <8 x i32> %bits_{name}, %added_{name}",
-        f"  %number_{name} = lshr <8 x i32> %rounded_{name}, splat (i32 16)",
-        f"  %is_nan_{name} = fcmp uno <8 x float> %after_{name}, zeroinitializer",
-        f"  %wide_{name} = select <8 x i1> %is_nan_{name}, <8 x i32> splat (i32 32704), <8 x i32> %number_{name}",
-        f"  %short_{name} = trunc <8 x i32> %wide_{name} to <8 x i16>",
-    ]
-
-
-def _round_to_float16(name: str) -> list[str]:
-    return [
-        f"  %narrow_{name} = fptrunc <8 x float> %after_{name} to <8 x half>",
-        f"  %short_{name} = bitcast <8 x half> %narrow_{name} to <8 x i16>",
-    ]
-
-
-def _work_text(*, is_bfloat16: bool) -> str:
+def _work_text(dtype: torch.dtype) -> str:
     """What a thread does: take chunks of panels, block of rows after block, till none is left."""
     fields = []
     for i, name in enumerate((*CALL, *SHARES)):
         fields.append(f"  %{name}_at = getelementptr i64, ptr %job, i64 {i}")
         if not name.startswith("next_"):
             fields.append(f"  %{name} = load i64, ptr %{name}_at, align 8")
-    widened = (
-        """
-  %wide = zext <8 x i16> %short to <8 x i32>
-  %floats = shl <8 x i32> %wide, splat (i32 16)"""
-        if is_bfloat16
-        else """
-  %halves = bitcast <8 x i16> %short to <8 x half>
-  %numbers = fpext <8 x half> %halves to <8 x float>
-  %floats = bitcast <8 x float> %numbers to <8 x i32>"""
-    )
+    converted = "\n".join(load_floats("floats", "short_at", dtype))
     sizes = range(1, MAX_GROUP_ROWS + 1)
     choices = " ".join(f"i64 {size}, label %group_of_{size}" for size in sizes)
     calls = "\n".join(
@@ -230,9 +186,9 @@ convert_row:
 convert:
   %feature = phi i64 [0, %convert_row], [%next_feature, %convert]
   %short_at = getelementptr i16, ptr %from, i64 %feature
-  %short = load <8 x i16>, ptr %short_at, align 2{widened}
+{converted}
   %float_at = getelementptr float, ptr %to, i64 %feature
-  store <8 x i32> %floats, ptr %float_at, align 4
+  store <8 x float> %floats, ptr %float_at, align 4
   %next_feature = add i64 %feature, {INPUTS_UNIT}
   %is_more_of_row = icmp ult i64 %next_feature, %num_features
   br i1 %is_more_of_row, label %convert, label %row_done

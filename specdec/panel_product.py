@@ -12,7 +12,6 @@ parted evenly, so that a panel comes from memory once and from the cache afterwa
 from __future__ import annotations
 
 import functools
-import threading
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,13 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specdec.machine_code import MachineCode
+from specdec.machine_code import MachineCode, Scratch
 from specdec.panel_code import INPUTS_UNIT, MAX_GROUP_ROWS, PANEL_SIZE, panel_code
 
 _MAX_BLOCK_NUMBERS: Final = 2**16
 """Of x, that a thread holds in fp32 at a time: a quarter of a MiB, half of what its second cache holds."""
 _CHUNKS_PER_THREAD: Final = 8
 """A thread whose core is taken away leaves its share to the others, in parts of so many."""
+
+_scratch = Scratch()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,6 @@ class Panels:
         return cls(parts.permute(order).contiguous(), torch.zeros(len(filled)), num_inputs, num_outputs, len(filled))
 
 
-def is_available() -> bool:
-    """Whether panel_product runs here: on x86 processors with AVX2, beside torch's OpenMP threads."""
-    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") and MachineCode.is_available()
-
-
 def panel_product_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The specification: x [T, I], weight [O, I] not yet packed, bias [O] -> [T, O]."""
     sums = torch.zeros(x.shape[0], weight.shape[0]) if bias is None else bias.float().expand(x.shape[0], -1).clone()
@@ -98,8 +94,8 @@ def panel_product(x: Tensor, weight: Panels, bias: Tensor | None) -> Tensor:
     start = weight.no_bias if bias is None else F.pad(bias.float(), (0, weight.num_columns - weight.num_outputs))
     if num_rows and weight.num_columns:
         shares, scratch_size = _shares(num_rows, num_threads, *weight.packed.shape[:2])
-        pointers = (weight.packed.data_ptr(), start.data_ptr(), y.data_ptr(), _scratch.of(scratch_size).data_ptr())
-        _machine_code(dtype).run((0, 0, x.data_ptr(), x.stride(0), *pointers, *shares), num_threads=num_threads)
+        pointers = (weight.packed.data_ptr(), start.data_ptr(), y.data_ptr(), _scratch.of(scratch_size))
+        _machine_code(dtype).run("work", (0, 0, x.data_ptr(), x.stride(0), *pointers, *shares), num_threads=num_threads)
     return y if weight.num_columns == weight.num_outputs else y[:, : weight.num_outputs]
 
 
@@ -123,21 +119,6 @@ def _block_rows(num_rows: int, num_features: int) -> int:
     return min(num_rows, -(-share // MAX_GROUP_ROWS) * MAX_GROUP_ROWS)
 
 
-class _Scratch(threading.local):
-    """Memory of the calling thread, lent to those that work for it."""
-
-    def __init__(self) -> None:
-        self._numbers = torch.empty(0)
-
-    def of(self, size: int) -> Tensor:
-        if self._numbers.shape[0] < size:
-            self._numbers = torch.empty(size)
-        return self._numbers
-
-
-_scratch = _Scratch()
-
-
 @functools.cache
 def _machine_code(dtype: torch.dtype) -> MachineCode:
-    return MachineCode(panel_code(is_bfloat16=dtype is torch.bfloat16), "work")
+    return MachineCode(panel_code(dtype), "work")

@@ -2,8 +2,7 @@
 
 torch's fused kernel takes a third of a prompt's time there. Products that oneDNN computes in bfloat16 and sums in fp32
 take two thirds of that, and their scores, which stay fp32, are as exact as the kernel's own: a prompt of 330 tokens of
-SmolLM2-135M came in 137 ms, not 152, one of 460 in 194, not 231. Where there is AVX2 alone, the kernel multiplies in
-16 bits a row at a time; the tiles' products are in fp32 then.
+SmolLM2-135M came in 137 ms, not 152, one of 460 in 194, not 231. Elsewhere the tiles' products are in fp32.
 
 Q queries, L keys up to the last of them, H_q query heads, H key-value heads, G = H_q / H, D head size.
 """
@@ -19,7 +18,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from specdec.linear import PackedLinear, PanelLinear, linear_method
+from specdec.linear import PackedLinear
 
 _MAX_QUERIES: Final = 96
 """Of a tile: more are no faster, as more scores are worked out in vain above the diagonal."""
@@ -54,8 +53,7 @@ class QueryTiles:
     @staticmethod
     def supports(dtype: torch.dtype) -> bool:
         """Whether tiles are faster than the kernel with this build of torch and this processor."""
-        method = linear_method(exact=False, dtype=dtype, device=torch.device("cpu"))
-        return isinstance(method, PackedLinear | PanelLinear)
+        return PackedLinear.supports(torch.empty(0, dtype=dtype))
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """query [Q, H_q, D], keys and values [L or more, H, D] -> [Q, H_q, D]."""

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from specdec.linear import PanelLinear, linear_method
-from specdec.machine_code import MachineCode
+from specdec.machine_code import MachineCode, is_available
 from specdec.panel_code import MAX_GROUP_ROWS, PANEL_SIZE
-from specdec.panel_product import Panels, is_available, panel_product, panel_product_reference
+from specdec.panel_product import Panels, panel_product, panel_product_reference
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="the kernel needs AVX2")
 
@@ -208,5 +208,5 @@ def test_every_thread_takes_part_in_a_job():
     )
     counter = torch.zeros(1, dtype=torch.int64)
     for _ in range(5):
-        code.run((counter.data_ptr(),), num_threads=4)
+        code.run("work", (counter.data_ptr(),), num_threads=4)
     assert counter.item() == 20

@@ -1,0 +1,133 @@
+"""RowAttention: each query by itself over its blocks, in a kernel of our own for a CPU's vector units.
+
+    output[t, h] = sum over j of exp(s[j] - max s) * value[j] / sum over j of exp(s[j] - max s),
+    s[j] = scale * query[t, h] . key[j]        for all positions j up to row t's own
+
+in fp32 and rounded once; no sum depends on what other rows there are, so a row's output is the same in any batch, bit
+for bit. Blocks are read where they are: nothing is gathered and no mask is made.
+
+T packed tokens, H_q query heads, H key-value heads, D head size, S tokens a block.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from specdec.attention import Span
+from specdec.attention_code import KEYS_UNIT, MAX_ITEM_ROWS, attention_code, scratch_floats
+from specdec.machine_code import MachineCode, Scratch, is_available
+
+_ITEMS_PER_THREAD: Final = 4
+"""At least: fewer would leave one thread waiting for the other."""
+
+_scratch = Scratch()
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """Where each row's context is, and which rows are worked out together."""
+
+    tables: Tensor
+    """int64: the block tables of all sequences, one behind the other"""
+    row_tables: Tensor
+    """int64 [T]: where in `tables` a row's begins"""
+    positions: Tensor
+    """int64 [T]"""
+    first_rows: Tensor
+    """int64: the first row of each share of a sequence's rows, and T"""
+    num_groups: int
+    block_size: int
+    max_context: int
+
+
+class RowAttention:
+    """An AttentionBackend for processors with AVX2, caches of any dtype that a CPU's model has, and any head size.
+
+    In one run on a Zen 3 server, SmolLM2-135M in bfloat16 and two threads, a layer's attention took 48, 138 and 1,063
+    us for 1, 17 and 300 queries of 300 tokens, torch's own 144, 277 and 3,612; at 2,000 tokens 206 us for one query
+    and 20.0 ms for 512, and 437 us and 33.3 ms.
+    """
+
+    @staticmethod
+    def runs_here() -> bool:
+        return is_available()
+
+    def plan(self, spans: Sequence[Span], *, block_size: int, num_groups: int, dtype: torch.dtype) -> RowPlan:
+        del dtype
+        tables: list[int] = []
+        row_tables: list[int] = []
+        positions: list[int] = []
+        first_rows: list[int] = []
+        for span in spans:
+            first_rows += range(len(positions), len(positions) + len(span.token_ids), MAX_ITEM_ROWS)
+            row_tables += [len(tables)] * len(span.token_ids)
+            positions += range(span.start_position, span.context_len)
+            tables += span.block_table[: -(-span.context_len // block_size)]
+        return RowPlan(
+            torch.tensor(tables),
+            torch.tensor(row_tables),
+            torch.tensor(positions),
+            torch.tensor([*first_rows, len(positions)]),
+            num_groups,
+            block_size,
+            max(span.context_len for span in spans),
+        )
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cache: tuple[Tensor, Tensor],
+        plan: RowPlan,
+        *scales: Tensor,
+    ) -> Tensor:
+        """As AttentionBackend says."""
+        assert not scales, "its caches hold numbers as they are"
+        num_rows, num_heads, head_size = query.shape
+        keys, values = cache
+        assert keys.stride()[1:] == values.stride()[1:] == (keys.stride(1), head_size, 1), (
+            "a token's heads lie together"
+        )
+        query, key, value = (_with_heads_together(part) for part in (query, key, value))
+        output = torch.empty(num_rows, num_heads, head_size, dtype=query.dtype)
+        size = query.itemsize
+        (scale,) = struct.unpack("i", struct.pack("f", head_size**-0.5))
+        num_threads = torch.get_num_threads()
+        num_shares = plan.first_rows.shape[0] - 1
+        # Heads that share keys go together, unless that left threads without work.
+        is_plenty = num_shares * num_heads >= _ITEMS_PER_THREAD * num_threads * plan.num_groups
+        item_heads = plan.num_groups if is_plenty else 1
+        scores_stride = plan.max_context + KEYS_UNIT
+        num_queries = min(MAX_ITEM_ROWS, num_rows) * item_heads
+        scratch_stride = scratch_floats(head_size, num_queries, scores_stride, plan.block_size)
+        job = (
+            *(0, 0, query.data_ptr(), query.stride(0) * size, key.data_ptr(), key.stride(0) * size),
+            *(value.data_ptr(), value.stride(0) * size, keys.data_ptr(), values.data_ptr()),
+            *(keys.stride(0) * size, keys.stride(1) * size, output.data_ptr(), num_heads * head_size * size),
+            *(scale, _scratch.of(num_threads * scratch_stride)),
+            *(plan.tables.data_ptr(), plan.row_tables.data_ptr(), plan.positions.data_ptr(), num_rows),
+            *(plan.block_size, num_heads, plan.num_groups, plan.first_rows.data_ptr()),
+            *(num_shares * num_heads // item_heads, item_heads, scores_stride, scratch_stride),
+        )
+        code = _machine_code(head_size, query.dtype)
+        code.run("store", job, num_threads=1)
+        code.run("attend", job, num_threads=num_threads)
+        return output
+
+
+def _with_heads_together(rows: Tensor) -> Tensor:
+    """rows [T, N, D], the same with a row's numbers one behind the other."""
+    return rows if rows.stride()[1:] == (rows.shape[2], 1) else rows.contiguous()
+
+
+@functools.cache
+def _machine_code(head_size: int, dtype: torch.dtype) -> MachineCode:
+    return MachineCode(attention_code(head_size, dtype), "store", "attend")
