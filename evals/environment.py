@@ -10,7 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-_PACKAGES = ("specdec-engine", "torch", "triton", "transformers", "tokenizers", "numpy", "numba", "jsonschema")
+_PACKAGES = (
+    *("specdec-engine", "torch", "triton", "transformers", "tokenizers"),
+    *("numpy", "numba", "llvmlite", "jsonschema"),
+)
 LOAD_PER_CPU_LIMIT = 0.25
 
 

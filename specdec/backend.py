@@ -61,7 +61,7 @@ class Backend(Protocol):
     def reserve(
         self, attention: AttentionBackend[Any], caches: AbstractSequence[KVCache], *, max_num_seqs: int, max_len: int
     ) -> None:
-        """Take memory now that the first long passes would take."""
+        """Do now what the first passes would: take memory that long ones need, compile what all run."""
         ...
 
     def graphs(self) -> Callable[[], GraphCapture] | None:
@@ -123,6 +123,9 @@ class CpuBackend:
     def reserve(
         self, attention: AttentionBackend[Any], caches: AbstractSequence[KVCache], *, max_num_seqs: int, max_len: int
     ) -> None:
+        if isinstance(attention, RowAttention):
+            for cache in caches:
+                attention.compile(cache.layers[0][0])
         if not isinstance(attention, TorchAttention):
             return
         for cache in caches:

@@ -102,7 +102,9 @@ def build_runtime(
     runners = [ModelRunner(each, cache, attention) for each, cache in zip(models, caches, strict=True)]
     for runner in runners:
         if config.exact:
-            check_row_invariance(runner, num_blocks=num_blocks, block_size=config.block_size)
+            check_row_invariance(
+                runner, num_blocks=num_blocks, block_size=config.block_size, max_model_len=max_model_len
+            )
         if backend.compiles:
             warm_up_passes(
                 runner,
@@ -115,7 +117,9 @@ def build_runtime(
         graphs.capture(runners, progress)
         for runner in runners:
             if config.exact and runner.num_graphs:
-                check_row_invariance(runner, num_blocks=num_blocks, block_size=config.block_size)
+                check_row_invariance(
+                    runner, num_blocks=num_blocks, block_size=config.block_size, max_model_len=max_model_len
+                )
     return Runtime(
         backend=backend,
         runner=runners[0],
@@ -252,6 +256,8 @@ class _Loader:
             if model.kv_scales is not None:
                 slots |= model.kv_scales.slots(stored_shapes(folder))
             self.fill(folder, slots, ignored=[IGNORED_KEYS, SCALE_KEYS], progress=self._reported(folder))
+            # They hold every weight, which goes when another form of it is made.
+            del slots
             model.finish_loading()
         return model
 

@@ -1,6 +1,6 @@
 """A check at start that `exact` holds on this host: a token's logits do not depend on what is computed beside it.
 
-The row-invariant forms rely on a library choosing its order of summation by shape alone. That is how the known ones
+Forms that a library computes rely on its choosing the order of summation by shape alone. That is how the known ones
 work, not what they promise; so the promise is tested here, on the model's own shapes, before it is given.
 """
 
@@ -17,12 +17,12 @@ _NUM_TOKENS = 37
 _CHUNKS = (1, 5, 16, 2, 13)
 
 
-def check_row_invariance(runner: ModelRunner, *, num_blocks: int, block_size: int) -> None:
+def check_row_invariance(runner: ModelRunner, *, num_blocks: int, block_size: int, max_model_len: int) -> None:
     """Compare a prompt in one eager go with the same prompt in chunks, each beside other tokens, bit for bit.
 
     Writes to the first blocks of the pool, before any sequence has them. Raises ConfigError where the bits differ.
     """
-    num_tokens = min(_NUM_TOKENS, num_blocks * block_size // 2)
+    num_tokens = min(_NUM_TOKENS, num_blocks * block_size // 2, max_model_len)
     blocks_each = -(-num_tokens // block_size)
     own = list(range(blocks_each))
     other = list(range(blocks_each, min(2 * blocks_each, num_blocks)))

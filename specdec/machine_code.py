@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
+import os
 import struct
 import threading
-from typing import Any
+from typing import Any, Final
 
 import torch
+
+from specdec.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_LEAST_LLVM: Final = 19
+"""Earlier ones do not know `splat`."""
+_SCRATCH_STEP: Final = 2**18
+"""Floats: contexts grow by a token a step, and their scores with them."""
 
 
 class MachineCode:
@@ -46,22 +57,48 @@ class MachineCode:
         self._fork(self._addresses[name], self._job.address, num_threads, 0)
 
 
+@functools.cache
 def is_available() -> bool:
     """Whether such code runs here: on x86 processors with AVX2, beside torch's OpenMP threads."""
-    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") and _fork() is not None
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return False
+    missing = _missing()
+    if missing:
+        logger.warning("matrix products and attention are the library's, which are slower on this CPU: %s", missing)
+    return not missing
+
+
+def _missing() -> str:
+    """What there is to make code with, or to run it, that is not here; empty where all is."""
+    if _fork() is None:
+        return "this build of torch has no OpenMP with GNU's entry"
+    try:
+        from llvmlite import binding  # noqa: PLC0415
+    except ImportError:
+        return "llvmlite cannot be imported"
+    if binding.llvm_version_info[0] < _LEAST_LLVM:
+        return f"llvmlite has LLVM {binding.llvm_version_info[0]}, and {_LEAST_LLVM} is the least"
+    return ""
 
 
 class Scratch(threading.local):
     """Memory of the calling thread, lent to those that work for it."""
 
     def __init__(self) -> None:
-        self._numbers = torch.empty(0)
+        self._numbers = self._of_size(0)
 
     def of(self, size: int) -> int:
         """A pointer to so many floats."""
         if self._numbers.shape[0] < size:
-            self._numbers = torch.empty(size)
+            # The old ones go first.
+            self._numbers = self._of_size(0)
+            self._numbers = self._of_size(-(-size // _SCRATCH_STEP) * _SCRATCH_STEP)
         return self._numbers.data_ptr()
+
+    @staticmethod
+    def _of_size(size: int) -> torch.Tensor:
+        # Whatever defaults a process has set.
+        return torch.empty(size, dtype=torch.float32, device="cpu")
 
 
 class _Job(threading.local):
@@ -81,8 +118,10 @@ class _Job(threading.local):
 @functools.cache
 def _fork() -> Any | None:  # a foreign function, which ctypes leaves untyped
     """GNU's entry to a parallel region, which LLVM's and Intel's runtimes have as well; None where torch has none."""
-    # What torch is linked with is looked up behind torch.
-    found = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)  # noqa: SLF001
+    # As the linker bound torch's own calls: to what the whole process sees, else to what torch brings.
+    found = getattr(ctypes.CDLL(None), "GOMP_parallel", None) if os.name == "posix" else None
+    if found is None:
+        found = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)  # noqa: SLF001
     if found is not None:
         found.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         found.restype = None
@@ -93,5 +132,12 @@ def _fork() -> Any | None:  # a foreign function, which ctypes leaves untyped
 def _initialize() -> None:
     from llvmlite import binding  # noqa: PLC0415
 
+    try:
+        binding.check_jit_execution()
+    except OSError as error:
+        raise ConfigError(
+            f"memory for machine code cannot be had ({error}): allow what can be written to be executed, as systemd's "
+            "MemoryDenyWriteExecute and SELinux's execmem may forbid"
+        ) from error
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()

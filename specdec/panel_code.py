@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from specdec.vector_code import DECLARATIONS, broadcast, fused, load_floats, store_floats
+from specdec.vector_code import DECLARATIONS, broadcast, fused, joined, load_floats, store_floats
 
 PANEL_SIZE: Final = 16
 """Output features of a panel."""
@@ -32,7 +32,7 @@ SHARES: Final = (
 def panel_code(dtype: torch.dtype) -> str:
     """A module whose function `work` takes a job, for bfloat16 or for float16."""
     groups = (_group_text(num_rows, dtype) for num_rows in range(1, MAX_GROUP_ROWS + 1))
-    return "\n".join((DECLARATIONS, *groups, _work_text(dtype)))
+    return joined([DECLARATIONS, *groups, _work_text(dtype)])
 
 
 def _group_text(num_rows: int, dtype: torch.dtype) -> str:
@@ -93,7 +93,7 @@ def _group_text(num_rows: int, dtype: torch.dtype) -> str:
             f"  %y_at_{name} = getelementptr i16, ptr %y, i64 %y_place_{name}",
             *store_floats(f"after_{name}", f"y_at_{name}", dtype),
         ]
-    return "\n".join([*lines, "  ret void", "}"])
+    return joined([*lines, "  ret void", "}"])
 
 
 def _load_bfloat16_pairs() -> list[str]:
@@ -129,20 +129,22 @@ def _work_text(dtype: torch.dtype) -> str:
         fields.append(f"  %{name}_at = getelementptr i64, ptr %job, i64 {i}")
         if not name.startswith("next_"):
             fields.append(f"  %{name} = load i64, ptr %{name}_at, align 8")
-    converted = "\n".join(load_floats("floats", "short_at", dtype))
+    converted = joined(load_floats("floats", "short_at", dtype))
     sizes = range(1, MAX_GROUP_ROWS + 1)
     choices = " ".join(f"i64 {size}, label %group_of_{size}" for size in sizes)
-    calls = "\n".join(
-        f"""group_of_{size}:
+    calls = joined(
+        [
+            f"""group_of_{size}:
   call void @multiply_{size}(ptr %group_x, i64 %num_features, ptr %panel_at, i64 %num_pairs, ptr %bias_here,
     ptr %y_here, i64 %y_stride, ptr %next_panel_at, i64 %lines_before, i64 %line_share)
   br label %group_done"""
-        for size in sizes
+            for size in sizes
+        ]
     )
     return f"""
 define void @work(ptr %job) {{
 entry:
-{chr(10).join(fields)}
+{joined(fields)}
   %x_from = inttoptr i64 %x to ptr
   %weight_from = inttoptr i64 %weight to ptr
   %bias_from = inttoptr i64 %bias to ptr

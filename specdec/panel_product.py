@@ -23,7 +23,7 @@ from specdec.machine_code import MachineCode, Scratch
 from specdec.panel_code import INPUTS_UNIT, MAX_GROUP_ROWS, PANEL_SIZE, panel_code
 
 _MAX_BLOCK_NUMBERS: Final = 2**16
-"""Of x, that a thread holds in fp32 at a time: a quarter of a MiB, half of what its second cache holds."""
+"""Of x, that a thread holds in fp32 at a time, about: a quarter of a MiB, half of what its second cache holds."""
 _CHUNKS_PER_THREAD: Final = 8
 """A thread whose core is taken away leaves its share to the others, in parts of so many."""
 
@@ -57,11 +57,14 @@ class Panels:
                 "weight must be [O, I] with I above 0, bfloat16 or float16, on the CPU; it is "
                 f"{list(weight.shape)} {weight.dtype} on {weight.device}"
             )
+        # Now, not in the first product.
+        _machine_code(weight.dtype)
         num_outputs, num_inputs = weight.shape
         filled = F.pad(weight, (0, -num_inputs % INPUTS_UNIT, 0, -num_outputs % PANEL_SIZE))
         parts = filled.view(-1, PANEL_SIZE, filled.shape[1] // 2, 2)
         order = (0, 2, 1, 3) if weight.dtype is torch.bfloat16 else (0, 2, 3, 1)
-        return cls(parts.permute(order).contiguous(), torch.zeros(len(filled)), num_inputs, num_outputs, len(filled))
+        no_bias = torch.zeros(len(filled), dtype=torch.float32, device="cpu")
+        return cls(parts.permute(order).contiguous(), no_bias, num_inputs, num_outputs, len(filled))
 
 
 def panel_product_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -83,10 +86,13 @@ def panel_product(x: Tensor, weight: Panels, bias: Tensor | None) -> Tensor:
         raise ValueError(
             f"x must be [T, {weight.num_inputs}] {dtype} on the CPU; it is {list(x.shape)} {x.dtype} on {x.device}"
         )
-    if bias is not None and bias.shape != (weight.num_outputs,):
-        raise ValueError(f"bias must be [{weight.num_outputs}]; it is {list(bias.shape)}")
+    if bias is not None and (bias.shape != (weight.num_outputs,) or bias.dtype is not dtype or bias.device != x.device):
+        raise ValueError(
+            f"bias must be [{weight.num_outputs}] {dtype} on the CPU; "
+            f"it is {list(bias.shape)} {bias.dtype} on {bias.device}"
+        )
     num_rows, num_threads = x.shape[0], torch.get_num_threads()
-    y = torch.empty(num_rows, weight.num_columns, dtype=dtype)
+    y = torch.empty(num_rows, weight.num_columns, dtype=dtype, device=x.device)
     if x.shape[1] % INPUTS_UNIT:
         x = F.pad(x, (0, -x.shape[1] % INPUTS_UNIT))
     elif x.stride(1) != 1:

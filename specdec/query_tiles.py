@@ -2,7 +2,8 @@
 
 torch's fused kernel takes a third of a prompt's time there. Products that oneDNN computes in bfloat16 and sums in fp32
 take two thirds of that, and their scores, which stay fp32, are as exact as the kernel's own: a prompt of 330 tokens of
-SmolLM2-135M came in 137 ms, not 152, one of 460 in 194, not 231. Elsewhere the tiles' products are in fp32.
+SmolLM2-135M came in 137 ms, not 152, one of 460 in 194, not 231. Elsewhere no engine has them; their products are in
+fp32 there.
 
 Q queries, L keys up to the last of them, H_q query heads, H key-value heads, G = H_q / H, D head size.
 """

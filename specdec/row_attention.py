@@ -21,13 +21,22 @@ import torch
 from torch import Tensor
 
 from specdec.attention import Span
-from specdec.attention_code import KEYS_UNIT, MAX_ITEM_ROWS, attention_code, scratch_floats
+from specdec.attention_code import MAX_ITEM_ROWS, attention_code, scratch_floats
 from specdec.machine_code import MachineCode, Scratch, is_available
+from specdec.query_code import KEYS_UNIT
 
 _ITEMS_PER_THREAD: Final = 4
 """At least: fewer would leave one thread waiting for the other."""
 
 _scratch = Scratch()
+
+
+def row_attention_reference(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The specification: one query [H_q, D] over its keys and values [L, H, D] -> [H_q, D], in double precision."""
+    num_groups = query.shape[0] // keys.shape[1]
+    keys, values = (part.double().repeat_interleave(num_groups, dim=1) for part in (keys, values))
+    scores = torch.einsum("hd,lhd->hl", query.double(), keys) * query.shape[1] ** -0.5
+    return torch.einsum("hl,lhd->hd", scores.softmax(dim=1), values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,10 @@ class RowAttention:
     def runs_here() -> bool:
         return is_available()
 
+    def compile(self, keys: Tensor) -> None:
+        """Make the code for a cache like keys [N, S, H, D] now, in half a second, and not in the first pass."""
+        _machine_code(keys.shape[3], keys.dtype)
+
     def plan(self, spans: Sequence[Span], *, block_size: int, num_groups: int, dtype: torch.dtype) -> RowPlan:
         del dtype
         tables: list[int] = []
@@ -69,12 +82,15 @@ class RowAttention:
             first_rows += range(len(positions), len(positions) + len(span.token_ids), MAX_ITEM_ROWS)
             row_tables += [len(tables)] * len(span.token_ids)
             positions += range(span.start_position, span.context_len)
-            tables += span.block_table[: -(-span.context_len // block_size)]
+            num_blocks = -(-span.context_len // block_size)
+            assert len(span.block_table) >= num_blocks, "a block for each token"
+            tables += span.block_table[:num_blocks]
+        first_rows.append(len(positions))
         return RowPlan(
-            torch.tensor(tables),
-            torch.tensor(row_tables),
-            torch.tensor(positions),
-            torch.tensor([*first_rows, len(positions)]),
+            _integers(tables),
+            _integers(row_tables),
+            _integers(positions),
+            _integers(first_rows),
             num_groups,
             block_size,
             max(span.context_len for span in spans),
@@ -93,11 +109,13 @@ class RowAttention:
         assert not scales, "its caches hold numbers as they are"
         num_rows, num_heads, head_size = query.shape
         keys, values = cache
-        assert keys.stride()[1:] == values.stride()[1:] == (keys.stride(1), head_size, 1), (
-            "a token's heads lie together"
-        )
+        assert keys.stride() == values.stride(), "as the arena has them"
+        assert keys.stride()[2:] == (head_size, 1), "a token's heads lie together"
+        assert {part.dtype for part in (key, value, keys, values)} == {query.dtype}
+        assert num_rows == plan.positions.shape[0]
+        assert num_heads == keys.shape[2] * plan.num_groups
         query, key, value = (_with_heads_together(part) for part in (query, key, value))
-        output = torch.empty(num_rows, num_heads, head_size, dtype=query.dtype)
+        output = torch.empty(num_rows, num_heads, head_size, dtype=query.dtype, device=query.device)
         size = query.itemsize
         (scale,) = struct.unpack("i", struct.pack("f", head_size**-0.5))
         num_threads = torch.get_num_threads()
@@ -121,6 +139,10 @@ class RowAttention:
         code.run("store", job, num_threads=1)
         code.run("attend", job, num_threads=num_threads)
         return output
+
+
+def _integers(numbers: list[int]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
 
 
 def _with_heads_together(rows: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Final
 from specdec.attention import Span
 from specdec.model_runner import ModelRunner
 
-_NUM_TOKENS: Final = (1, 2, 4, 6, 8, 12, 16, 32, 64)
+_NUM_TOKENS: Final = (1, 2, 4, 6, 7, 8, 12, 13, 16, 32, 64)
 """Between them the time may leap: a product's kernels are for so many rows and no more."""
 _MORE_TOKENS: Final = (128, 256, 512, 1024, 2048)
 """On a GPU as well, where 64 take as long as one, and a line through these would say nothing of more. On a CPU it does,

@@ -12,6 +12,33 @@ FLOATS = "<8 x float>"
 _SCALARS = {torch.float32: ("float", 4), torch.float16: ("half", 2), torch.bfloat16: ("i16", 2)}
 
 
+def joined(lines: list[str]) -> str:
+    """One below the other."""
+    return "\n".join(lines)
+
+
+def slots(*indices: str) -> str:
+    """Of a function's loops by for_each."""
+    return joined([f"  %{index}.at = alloca i64" for index in indices])
+
+
+def for_each(index: str, start: str, stop: str, body: str) -> str:
+    """The body for each `%index` from start up to stop, in its slot `%index.at`."""
+    return f"""
+  store i64 {start}, ptr %{index}.at
+  br label %{index}.test
+{index}.test:
+  %{index} = load i64, ptr %{index}.at
+  %{index}.is_inside = icmp ult i64 %{index}, {stop}
+  br i1 %{index}.is_inside, label %{index}.body, label %{index}.end
+{index}.body:
+{body}
+  %{index}.next = add i64 %{index}, 1
+  store i64 %{index}.next, ptr %{index}.at
+  br label %{index}.test
+{index}.end:"""
+
+
 def load_floats(name: str, pointer: str, dtype: torch.dtype, count: int = 8) -> list[str]:
     """`%name` <8 x float>: the `count` numbers at `%pointer`, and zeros."""
     scalar, align = _SCALARS[dtype]
@@ -169,7 +196,7 @@ def exponential_function() -> str:
         f"define internal {FLOATS} @exponentials({FLOATS} %x) alwaysinline {{",
         fused("halves", "%x", _splat(1.4426950408889634), _splat(0.5)),
         f"  %floor = call {FLOATS} @llvm.floor.v8f32({FLOATS} %halves)",
-        f"  %is_small = fcmp ole {FLOATS} %x, {_splat(_LEAST)}",
+        f"  %is_small = fcmp olt {FLOATS} %x, {_splat(_LEAST)}",
         f"  %is_number = fcmp oge {FLOATS} %x, {_splat(_LEAST)}",
         f"  %n = select <8 x i1> %is_number, {FLOATS} %floor, {FLOATS} zeroinitializer",
         fused("rest_0", "%n", _splat(-_LN_2[0]), "%x"),

@@ -1,4 +1,4 @@
-"""Both backends against attention written out, and the row-invariant one bit for bit."""
+"""The library's backends against attention written out, and row-invariant products bit for bit."""
 
 import math
 
@@ -6,14 +6,21 @@ import pytest
 import torch
 
 from specdec.attention import RowInvariantAttention, Span, TorchAttention
+from specdec.backend import CpuBackend
+from specdec.config import EngineConfig
+from specdec.engine import Engine
 from specdec.kv_cache import KVShape, allocate_arena
 from specdec.linear import (
     INVARIANT_TILE_ROWS,
     PackedLinear,
+    PanelLinear,
     PlainLinear,
     RowInvariantLinear,
     linear_method,
 )
+from specdec.query_tiles import QueryTiles
+from specdec.request import SamplingParams
+from specdec.row_attention import RowAttention
 
 NUM_BLOCKS = 64
 HUGE = 1e4
@@ -128,3 +135,83 @@ def test_exact_products_of_this_host_do_not_depend_on_the_rows_beside(dtype, num
     whole = product(rows)
     for start, end in ((0, 1), (3, 20), (17, 18), (5, 53), (2, 9), (0, 129)):
         assert torch.equal(product(rows[start:end]), whole[start:end])
+
+
+@pytest.mark.parametrize("backend", [TorchAttention, RowInvariantAttention])
+def test_long_bfloat16_spans_are_attended_as_well(backend, monkeypatch):
+    """Tile after tile, as an engine does it where oneDNN multiplies 16 bits."""
+    monkeypatch.setattr(QueryTiles, "supports", staticmethod(lambda dtype: dtype is torch.bfloat16))
+    generator = torch.Generator().manual_seed(3)
+    cache = arena(KVShape(2, 3, 64, torch.bfloat16), 16)
+    lengths = [130, 41, 1]
+    tables = torch.randperm(NUM_BLOCKS, generator=generator).split(10)
+    spans = [Span([0] * length, 0, table.tolist(), 0) for length, table in zip(lengths, tables, strict=False)]
+    rows = [torch.randn(sum(lengths), n, 64, generator=generator).bfloat16() for n in (9, 3, 3)]
+    attention = backend()
+    plan = attention.plan(spans, block_size=16, num_groups=3, dtype=torch.bfloat16)
+    output = attention.forward(*rows, cache.layers[1], plan)
+    start = 0
+    for length in lengths:
+        query, key, value = (part[start : start + length] for part in rows)
+        for row in range(length):
+            expected = reference(query[row], key[: row + 1], value[: row + 1])
+            # A rounding of the result and one of each weight.
+            torch.testing.assert_close(output[start + row].double(), expected, atol=2e-2, rtol=2e-2)
+        start += length
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_an_engine_without_our_kernels_gives_the_same_answers(tiny_model_folder, exact, monkeypatch):
+    """Of a model in fp32; with `exact`, the check at start holds the library's forms to it."""
+    config = EngineConfig(model=str(tiny_model_folder), exact=exact, max_model_len=128, num_compile_workers=0)
+    params = SamplingParams(max_tokens=30, ignore_eos=True, temperature=0.0)
+    prompts = ["hello there", "and another, rather longer than the first", "a"]
+
+    def answers():
+        engine = Engine(config)
+        kind = type(engine.runner.attention)
+        return kind, [output.choices[0].token_ids for output in engine.generate(prompts, params)]
+
+    usual, expected = answers()
+    monkeypatch.setattr(RowAttention, "runs_here", staticmethod(lambda: False))
+    kind, given = answers()
+    assert kind is (RowInvariantAttention if exact else TorchAttention)
+    assert given == expected
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        assert usual is RowAttention
+
+
+@pytest.mark.parametrize(
+    ("capability", "exact", "attention"),
+    [
+        ("AVX2", False, RowAttention),
+        ("AVX2", True, RowAttention),
+        ("AVX512", False, TorchAttention),
+        ("AVX512", True, RowAttention),
+        ("DEFAULT", False, TorchAttention),
+        ("DEFAULT", True, RowInvariantAttention),
+    ],
+)
+def test_a_cpu_attends_by_what_was_measured_there(capability, exact, attention, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(RowAttention, "runs_here", staticmethod(lambda: capability != "DEFAULT"))
+    assert type(CpuBackend(torch.device("cpu")).attention(exact=exact)) is attention
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("capability", "has_packed", "exact", "method"),
+    [
+        ("AVX2", False, False, PanelLinear),
+        ("AVX2", False, True, PanelLinear),
+        ("AVX512", True, False, PackedLinear),
+        ("AVX512", True, True, PanelLinear),
+        ("DEFAULT", False, False, PlainLinear),
+        ("DEFAULT", False, True, RowInvariantLinear),
+    ],
+)
+def test_a_cpu_multiplies_16_bits_by_what_was_measured_there(dtype, capability, has_packed, exact, method, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(PackedLinear, "supports", staticmethod(lambda _: has_packed))
+    monkeypatch.setattr(PanelLinear, "supports", staticmethod(lambda _: capability != "DEFAULT"))
+    assert type(linear_method(exact=exact, dtype=dtype, device=torch.device("cpu"))) is method

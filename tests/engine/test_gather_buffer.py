@@ -4,6 +4,7 @@ import torch
 
 from specdec import Engine, EngineConfig, SamplingParams
 from specdec.gather_buffer import GatherBuffer
+from specdec.row_attention import RowAttention
 
 
 def pool_of(num_blocks: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -58,6 +59,7 @@ def test_no_more_is_reserved_than_is_kept() -> None:
 
 
 def test_an_engine_has_what_its_sequences_gather_from_the_start(tiny_model_folder, monkeypatch):
+    monkeypatch.setattr(RowAttention, "runs_here", staticmethod(lambda: False))
     reserved = []
     reserve = GatherBuffer.reserve
 

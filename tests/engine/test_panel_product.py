@@ -6,13 +6,17 @@ import threading
 
 import pytest
 import torch
+from guarded_scratch import GuardedScratch
 
+from specdec import panel_product as panel_product_module
 from specdec.linear import PanelLinear, linear_method
-from specdec.machine_code import MachineCode, is_available
+from specdec.machine_code import MachineCode, Scratch, is_available
 from specdec.panel_code import MAX_GROUP_ROWS, PANEL_SIZE
 from specdec.panel_product import Panels, panel_product, panel_product_reference
 
-pytestmark = pytest.mark.skipif(not is_available(), reason="the kernel needs AVX2")
+pytestmark = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="the kernel needs AVX2"
+)
 
 DTYPES = [torch.bfloat16, torch.float16]
 # Rows: each group's size, one more than fits a group, blocks of rows; inputs and outputs that fill no unit.
@@ -23,7 +27,18 @@ SHAPES = [
     (61, 1536, 50),
     (300, 576, 16),
     (20, 9000, 17),
+    # Chunks of several panels, and a last one of fewer.
+    (7, 40, 16 * 74 + 5),
 ]
+
+
+@pytest.fixture(autouse=True)
+def guarded(monkeypatch):
+    """Scratch memory as large as was asked for, and no larger."""
+    scratch = GuardedScratch()
+    monkeypatch.setattr(panel_product_module, "_scratch", scratch)
+    yield
+    scratch.check()
 
 
 @pytest.fixture
@@ -99,7 +114,7 @@ def test_results_are_rounded_to_the_nearest_and_ties_to_even(dtype):
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_a_row_is_the_same_in_any_batch_and_with_any_threads(dtype, threads, num_threads):
     x = numbers(131, 576, dtype=dtype, seed=1)
-    panels = Panels.of(numbers(100, 576, dtype=dtype, seed=2))
+    panels = Panels.of(numbers(16 * 40 + 1, 576, dtype=dtype, seed=2))
     num_threads(1)
     whole = panel_product(x, panels, None)
     num_threads(threads)
@@ -123,13 +138,15 @@ def test_nothing_multiplied_is_nothing(shape):
     assert product.shape == (num_rows, num_outputs)
 
 
-def test_callers_on_several_threads_get_their_own_products():
+def test_callers_on_several_threads_get_their_own_products(monkeypatch, num_threads):
+    monkeypatch.setattr(panel_product_module, "_scratch", Scratch())
     weights = [numbers(100 + 30 * i, 64 * (i + 1), dtype=torch.bfloat16, seed=i) for i in range(4)]
     inputs = [numbers(3 + 20 * i, 64 * (i + 1), dtype=torch.bfloat16, seed=i + 9) for i in range(4)]
     expected = [panel_product_reference(x, weight, None) for x, weight in zip(inputs, weights, strict=True)]
     wrong = []
 
     def multiply(i):
+        num_threads(2)
         panels = Panels.of(weights[i])
         products = (panel_product(inputs[i], panels, None) for _ in range(200))
         wrong.extend(i for product in products if not torch.equal(product, expected[i]))
@@ -157,7 +174,9 @@ def test_what_lies_beside_the_rows_has_no_part_in_a_product():
         (torch.ones(2, 8), None, "torch.float32"),
         (torch.ones(8).bfloat16(), None, r"\[8\]"),
         (torch.ones(2, 8, device="meta").bfloat16(), None, "meta"),
-        (torch.ones(2, 8).bfloat16(), torch.ones(3), r"bias must be \[4\]; it is \[3\]"),
+        (torch.ones(2, 8).bfloat16(), torch.ones(3).bfloat16(), r"bias must be \[4\].*it is \[3\]"),
+        (torch.ones(2, 8).bfloat16(), torch.ones(4), r"bias must be \[4\].*torch.float32"),
+        (torch.ones(2, 8).bfloat16(), torch.ones(4, device="meta").bfloat16(), "on meta"),
     ],
 )
 def test_what_does_not_fit_is_refused(x, bias, says):
@@ -194,6 +213,20 @@ def test_code_runs_on_torchs_own_threads():
     before, after = finished.stdout.split()
     assert int(before) >= 3
     assert before == after
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_all_threads_are_asked(threads, num_threads, monkeypatch):
+    asked = []
+    monkeypatch.setattr(MachineCode, "run", lambda self, name, job, *, num_threads: asked.append(num_threads))
+    num_threads(threads)
+    panel_product(torch.ones(2, 8).bfloat16(), Panels.of(torch.ones(4, 8).bfloat16()), None)
+    assert asked == [threads]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where torch has GNU's OpenMP")
+def test_the_code_is_available_where_the_processor_has_what_it_needs():
+    assert is_available()
 
 
 def test_every_thread_takes_part_in_a_job():

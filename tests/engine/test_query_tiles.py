@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from specdec.query_tiles import QueryTiles
+from specdec.query_tiles import QueryTiles, _products_in_bfloat16
 
 pytestmark = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="held against the kernel of an x86 alone"
@@ -68,6 +68,9 @@ def test_products_elsewhere_stay_as_they_were():
     assert matmul.fp32_precision == before
     with pytest.raises(RuntimeError):
         tiles.attend(query, keys[:20], values)
+    assert matmul.fp32_precision == before
+    with _products_in_bfloat16():
+        assert matmul.fp32_precision == "bf16"
     assert matmul.fp32_precision == before
     one, other = torch.randn(300, 300), torch.randn(300, 300)
     assert torch.allclose(one @ other, (one.double() @ other.double()).float(), atol=1e-3)

@@ -5,16 +5,31 @@ import threading
 
 import pytest
 import torch
+from guarded_scratch import GuardedScratch
 
+from specdec import row_attention
 from specdec.attention import Span
-from specdec.attention_code import KEYS_UNIT, MAX_ITEM_ROWS
+from specdec.attention_code import MAX_ITEM_ROWS
 from specdec.kv_cache import KVShape, allocate_arena
-from specdec.row_attention import RowAttention
+from specdec.machine_code import MachineCode, Scratch
+from specdec.query_code import KEYS_UNIT
+from specdec.row_attention import RowAttention, row_attention_reference
 
-pytestmark = pytest.mark.skipif(not RowAttention.runs_here(), reason="the kernel needs AVX2")
+pytestmark = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="the kernel needs AVX2"
+)
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def guarded(monkeypatch):
+    """Scratch memory as large as was asked for, and no larger."""
+    scratch = GuardedScratch()
+    monkeypatch.setattr(row_attention, "_scratch", scratch)
+    yield
+    scratch.check()
 
 
 class Sequence:
@@ -63,12 +78,12 @@ class Pool:
 
 
 def exact(sequence):
-    """In double precision, [T, H_q, D]."""
-    groups = sequence.query.shape[1] // sequence.key.shape[1]
-    keys, values = (x.double().repeat_interleave(groups, dim=1) for x in (sequence.key, sequence.value))
-    scores = torch.einsum("qhd,lhd->hql", sequence.query.double(), keys) / math.sqrt(keys.shape[2])
-    later = torch.ones(sequence.length, sequence.length, dtype=torch.bool).triu(1)
-    return torch.einsum("hql,lhd->qhd", scores.masked_fill(later, -torch.inf).softmax(-1), values)
+    """By the definition, [T, H_q, D]."""
+    rows = [
+        row_attention_reference(sequence.query[row], sequence.key[: row + 1], sequence.value[: row + 1])
+        for row in range(sequence.length)
+    ]
+    return torch.stack(rows)
 
 
 def assert_close(output, expected, *, spread=1.0):
@@ -108,15 +123,21 @@ def test_weights_may_be_alike_or_all_on_one_key(spread):
 
 
 def test_the_smallest_weights_count_as_the_definition_says():
-    """4,000 keys that weigh e^-8 of the first together weigh more than it."""
+    """4,000 keys that weigh e^-40 of the first, and have values of e^40."""
     length, head_size = 4001, 8
     sequence = Sequence(length, 1, 1, head_size, torch.float32, seed=1)
     sequence.query.fill_(1.0)
     sequence.key.fill_(0.0)
-    sequence.key[0] = 8.0 / head_size**0.5
+    sequence.key[0] = 40.0 / head_size**0.5
+    sequence.value[1:] *= math.exp(40.0)
+    sequence.value[0] = 0.0
     pool = Pool(1, head_size, torch.float32, num_blocks=256)
     pool.attend((sequence, 0, length - 1))
-    assert_close(pool.attend((sequence, length - 1, length)), exact(sequence)[-1:])
+    expected = row_attention_reference(sequence.query[-1], sequence.key, sequence.value)
+    output = pool.attend((sequence, length - 1, length))[0].double()
+    # The terms' sizes add up to 4,000, as the weights' errors do, and a score of 40 is good to its own last bits.
+    assert bool(((output - expected).abs() < 4000 * 40 * 2**-22).all())
+    assert bool((expected.abs() > 10).any())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -168,9 +189,32 @@ def test_rows_may_be_parts_of_wider_ones_and_lie_across():
     sequence.query, sequence.key, sequence.value = heads[:, :4], heads[:, 4:6], heads[:, 6:]
     pool, backend = Pool(2, 16, torch.bfloat16), RowAttention()
     plan = backend.plan([Span([0] * 20, 0, pool.table(sequence), 0)], block_size=16, num_groups=2, dtype=heads.dtype)
-    for query in (sequence.query, sequence.query.permute(1, 2, 0).contiguous().permute(2, 0, 1)):
-        output = backend.forward(query, sequence.key, sequence.value, pool.cache.layers[1], plan)
-        assert torch.equal(output, expected)
+    rows = (sequence.query, sequence.key, sequence.value)
+    across = tuple(part.permute(1, 2, 0).contiguous().permute(2, 0, 1) for part in rows)
+    for query, key, value in (rows, across):
+        for part in pool.cache.layers[1]:
+            part.fill_(torch.nan)
+        assert torch.equal(backend.forward(query, key, value, pool.cache.layers[1], plan), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_all_threads_are_asked(threads, monkeypatch):
+    asked = []
+    run = MachineCode.run
+
+    def watched(self, name, job, *, num_threads):
+        asked.append((name, num_threads))
+        run(self, name, job, num_threads=num_threads)
+
+    monkeypatch.setattr(MachineCode, "run", watched)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        sequence = Sequence(5, 2, 1, 16, torch.float32, seed=1)
+        Pool(1, 16, torch.float32).attend((sequence, 0, 5))
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [("store", 1), ("attend", threads)]
 
 
 @pytest.mark.parametrize("broken", ["query", "key", "value"])
@@ -187,11 +231,14 @@ def test_what_is_no_number_shows_where_it_is_seen_and_nowhere_else(broken):
             assert_close(output[row], expected[row])
 
 
-def test_callers_on_several_threads_get_their_own_answers():
+def test_callers_on_several_threads_get_their_own_answers(monkeypatch):
+    monkeypatch.setattr(row_attention, "_scratch", Scratch())
+    before = torch.get_num_threads()
     sequences = [Sequence(30 + 40 * i, 3, 1, 8 * (i + 1), torch.float32, seed=i) for i in range(4)]
     wrong = []
 
     def attend(i):
+        torch.set_num_threads(2)
         sequence = sequences[i]
         expected = exact(sequence)
         for _ in range(30):
@@ -204,4 +251,5 @@ def test_callers_on_several_threads_get_their_own_answers():
         caller.start()
     for caller in callers:
         caller.join()
+    torch.set_num_threads(before)
     assert not wrong
