@@ -25,6 +25,8 @@ from specdec.attention_code import MAX_ITEM_ROWS, attention_code, scratch_floats
 from specdec.machine_code import MachineCode, Scratch, is_available
 from specdec.query_code import KEYS_UNIT
 
+_MAX_ITEM_SCORES: Final = 2**17
+"""That a thread holds, half a MiB: of long contexts fewer rows go together, of very long ones each by itself."""
 _ITEMS_PER_THREAD: Final = 4
 """At least: fewer would leave one thread waiting for the other."""
 
@@ -54,6 +56,7 @@ class RowPlan:
     num_groups: int
     block_size: int
     max_context: int
+    max_share_rows: int
 
 
 class RowAttention:
@@ -78,8 +81,11 @@ class RowAttention:
         row_tables: list[int] = []
         positions: list[int] = []
         first_rows: list[int] = []
+        max_share_rows = 0
         for span in spans:
-            first_rows += range(len(positions), len(positions) + len(span.token_ids), MAX_ITEM_ROWS)
+            share_rows = max(1, min(MAX_ITEM_ROWS, _MAX_ITEM_SCORES // (num_groups * span.context_len)))
+            max_share_rows = max(max_share_rows, min(share_rows, len(span.token_ids)))
+            first_rows += range(len(positions), len(positions) + len(span.token_ids), share_rows)
             row_tables += [len(tables)] * len(span.token_ids)
             positions += range(span.start_position, span.context_len)
             num_blocks = -(-span.context_len // block_size)
@@ -94,6 +100,7 @@ class RowAttention:
             num_groups,
             block_size,
             max(span.context_len for span in spans),
+            max_share_rows,
         )
 
     def forward(
@@ -124,7 +131,7 @@ class RowAttention:
         is_plenty = num_shares * num_heads >= _ITEMS_PER_THREAD * num_threads * plan.num_groups
         item_heads = plan.num_groups if is_plenty else 1
         scores_stride = plan.max_context + KEYS_UNIT
-        num_queries = min(MAX_ITEM_ROWS, num_rows) * item_heads
+        num_queries = plan.max_share_rows * item_heads
         scratch_stride = scratch_floats(head_size, num_queries, scores_stride, plan.block_size)
         job = (
             *(0, 0, query.data_ptr(), query.stride(0) * size, key.data_ptr(), key.stride(0) * size),

@@ -167,6 +167,15 @@ def test_a_row_is_the_same_in_any_batch_and_with_any_threads(dtype, threads):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("max_scores", [1, 2 * 40, 2 * 90, 10**9])
+def test_how_many_rows_go_together_changes_no_bit(max_scores, monkeypatch):
+    sequences = [Sequence(n, 4, 2, 16, torch.float32, seed=n) for n in (47, 30, 3)]
+    expected = [Pool(2, 16, torch.float32).attend((each, 0, each.length)) for each in sequences]
+    monkeypatch.setattr(row_attention, "_MAX_ITEM_SCORES", max_scores)
+    output = Pool(2, 16, torch.float32).attend(*((each, 0, each.length) for each in sequences))
+    assert torch.equal(output, torch.cat(expected))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_new_keys_and_values_go_to_their_slots_alone(dtype):
     sequence = Sequence(37, 4, 2, 24, dtype, seed=2)
