@@ -12,7 +12,7 @@ from typing import Final
 import torch
 
 from specdec.query_code import KEYS_UNIT, padded, query_code
-from specdec.vector_code import DECLARATIONS, for_each, joined, slots
+from specdec.vector_code import DECLARATIONS, for_each, job_fields, joined, slots
 
 # What a job says, 64-bit numbers in this order: pointers, counts, and strides in bytes. `scale` is a float's bits.
 CALL: Final = (
@@ -36,15 +36,6 @@ def attention_code(head_size: int, dtype: torch.dtype) -> str:
     """A module: `store` writes a job's keys and values into the pool, `attend` works out its output."""
     texts = (query_code(head_size, dtype), _store_text(head_size, dtype), _attend_text(head_size, dtype))
     return joined([DECLARATIONS, *texts])
-
-
-def _fields() -> str:
-    lines = []
-    for i, name in enumerate((*CALL, *SHARES)):
-        lines.append(f"  %{name}_field = getelementptr i64, ptr %job, i64 {i}")
-        if not name.startswith("next_"):
-            lines.append(f"  %{name} = load i64, ptr %{name}_field, align 8")
-    return joined(lines)
 
 
 def _row_text(row: str) -> str:
@@ -85,7 +76,7 @@ def _store_text(head_size: int, dtype: torch.dtype) -> str:
     return f"""
 define void @store(ptr %job) {{
 {slots("row")}
-{_fields()}
+{job_fields(*CALL, *SHARES)}
   %num_kv_heads = udiv i64 %num_heads, %num_groups
   %row_bytes = mul i64 %num_kv_heads, {head_size * dtype.itemsize}
 {for_each("row", "0", "%num_rows", body)}
@@ -163,7 +154,7 @@ def _attend_text(head_size: int, dtype: torch.dtype) -> str:
     return f"""
 define void @attend(ptr %job) {{
 {slots(*rows, "score_block", "add_block")}
-{_fields()}
+{job_fields(*CALL, *SHARES)}
   %thread = atomicrmw add ptr %next_thread_field, i64 1 monotonic
   %own_offset = mul i64 %thread, %scratch_stride
   %scratch_from = inttoptr i64 %scratch to ptr

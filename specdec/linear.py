@@ -99,8 +99,8 @@ class PanelLinear:
     """The product of `panel_product.py`: 16-bit weights where there is AVX2 alone, and exact ones with AVX-512 as well.
 
     With AVX2 the library's own product takes a row at a time. In one run with two cores of a Zen 3 server, all weights
-    of SmolLM2-135M in bfloat16 took 12 ms for a token, 11 for 4, 17 for 8, 27 for 16 and 550
-    for 330; FBGEMM, packed as float16, took 16, 16, 25, 36 and 630. It is row-invariant as it is.
+    of SmolLM2-135M in bfloat16 took 12 ms for a token, 11 for 4, 17 for 8, 27 for 16 and 550 for 330; FBGEMM, packed as
+    float16, took 16, 16, 25, 36 and 630. It is row-invariant as it is.
     """
 
     def prepare(self, weight: Tensor) -> Panels:

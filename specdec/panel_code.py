@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from specdec.vector_code import DECLARATIONS, broadcast, fused, joined, load_floats, store_floats
+from specdec.vector_code import DECLARATIONS, broadcast, fused, job_fields, joined, load_floats, store_floats
 
 PANEL_SIZE: Final = 16
 """Output features of a panel."""
@@ -124,11 +124,6 @@ def _load_float16_pairs() -> list[str]:
 
 def _work_text(dtype: torch.dtype) -> str:
     """What a thread does: take chunks of panels, block of rows after block, till none is left."""
-    fields = []
-    for i, name in enumerate((*CALL, *SHARES)):
-        fields.append(f"  %{name}_at = getelementptr i64, ptr %job, i64 {i}")
-        if not name.startswith("next_"):
-            fields.append(f"  %{name} = load i64, ptr %{name}_at, align 8")
     converted = joined(load_floats("floats", "short_at", dtype))
     sizes = range(1, MAX_GROUP_ROWS + 1)
     choices = " ".join(f"i64 {size}, label %group_of_{size}" for size in sizes)
@@ -144,16 +139,16 @@ def _work_text(dtype: torch.dtype) -> str:
     return f"""
 define void @work(ptr %job) {{
 entry:
-{joined(fields)}
+{job_fields(*CALL, *SHARES)}
   %x_from = inttoptr i64 %x to ptr
   %weight_from = inttoptr i64 %weight to ptr
   %bias_from = inttoptr i64 %bias to ptr
   %y_from = inttoptr i64 %y to ptr
   %scratch_from = inttoptr i64 %scratch to ptr
-  %thread = atomicrmw add ptr %next_thread_at, i64 1 monotonic
+  %thread = atomicrmw add ptr %next_thread_field, i64 1 monotonic
   %own_offset = mul i64 %thread, %scratch_stride
   %own = getelementptr float, ptr %scratch_from, i64 %own_offset
-  %first_number = atomicrmw add ptr %next_chunk_at, i64 1 monotonic
+  %first_number = atomicrmw add ptr %next_chunk_field, i64 1 monotonic
   %num_features = shl i64 %num_pairs, 1
   %panel_bytes = shl i64 %num_pairs, 6
   br label %take
@@ -165,7 +160,7 @@ take:
   br i1 %is_any, label %begin, label %end
 
 begin:
-  %following = atomicrmw add ptr %next_chunk_at, i64 1 monotonic
+  %following = atomicrmw add ptr %next_chunk_field, i64 1 monotonic
   %following_chunk = urem i64 %following, %num_chunks
   %following_panel = mul i64 %following_chunk, %chunk_panels
   %block = udiv i64 %number, %num_chunks
@@ -202,8 +197,8 @@ row_done:
 
 multiply:
   %first_panel = mul i64 %chunk, %chunk_panels
-  %panels_end = add i64 %first_panel, %chunk_panels
-  %last_panel = call i64 @llvm.umin.i64(i64 %panels_end, i64 %num_panels)
+  %chunk_end = add i64 %first_panel, %chunk_panels
+  %end_panel = call i64 @llvm.umin.i64(i64 %chunk_end, i64 %num_panels)
   %rows_up = add i64 %rows, {MAX_GROUP_ROWS - 1}
   %num_groups = udiv i64 %rows_up, {MAX_GROUP_ROWS}
   %least_rows = udiv i64 %rows, %num_groups
@@ -217,7 +212,7 @@ panel:
   %panel_at = getelementptr i8, ptr %weight_from, i64 %panel_offset
   %column = mul i64 %panel_id, {PANEL_SIZE}
   %next_panel = add i64 %panel_id, 1
-  %is_last = icmp eq i64 %next_panel, %last_panel
+  %is_last = icmp eq i64 %next_panel, %end_panel
   %ahead_panel = select i1 %is_last, i64 %following_panel, i64 %next_panel
   %ahead_offset = mul i64 %ahead_panel, %panel_bytes
   %next_panel_at = getelementptr i8, ptr %weight_from, i64 %ahead_offset
@@ -248,7 +243,7 @@ group_done:
   br i1 %is_more_groups, label %group, label %panel_done
 
 panel_done:
-  %is_more_panels = icmp ult i64 %next_panel, %last_panel
+  %is_more_panels = icmp ult i64 %next_panel, %end_panel
   br i1 %is_more_panels, label %panel, label %chunk_done
 
 chunk_done:

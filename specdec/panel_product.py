@@ -69,7 +69,8 @@ class Panels:
 
 def panel_product_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The specification: x [T, I], weight [O, I] not yet packed, bias [O] -> [T, O]."""
-    sums = torch.zeros(x.shape[0], weight.shape[0]) if bias is None else bias.float().expand(x.shape[0], -1).clone()
+    start = torch.zeros(weight.shape[0], dtype=torch.float32) if bias is None else bias.float()
+    sums = start.expand(x.shape[0], -1)
     for i in range(x.shape[1]):
         # In double precision the product is exact, so that the sum is rounded once, as a fused operation does it.
         sums = torch.addcmul(sums.double(), x[:, i, None].double(), weight[:, i].double()).float()

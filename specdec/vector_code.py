@@ -17,6 +17,16 @@ def joined(lines: list[str]) -> str:
     return "\n".join(lines)
 
 
+def job_fields(*names: str) -> str:
+    """Each 64-bit number of `%job`: its place, `%<name>_field`, and the number, `%<name>`, unless threads count in it."""
+    lines = []
+    for i, name in enumerate(names):
+        lines.append(f"  %{name}_field = getelementptr i64, ptr %job, i64 {i}")
+        if not name.startswith("next_"):
+            lines.append(f"  %{name} = load i64, ptr %{name}_field, align 8")
+    return joined(lines)
+
+
 def slots(*indices: str) -> str:
     """Of a function's loops by for_each."""
     return joined([f"  %{index}.at = alloca i64" for index in indices])
@@ -221,7 +231,6 @@ def exponential_function() -> str:
 DECLARATIONS = """
 declare <8 x float> @llvm.fma.v8f32(<8 x float>, <8 x float>, <8 x float>)
 declare <8 x float> @llvm.floor.v8f32(<8 x float>)
-declare float @llvm.fma.f32(float, float, float)
 declare i64 @llvm.umin.i64(i64, i64)
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
