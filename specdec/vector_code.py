@@ -18,7 +18,7 @@ def joined(lines: list[str]) -> str:
 
 
 def job_fields(*names: str) -> str:
-    """Each 64-bit number of `%job`: its place, `%<name>_field`, and the number, `%<name>`, unless threads count in it."""
+    """Of each 64-bit number of `%job` its place, `%<name>_field`, and itself, `%<name>`, unless threads count in it."""
     lines = []
     for i, name in enumerate(names):
         lines.append(f"  %{name}_field = getelementptr i64, ptr %job, i64 {i}")
