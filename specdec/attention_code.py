@@ -11,7 +11,7 @@ from typing import Final
 
 import torch
 
-from specdec.query_code import KEYS_UNIT, padded, query_code
+from specdec.query_code import padded, query_code
 from specdec.vector_code import DECLARATIONS, for_each, job_fields, joined, slots
 
 # What a job says, 64-bit numbers in this order: pointers, counts, and strides in bytes. `scale` is a float's bits.
@@ -27,14 +27,18 @@ MAX_ITEM_ROWS: Final = 8
 """More share a block's way into the cache, and each brings its scores there."""
 
 
-def scratch_floats(head_size: int, num_queries: int, scores_stride: int, block_size: int) -> int:
+def scratch_floats(head_size: int, num_queries: int, scores_stride: int, block_size: int, lanes: int) -> int:
     """What a thread takes for so many queries at once: a block, and of each the query, its sums and its scores."""
-    return padded(head_size) * (block_size + KEYS_UNIT) + num_queries * (2 * padded(head_size) + scores_stride)
+    size = padded(head_size, lanes)
+    return size * (block_size + lanes) + num_queries * (2 * size + scores_stride)
 
 
-def attention_code(head_size: int, dtype: torch.dtype) -> str:
-    """A module: `store` writes a job's keys and values into the pool, `attend` works out its output."""
-    texts = (query_code(head_size, dtype), _store_text(head_size, dtype), _attend_text(head_size, dtype))
+def attention_code(head_size: int, dtype: torch.dtype, lanes: int) -> str:
+    """A module for registers of so many floats, 8 or 16.
+
+    Its functions: `store` writes a job's keys and values into the pool, `attend` works out its output.
+    """
+    texts = (query_code(head_size, dtype, lanes), _store_text(head_size, dtype), _attend_text(head_size, dtype, lanes))
     return joined([DECLARATIONS, *texts])
 
 
@@ -84,8 +88,8 @@ define void @store(ptr %job) {{
 }}"""
 
 
-def _attend_text(head_size: int, dtype: torch.dtype) -> str:
-    head_bytes = head_size * dtype.itemsize
+def _attend_text(head_size: int, dtype: torch.dtype, lanes: int) -> str:
+    head_bytes, size = head_size * dtype.itemsize, padded(head_size, lanes)
 
     def each_query(name: str, body: str) -> str:
         """For an item's queries: `%<name>_query`, `%<name>_sums`, `%<name>_scores` and `%<name>_keys`, how many."""
@@ -96,8 +100,8 @@ def _attend_text(head_size: int, dtype: torch.dtype) -> str:
   %{name}_number = add i64 %{name}_queries_before, %{group}
   %{name}_offset = mul i64 %{name}_number, %query_floats
   %{name}_query = getelementptr float, ptr %own, i64 %{name}_offset
-  %{name}_sums = getelementptr float, ptr %{name}_query, i64 {padded(head_size)}
-  %{name}_scores = getelementptr float, ptr %{name}_sums, i64 {padded(head_size)}
+  %{name}_sums = getelementptr float, ptr %{name}_query, i64 {size}
+  %{name}_scores = getelementptr float, ptr %{name}_sums, i64 {size}
   %{name}_head = add i64 %first_head, %{group}
   %{name}_head_offset = mul i64 %{name}_head, {head_bytes}
 {body}"""
@@ -159,10 +163,10 @@ define void @attend(ptr %job) {{
   %own_offset = mul i64 %thread, %scratch_stride
   %scratch_from = inttoptr i64 %scratch to ptr
   %tile = getelementptr float, ptr %scratch_from, i64 %own_offset
-  %tile_keys = add i64 %block_size, {KEYS_UNIT}
-  %tile_floats = mul i64 %tile_keys, {padded(head_size)}
+  %tile_keys = add i64 %block_size, {lanes}
+  %tile_floats = mul i64 %tile_keys, {size}
   %own = getelementptr float, ptr %tile, i64 %tile_floats
-  %query_floats = add i64 %scores_stride, {2 * padded(head_size)}
+  %query_floats = add i64 %scores_stride, {2 * size}
   %scale_bits = trunc i64 %scale to i32
   %scale_float = bitcast i32 %scale_bits to float
   %heads_of_rows = udiv i64 %num_heads, %item_heads

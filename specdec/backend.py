@@ -115,8 +115,7 @@ class CpuBackend:
         return TorchOps()
 
     def attention(self, *, exact: bool) -> AttentionBackend[Any]:
-        # With AVX-512 it was never held against the library's, which oneDNN's products make fast there.
-        if RowAttention.runs_here() and (exact or torch.backends.cpu.get_cpu_capability() == "AVX2"):
+        if RowAttention.runs_here():
             return RowAttention()
         return RowInvariantAttention() if exact else TorchAttention()
 

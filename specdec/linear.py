@@ -55,6 +55,9 @@ class PlainLinear:
 _reorder_linear_weight = torch.ops.mkldnn._reorder_linear_weight  # noqa: SLF001
 _linear_pointwise = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
 _is_bf16_supported = torch.ops.mkldnn._is_mkldnn_bf16_supported  # noqa: SLF001
+# Whether processors multiply such numbers themselves. Of bfloat16 oneDNN says so wherever it can convert them.
+_has_bf16 = torch.cpu._is_avx512_bf16_supported  # noqa: SLF001
+_has_fp16 = torch.ops.mkldnn._is_mkldnn_fp16_supported  # noqa: SLF001
 
 
 class PackedLinear:
@@ -96,11 +99,19 @@ class PackedLinear:
 
 
 class PanelLinear:
-    """The product of `panel_product.py`: 16-bit weights where there is AVX2 alone, and exact ones with AVX-512 as well.
+    """The product of `panel_product.py`: 16-bit weights on x86 processors, and exact ones on all of those.
 
-    With AVX2 the library's own product takes a row at a time. In one run with two cores of a Zen 3 server, all weights
-    of SmolLM2-135M in bfloat16 took 12 ms for a token, 11 for 4, 17 for 8, 27 for 16 and 550 for 330; FBGEMM, packed as
-    float16, took 16, 16, 25, 36 and 630. It is row-invariant as it is.
+    Without instructions for bfloat16 the library takes a row at a time (AVX2) or converts the weights at each call
+    (AVX-512). All weights of SmolLM2-135M in bfloat16, milliseconds for so many tokens, each line in one run with two
+    cores of a server:
+
+                              1     4     8    12    17    330
+        Zen 3, this          12    11    17                550
+        Zen 3, FBGEMM        16    16    25                630
+        Ice Lake, this       17    19    23    19    33    420
+        Ice Lake, packed     24    50    80    89   122  1,590
+
+    It is row-invariant as it is.
     """
 
     def prepare(self, weight: Tensor) -> Panels:
@@ -116,6 +127,13 @@ class PanelLinear:
     def supports(weight: Tensor) -> bool:
         """Whether it runs here, for such a weight."""
         return weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16) and is_available()
+
+    @staticmethod
+    def is_fastest(weight: Tensor) -> bool:
+        """Whether the library has nothing as fast for such a weight here: instructions that multiply its dtype."""
+        if not PanelLinear.supports(weight):
+            return False
+        return not (_has_bf16() if weight.dtype is torch.bfloat16 else _has_fp16())
 
 
 class RowInvariantLinear:
@@ -188,7 +206,6 @@ def linear_method(*, exact: bool, dtype: torch.dtype, device: torch.device) -> L
     weight = torch.empty(0, dtype=dtype, device=device)
     if exact:
         return PanelLinear() if PanelLinear.supports(weight) else RowInvariantLinear()
-    if PackedLinear.supports(weight):
-        return PackedLinear()
-    is_slow = torch.backends.cpu.get_cpu_capability() == "AVX2"
-    return PanelLinear() if is_slow and PanelLinear.supports(weight) else PlainLinear()
+    if PanelLinear.is_fastest(weight):
+        return PanelLinear()
+    return PackedLinear() if PackedLinear.supports(weight) else PlainLinear()

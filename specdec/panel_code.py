@@ -1,8 +1,8 @@
-"""The LLVM text of `panel_product.py`'s kernel, for numbers of eight floats (AVX2).
+"""The LLVM text of `panel_product.py`'s kernel, for registers of L = 8 floats (AVX2) or 16 (AVX-512).
 
-A thread converts a block of rows to fp32, then multiplies them, a group of up to MAX_GROUP_ROWS at a time, with one
-panel after the other: for each input, two times eight weights are widened and each row's number is multiplied into its
-two sums, all of which stay in registers. Meanwhile it fetches the panel that it will read next, a share of it in each
+A thread converts a block of rows to fp32, then multiplies them, a group of up to max_group_rows at a time, with one
+panel after the other: for each input, two times L weights are widened and each row's number is multiplied into its two
+sums, all of which stay in registers. Meanwhile it fetches the panel that it will read next, a share of it in each
 group, so that memory works while the processor multiplies.
 """
 
@@ -12,14 +12,21 @@ from typing import Final
 
 import torch
 
-from specdec.vector_code import DECLARATIONS, broadcast, fused, job_fields, joined, load_floats, store_floats
+from specdec.vector_code import DECLARATIONS, Vectors, job_fields, joined
 
-PANEL_SIZE: Final = 16
-"""Output features of a panel."""
 INPUTS_UNIT: Final = 8
 """Inputs that are converted at once."""
-MAX_GROUP_ROWS: Final = 6
-"""Two sums each are 12 of the 16 registers; two more hold weights, one a row's number."""
+
+
+def panel_size(lanes: int) -> int:
+    """Output features of a panel: two registers."""
+    return 2 * lanes
+
+
+def max_group_rows(lanes: int) -> int:
+    """Rows whose two sums fit beside weights and a row's number: 12 of AVX2's 16 registers, 24 of AVX-512's 32."""
+    return {8: 6, 16: 12}[lanes]
+
 
 # What a job says, 64-bit numbers in this order: pointers, counts, and strides in numbers of their tensor.
 CALL: Final = ("next_chunk", "next_thread", "x", "x_stride", "weight", "bias", "y", "scratch")
@@ -29,38 +36,38 @@ SHARES: Final = (
 )
 
 
-def panel_code(dtype: torch.dtype) -> str:
+def panel_code(dtype: torch.dtype, lanes: int) -> str:
     """A module whose function `work` takes a job, for bfloat16 or for float16."""
-    groups = (_group_text(num_rows, dtype) for num_rows in range(1, MAX_GROUP_ROWS + 1))
-    return joined([DECLARATIONS, *groups, _work_text(dtype)])
+    groups = (_group_text(num_rows, dtype, lanes) for num_rows in range(1, max_group_rows(lanes) + 1))
+    return joined([DECLARATIONS, *groups, _work_text(dtype, lanes)])
 
 
-def _group_text(num_rows: int, dtype: torch.dtype) -> str:
+def _group_text(num_rows: int, dtype: torch.dtype, lanes: int) -> str:
     """The function that multiplies so many rows of x, in fp32, with one panel."""
     both = [(row, half) for row in range(num_rows) for half in (0, 1)]
+    wide, pair_bytes = Vectors(lanes), _pair_bytes(lanes)
     lines = [
         f"define internal void @multiply_{num_rows}(ptr %x, i64 %x_stride, ptr %panel, i64 %num_pairs, ptr %bias,",
-        "    ptr %y, i64 %y_stride, ptr %next_panel, i64 %lines_before, i64 %line_share) {",
+        "    ptr %y, i64 %y_stride, ptr %next_panel, i64 %pairs_before, i64 %pair_share) {",
         "entry:",
-        "  %bias_1 = getelementptr float, ptr %bias, i64 8",
-        "  %start_0 = load <8 x float>, ptr %bias, align 4",
-        "  %start_1 = load <8 x float>, ptr %bias_1, align 4",
+        f"  %bias_1 = getelementptr float, ptr %bias, i64 {lanes}",
+        f"  %start_0 = load {wide}, ptr %bias, align 4",
+        f"  %start_1 = load {wide}, ptr %bias_1, align 4",
         "  br label %loop",
         "loop:",
         "  %pair = phi i64 [0, %entry], [%next_pair, %loop]",
         *(
-            f"  %before_{row}_{half} = phi <8 x float> [%start_{half}, %entry], [%after_{row}_{half}, %loop]"
+            f"  %before_{row}_{half} = phi {wide} [%start_{half}, %entry], [%after_{row}_{half}, %loop]"
             for row, half in both
         ),
-        "  %offset = shl i64 %pair, 6",
+        f"  %offset = mul i64 %pair, {pair_bytes}",
         "  %here = getelementptr i8, ptr %panel, i64 %offset",
-        "  %pairs_done = add i64 %pair, %lines_before",
-        "  %shared = mul i64 %pairs_done, %line_share",
-        "  %line = lshr i64 %shared, 16",
-        "  %line_offset = shl i64 %line, 6",
-        "  %ahead = getelementptr i8, ptr %next_panel, i64 %line_offset",
-        "  call void @llvm.prefetch.p0(ptr %ahead, i32 0, i32 2, i32 1)",
-        *(_load_bfloat16_pairs() if dtype is torch.bfloat16 else _load_float16_pairs()),
+        "  %pairs_done = add i64 %pair, %pairs_before",
+        "  %shared = mul i64 %pairs_done, %pair_share",
+        "  %pair_ahead = lshr i64 %shared, 16",
+        f"  %offset_ahead = mul i64 %pair_ahead, {pair_bytes}",
+        *_prefetch(pair_bytes),
+        *(_load_bfloat16_pairs(lanes) if dtype is torch.bfloat16 else _load_float16_pairs(lanes)),
         "  %input = shl i64 %pair, 1",
     ]
     for row in range(num_rows):
@@ -71,13 +78,14 @@ def _group_text(num_rows: int, dtype: torch.dtype) -> str:
             f"  %odd_at_{row} = getelementptr float, ptr %even_at_{row}, i64 1",
             f"  %even_number_{row} = load float, ptr %even_at_{row}, align 4",
             f"  %odd_number_{row} = load float, ptr %odd_at_{row}, align 4",
-            *broadcast(f"x_even_{row}", f"even_number_{row}"),
-            *broadcast(f"x_odd_{row}", f"odd_number_{row}"),
+            *wide.broadcast(f"x_even_{row}", f"even_number_{row}"),
+            *wide.broadcast(f"x_odd_{row}", f"odd_number_{row}"),
         ]
         for half in (0, 1):
+            between, before = f"between_{row}_{half}", f"%before_{row}_{half}"
             lines += [
-                fused(f"between_{row}_{half}", f"%even_{half}", f"%x_even_{row}", f"%before_{row}_{half}"),
-                fused(f"after_{row}_{half}", f"%odd_{half}", f"%x_odd_{row}", f"%between_{row}_{half}"),
+                wide.fused(between, f"%even_{half}", f"%x_even_{row}", before),
+                wide.fused(f"after_{row}_{half}", f"%odd_{half}", f"%x_odd_{row}", f"%{between}"),
             ]
     lines += [
         "  %next_pair = add i64 %pair, 1",
@@ -89,49 +97,66 @@ def _group_text(num_rows: int, dtype: torch.dtype) -> str:
     for row, half in both:
         name = f"{row}_{half}"
         lines += [
-            f"  %y_place_{name} = add i64 %y_row_{row}, {8 * half}",
+            f"  %y_place_{name} = add i64 %y_row_{row}, {lanes * half}",
             f"  %y_at_{name} = getelementptr i16, ptr %y, i64 %y_place_{name}",
-            *store_floats(f"after_{name}", f"y_at_{name}", dtype),
+            *wide.store(f"after_{name}", f"y_at_{name}", dtype),
         ]
     return joined([*lines, "  ret void", "}"])
 
 
-def _load_bfloat16_pairs() -> list[str]:
-    """A 32-bit number holds two inputs' weights; each becomes a float in its upper half."""
+def _pair_bytes(lanes: int) -> int:
+    """Of a panel's weights of two inputs."""
+    return 2 * panel_size(lanes) * 2
+
+
+def _prefetch(pair_bytes: int) -> list[str]:
+    """Those of the pair ahead, a line of the cache at a time."""
     lines = []
+    for start in range(0, pair_bytes, 64):
+        lines += [
+            f"  %line_{start} = add i64 %offset_ahead, {start}",
+            f"  %ahead_{start} = getelementptr i8, ptr %next_panel, i64 %line_{start}",
+            f"  call void @llvm.prefetch.p0(ptr %ahead_{start}, i32 0, i32 2, i32 1)",
+        ]
+    return lines
+
+
+def _load_bfloat16_pairs(lanes: int) -> list[str]:
+    """A 32-bit number holds two inputs' weights; each becomes a float in its upper half."""
+    lines, wide = [], Vectors(lanes)
     for half in (0, 1):
         lines += [
-            f"  %at_{half} = getelementptr i8, ptr %here, i64 {32 * half}",
-            f"  %both_{half} = load <8 x i32>, ptr %at_{half}, align 32",
-            f"  %even_bits_{half} = shl <8 x i32> %both_{half}, splat (i32 16)",
-            f"  %odd_bits_{half} = and <8 x i32> %both_{half}, splat (i32 -65536)",
-            f"  %even_{half} = bitcast <8 x i32> %even_bits_{half} to <8 x float>",
-            f"  %odd_{half} = bitcast <8 x i32> %odd_bits_{half} to <8 x float>",
+            f"  %at_{half} = getelementptr i8, ptr %here, i64 {4 * lanes * half}",
+            f"  %both_{half} = load {wide.integers}, ptr %at_{half}, align 32",
+            f"  %even_bits_{half} = shl {wide.integers} %both_{half}, splat (i32 16)",
+            f"  %odd_bits_{half} = and {wide.integers} %both_{half}, splat (i32 -65536)",
+            f"  %even_{half} = bitcast {wide.integers} %even_bits_{half} to {wide}",
+            f"  %odd_{half} = bitcast {wide.integers} %odd_bits_{half} to {wide}",
         ]
     return lines
 
 
-def _load_float16_pairs() -> list[str]:
-    lines = []
+def _load_float16_pairs(lanes: int) -> list[str]:
+    lines, wide, short = [], Vectors(lanes), f"<{lanes} x half>"
     for i, name in enumerate(("even_0", "even_1", "odd_0", "odd_1")):
         lines += [
-            f"  %at_{name} = getelementptr i8, ptr %here, i64 {16 * i}",
-            f"  %half_{name} = load <8 x half>, ptr %at_{name}, align 16",
-            f"  %{name} = fpext <8 x half> %half_{name} to <8 x float>",
+            f"  %at_{name} = getelementptr i8, ptr %here, i64 {2 * lanes * i}",
+            f"  %half_{name} = load {short}, ptr %at_{name}, align 16",
+            f"  %{name} = fpext {short} %half_{name} to {wide}",
         ]
     return lines
 
 
-def _work_text(dtype: torch.dtype) -> str:
+def _work_text(dtype: torch.dtype, lanes: int) -> str:
     """What a thread does: take chunks of panels, block of rows after block, till none is left."""
-    converted = joined(load_floats("floats", "short_at", dtype))
-    sizes = range(1, MAX_GROUP_ROWS + 1)
+    converted = joined(Vectors(INPUTS_UNIT).load("floats", "short_at", dtype))
+    sizes = range(1, max_group_rows(lanes) + 1)
     choices = " ".join(f"i64 {size}, label %group_of_{size}" for size in sizes)
     calls = joined(
         [
             f"""group_of_{size}:
   call void @multiply_{size}(ptr %group_x, i64 %num_features, ptr %panel_at, i64 %num_pairs, ptr %bias_here,
-    ptr %y_here, i64 %y_stride, ptr %next_panel_at, i64 %lines_before, i64 %line_share)
+    ptr %y_here, i64 %y_stride, ptr %next_panel_at, i64 %pairs_before, i64 %pair_share)
   br label %group_done"""
             for size in sizes
         ]
@@ -150,7 +175,7 @@ entry:
   %own = getelementptr float, ptr %scratch_from, i64 %own_offset
   %first_number = atomicrmw add ptr %next_chunk_field, i64 1 monotonic
   %num_features = shl i64 %num_pairs, 1
-  %panel_bytes = shl i64 %num_pairs, 6
+  %panel_bytes = mul i64 %num_pairs, {_pair_bytes(lanes)}
   br label %take
 
 take:
@@ -185,7 +210,7 @@ convert:
   %short_at = getelementptr i16, ptr %from, i64 %feature
 {converted}
   %float_at = getelementptr float, ptr %to, i64 %feature
-  store <8 x float> %floats, ptr %float_at, align 4
+  store {Vectors(INPUTS_UNIT)} %floats, ptr %float_at, align 4
   %next_feature = add i64 %feature, {INPUTS_UNIT}
   %is_more_of_row = icmp ult i64 %next_feature, %num_features
   br i1 %is_more_of_row, label %convert, label %row_done
@@ -199,18 +224,18 @@ multiply:
   %first_panel = mul i64 %chunk, %chunk_panels
   %chunk_end = add i64 %first_panel, %chunk_panels
   %end_panel = call i64 @llvm.umin.i64(i64 %chunk_end, i64 %num_panels)
-  %rows_up = add i64 %rows, {MAX_GROUP_ROWS - 1}
-  %num_groups = udiv i64 %rows_up, {MAX_GROUP_ROWS}
+  %rows_up = add i64 %rows, {max_group_rows(lanes) - 1}
+  %num_groups = udiv i64 %rows_up, {max_group_rows(lanes)}
   %least_rows = udiv i64 %rows, %num_groups
   %num_larger = urem i64 %rows, %num_groups
-  %line_share = udiv i64 65536, %num_groups
+  %pair_share = udiv i64 65536, %num_groups
   br label %panel
 
 panel:
   %panel_id = phi i64 [%first_panel, %multiply], [%next_panel, %panel_done]
   %panel_offset = mul i64 %panel_id, %panel_bytes
   %panel_at = getelementptr i8, ptr %weight_from, i64 %panel_offset
-  %column = mul i64 %panel_id, {PANEL_SIZE}
+  %column = mul i64 %panel_id, {panel_size(lanes)}
   %next_panel = add i64 %panel_id, 1
   %is_last = icmp eq i64 %next_panel, %end_panel
   %ahead_panel = select i1 %is_last, i64 %following_panel, i64 %next_panel
@@ -225,7 +250,7 @@ group:
   %is_larger = icmp ult i64 %group_id, %num_larger
   %one_more = zext i1 %is_larger to i64
   %group_rows = add i64 %least_rows, %one_more
-  %lines_before = mul i64 %group_id, %num_pairs
+  %pairs_before = mul i64 %group_id, %num_pairs
   %group_offset = mul i64 %row, %num_features
   %group_x = getelementptr float, ptr %own, i64 %group_offset
   %y_row = add i64 %first_row, %row

@@ -4,9 +4,9 @@
 
 So y[t, o] depends on row t alone, whatever rows are beside it: bit for bit what any other batch gives.
 
-T rows, I input features, O output features. A panel holds the weights of 16 consecutive output features, features
-beyond the last being zeros, and is read from the front to the back, for up to six rows of x at a time. More rows are
-parted evenly, so that a panel comes from memory once and from the cache afterwards.
+T rows, I input features, O output features. A panel holds the weights of S = 16 consecutive output features (32 with
+AVX-512), features beyond the last being zeros, and is read from the front to the back, for up to 6 rows of x at a time
+(12 with AVX-512). More rows are parted evenly, so that a panel comes from memory once and from the cache afterwards.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specdec.machine_code import MachineCode, Scratch
-from specdec.panel_code import INPUTS_UNIT, MAX_GROUP_ROWS, PANEL_SIZE, panel_code
+from specdec.panel_code import INPUTS_UNIT, max_group_rows, panel_code, panel_size
+from specdec.vector_code import max_lanes
 
 _MAX_BLOCK_NUMBERS: Final = 2**16
 """Of x, that a thread holds in fp32 at a time, about: a quarter of a MiB, half of what its second cache holds."""
@@ -35,18 +36,23 @@ class Panels:
     """A weight [O, I], packed."""
 
     packed: Tensor
-    """bfloat16 [P, I / 2, 16, 2], pairs of inputs side by side; float16 [P, I / 2, 2, 16]; I is filled up with zeros to
+    """bfloat16 [P, I / 2, S, 2], pairs of inputs side by side; float16 [P, I / 2, 2, S]; I is filled up with zeros to
     a multiple of 8."""
     no_bias: Tensor
-    """Zeros, float32 [16 P]."""
+    """Zeros, float32 [S P]."""
     num_inputs: int
     num_outputs: int
     num_columns: int
-    """16 P."""
+    """S P."""
+    lanes: int
+    """Floats of a register: half of S."""
 
     @classmethod
-    def of(cls, weight: Tensor) -> Panels:
-        """weight [O, I], bfloat16 or float16, on the CPU. Raises ValueError for others, and where I is 0."""
+    def of(cls, weight: Tensor, *, lanes: int | None = None) -> Panels:
+        """weight [O, I], bfloat16 or float16, on the CPU; `lanes` (8 or 16) other than the processor's most if given.
+
+        Raises ValueError for other weights, and where I is 0.
+        """
         if (
             weight.ndim != 2
             or not weight.shape[1]
@@ -57,14 +63,15 @@ class Panels:
                 "weight must be [O, I] with I above 0, bfloat16 or float16, on the CPU; it is "
                 f"{list(weight.shape)} {weight.dtype} on {weight.device}"
             )
+        lanes = lanes or max_lanes()
         # Now, not in the first product.
-        _machine_code(weight.dtype)
+        _machine_code(weight.dtype, lanes)
         num_outputs, num_inputs = weight.shape
-        filled = F.pad(weight, (0, -num_inputs % INPUTS_UNIT, 0, -num_outputs % PANEL_SIZE))
-        parts = filled.view(-1, PANEL_SIZE, filled.shape[1] // 2, 2)
+        filled = F.pad(weight, (0, -num_inputs % INPUTS_UNIT, 0, -num_outputs % panel_size(lanes)))
+        parts = filled.view(-1, panel_size(lanes), filled.shape[1] // 2, 2)
         order = (0, 2, 1, 3) if weight.dtype is torch.bfloat16 else (0, 2, 3, 1)
         no_bias = torch.zeros(len(filled), dtype=torch.float32, device="cpu")
-        return cls(parts.permute(order).contiguous(), no_bias, num_inputs, num_outputs, len(filled))
+        return cls(parts.permute(order).contiguous(), no_bias, num_inputs, num_outputs, len(filled), lanes)
 
 
 def panel_product_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -100,32 +107,35 @@ def panel_product(x: Tensor, weight: Panels, bias: Tensor | None) -> Tensor:
         x = x.contiguous()
     start = weight.no_bias if bias is None else F.pad(bias.float(), (0, weight.num_columns - weight.num_outputs))
     if num_rows and weight.num_columns:
-        shares, scratch_size = _shares(num_rows, num_threads, *weight.packed.shape[:2])
+        shares, scratch_size = _shares(num_rows, num_threads, *weight.packed.shape[:2], weight.lanes)
         pointers = (weight.packed.data_ptr(), start.data_ptr(), y.data_ptr(), _scratch.of(scratch_size))
-        _machine_code(dtype).run("work", (0, 0, x.data_ptr(), x.stride(0), *pointers, *shares), num_threads=num_threads)
+        job = (0, 0, x.data_ptr(), x.stride(0), *pointers, *shares)
+        _machine_code(dtype, weight.lanes).run("work", job, num_threads=num_threads)
     return y if weight.num_columns == weight.num_outputs else y[:, : weight.num_outputs]
 
 
 @functools.lru_cache(maxsize=4096)
-def _shares(num_rows: int, num_threads: int, num_panels: int, num_pairs: int) -> tuple[tuple[int, ...], int]:
+def _shares(
+    num_rows: int, num_threads: int, num_panels: int, num_pairs: int, lanes: int
+) -> tuple[tuple[int, ...], int]:
     """How threads share a product, in the order of SHARES in panel_code.py, and how much scratch memory they take."""
-    block_rows = _block_rows(num_rows, 2 * num_pairs)
+    block_rows = _block_rows(num_rows, 2 * num_pairs, max_group_rows(lanes))
     chunk_panels = max(1, num_panels // (_CHUNKS_PER_THREAD * num_threads))
     num_chunks = -(-num_panels // chunk_panels)
     stride = block_rows * 2 * num_pairs
-    counts = (num_panels, num_pairs, num_panels * PANEL_SIZE, num_rows, block_rows, num_chunks)
+    counts = (num_panels, num_pairs, num_panels * panel_size(lanes), num_rows, block_rows, num_chunks)
     return (*counts, num_chunks * -(-num_rows // block_rows), chunk_panels, stride), num_threads * stride
 
 
-def _block_rows(num_rows: int, num_features: int) -> int:
+def _block_rows(num_rows: int, num_features: int, group_rows: int) -> int:
     """Rows that a thread converts at a time: all of them, or an even share that is a multiple of a group."""
     num_blocks = -(-num_rows * num_features // _MAX_BLOCK_NUMBERS)
     if num_blocks == 1:
         return num_rows
     share = -(-num_rows // num_blocks)
-    return min(num_rows, -(-share // MAX_GROUP_ROWS) * MAX_GROUP_ROWS)
+    return min(num_rows, -(-share // group_rows) * group_rows)
 
 
 @functools.cache
-def _machine_code(dtype: torch.dtype) -> MachineCode:
-    return MachineCode(panel_code(dtype), "work")
+def _machine_code(dtype: torch.dtype, lanes: int) -> MachineCode:
+    return MachineCode(panel_code(dtype, lanes), "work")

@@ -23,7 +23,8 @@ from torch import Tensor
 from specdec.attention import Span
 from specdec.attention_code import MAX_ITEM_ROWS, attention_code, scratch_floats
 from specdec.machine_code import MachineCode, Scratch, is_available
-from specdec.query_code import KEYS_UNIT
+from specdec.query_code import padded
+from specdec.vector_code import max_lanes
 
 _MAX_ITEM_SCORES: Final = 2**17
 """That a thread holds, half a MiB: of long contexts fewer rows go together, of very long ones each by itself."""
@@ -67,13 +68,17 @@ class RowAttention:
     and 20.0 ms for 512, and 437 us and 33.3 ms.
     """
 
+    def __init__(self, *, lanes: int | None = None) -> None:
+        """`lanes`: floats of a register, 8 or 16, if they are not to be the processor's most."""
+        self._lanes = lanes or max_lanes()
+
     @staticmethod
     def runs_here() -> bool:
         return is_available()
 
     def compile(self, keys: Tensor) -> None:
         """Make the code for a cache like keys [N, S, H, D] now, in half a second, and not in the first pass."""
-        _machine_code(keys.shape[3], keys.dtype)
+        _machine_code(keys.shape[3], keys.dtype, self._lanes)
 
     def plan(self, spans: Sequence[Span], *, block_size: int, num_groups: int, dtype: torch.dtype) -> RowPlan:
         del dtype
@@ -130,9 +135,9 @@ class RowAttention:
         # Heads that share keys go together, unless that left threads without work.
         is_plenty = num_shares * num_heads >= _ITEMS_PER_THREAD * num_threads * plan.num_groups
         item_heads = plan.num_groups if is_plenty else 1
-        scores_stride = plan.max_context + KEYS_UNIT
+        scores_stride = padded(plan.max_context, self._lanes) + self._lanes
         num_queries = plan.max_share_rows * item_heads
-        scratch_stride = scratch_floats(head_size, num_queries, scores_stride, plan.block_size)
+        scratch_stride = scratch_floats(head_size, num_queries, scores_stride, plan.block_size, self._lanes)
         job = (
             *(0, 0, query.data_ptr(), query.stride(0) * size, key.data_ptr(), key.stride(0) * size),
             *(value.data_ptr(), value.stride(0) * size, keys.data_ptr(), values.data_ptr()),
@@ -142,7 +147,7 @@ class RowAttention:
             *(plan.block_size, num_heads, plan.num_groups, plan.first_rows.data_ptr()),
             *(num_shares * num_heads // item_heads, item_heads, scores_stride, scratch_stride),
         )
-        code = _machine_code(head_size, query.dtype)
+        code = _machine_code(head_size, query.dtype, self._lanes)
         code.run("store", job, num_threads=1)
         code.run("attend", job, num_threads=num_threads)
         return output
@@ -158,5 +163,5 @@ def _with_heads_together(rows: Tensor) -> Tensor:
 
 
 @functools.cache
-def _machine_code(head_size: int, dtype: torch.dtype) -> MachineCode:
-    return MachineCode(attention_code(head_size, dtype), "store", "attend")
+def _machine_code(head_size: int, dtype: torch.dtype, lanes: int) -> MachineCode:
+    return MachineCode(attention_code(head_size, dtype, lanes), "store", "attend")

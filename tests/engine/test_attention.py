@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from specdec import linear
 from specdec.attention import RowInvariantAttention, Span, TorchAttention
 from specdec.backend import CpuBackend
 from specdec.config import EngineConfig
@@ -177,41 +178,43 @@ def test_an_engine_without_our_kernels_gives_the_same_answers(tiny_model_folder,
     kind, given = answers()
     assert kind is (RowInvariantAttention if exact else TorchAttention)
     assert given == expected
-    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
         assert usual is RowAttention
 
 
 @pytest.mark.parametrize(
-    ("capability", "exact", "attention"),
+    ("has_rows", "exact", "attention"),
     [
-        ("AVX2", False, RowAttention),
-        ("AVX2", True, RowAttention),
-        ("AVX512", False, TorchAttention),
-        ("AVX512", True, RowAttention),
-        ("DEFAULT", False, TorchAttention),
-        ("DEFAULT", True, RowInvariantAttention),
+        (True, False, RowAttention),
+        (True, True, RowAttention),
+        (False, False, TorchAttention),
+        (False, True, RowInvariantAttention),
     ],
 )
-def test_a_cpu_attends_by_what_was_measured_there(capability, exact, attention, monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(RowAttention, "runs_here", staticmethod(lambda: capability != "DEFAULT"))
+def test_a_cpu_attends_by_what_was_measured_there(has_rows, exact, attention, monkeypatch):
+    monkeypatch.setattr(RowAttention, "runs_here", staticmethod(lambda: has_rows))
     assert type(CpuBackend(torch.device("cpu")).attention(exact=exact)) is attention
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("capability", "has_packed", "exact", "method"),
+    ("has_panels", "has_packed", "multiplies_itself", "exact", "method"),
     [
-        ("AVX2", False, False, PanelLinear),
-        ("AVX2", False, True, PanelLinear),
-        ("AVX512", True, False, PackedLinear),
-        ("AVX512", True, True, PanelLinear),
-        ("DEFAULT", False, False, PlainLinear),
-        ("DEFAULT", False, True, RowInvariantLinear),
+        # AVX2; AVX-512 without and with bfloat16; no x86.
+        (True, False, False, False, PanelLinear),
+        (True, False, False, True, PanelLinear),
+        (True, True, False, False, PanelLinear),
+        (True, True, False, True, PanelLinear),
+        (True, True, True, False, PackedLinear),
+        (True, True, True, True, PanelLinear),
+        (False, False, False, False, PlainLinear),
+        (False, False, False, True, RowInvariantLinear),
     ],
 )
-def test_a_cpu_multiplies_16_bits_by_what_was_measured_there(dtype, capability, has_packed, exact, method, monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+def test_a_cpu_multiplies_16_bits_by_what_was_measured_there(
+    dtype, has_panels, has_packed, multiplies_itself, exact, method, monkeypatch
+):
+    monkeypatch.setattr(linear, "_has_bf16" if dtype is torch.bfloat16 else "_has_fp16", lambda: multiplies_itself)
     monkeypatch.setattr(PackedLinear, "supports", staticmethod(lambda _: has_packed))
-    monkeypatch.setattr(PanelLinear, "supports", staticmethod(lambda _: capability != "DEFAULT"))
+    monkeypatch.setattr(PanelLinear, "supports", staticmethod(lambda _: has_panels))
     assert type(linear_method(exact=exact, dtype=dtype, device=torch.device("cpu"))) is method

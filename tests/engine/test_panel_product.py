@@ -11,17 +11,20 @@ from guarded_scratch import GuardedScratch
 from specdec import panel_product as panel_product_module
 from specdec.linear import PanelLinear, linear_method
 from specdec.machine_code import MachineCode, Scratch, is_available
-from specdec.panel_code import MAX_GROUP_ROWS, PANEL_SIZE
+from specdec.panel_code import max_group_rows, panel_size
 from specdec.panel_product import Panels, panel_product, panel_product_reference
+from specdec.vector_code import max_lanes
 
 pytestmark = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="the kernel needs AVX2"
 )
 
 DTYPES = [torch.bfloat16, torch.float16]
+# Of registers, those that this processor has.
+ALL_LANES = [lanes for lanes in (8, 16) if lanes <= max_lanes()]
 # Rows: each group's size, one more than fits a group, blocks of rows; inputs and outputs that fill no unit.
 SHAPES = [
-    *((rows, 40, 24) for rows in range(1, 2 * MAX_GROUP_ROWS + 2)),
+    *((rows, 40, 24) for rows in range(1, 2 * max_group_rows(max_lanes()) + 2)),
     (1, 1, 1),
     (5, 577, 33),
     (61, 1536, 50),
@@ -60,14 +63,15 @@ def same(one, other):
     )
 
 
+@pytest.mark.parametrize("lanes", ALL_LANES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("num_rows", "num_inputs", "num_outputs"), SHAPES)
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_a_product_is_the_definition_bit_for_bit(dtype, num_rows, num_inputs, num_outputs, has_bias):
+def test_a_product_is_the_definition_bit_for_bit(lanes, dtype, num_rows, num_inputs, num_outputs, has_bias):
     x = numbers(num_rows, num_inputs, dtype=dtype, seed=1)
     weight = numbers(num_outputs, num_inputs, dtype=dtype, seed=2)
     bias = numbers(num_outputs, dtype=dtype, seed=3, magnitude=30.0) if has_bias else None
-    product = panel_product(x, Panels.of(weight), bias)
+    product = panel_product(x, Panels.of(weight, lanes=lanes), bias)
     assert product.dtype is dtype
     assert product.shape == (num_rows, num_outputs)
     assert same(product, panel_product_reference(x, weight, bias))
@@ -89,24 +93,25 @@ def test_a_product_is_the_exact_one_up_to_one_rounding(dtype, magnitude):
     assert bool(((product.double() - exact).abs() <= allowed).all())
 
 
+@pytest.mark.parametrize("lanes", ALL_LANES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_overflows_and_what_is_no_number_stay_so(dtype):
+def test_what_overflows_and_what_is_no_number_stay_so(lanes, dtype):
     weight = torch.eye(20, dtype=dtype)
     x = torch.zeros(3, 20, dtype=dtype)
     x[0, 3], x[1, 4], x[2, 5] = torch.inf, -torch.inf, torch.nan
-    assert same(panel_product(x, Panels.of(weight), None), panel_product_reference(x, weight, None))
+    assert same(panel_product(x, Panels.of(weight, lanes=lanes), None), panel_product_reference(x, weight, None))
     largest = torch.full((2, 20), torch.finfo(dtype).max, dtype=dtype)
-    assert same(panel_product(largest, Panels.of(largest), None), torch.full((2, 2), torch.inf, dtype=dtype)), (
-        "a sum beyond the largest number is infinite"
-    )
+    product = panel_product(largest, Panels.of(largest, lanes=lanes), None)
+    assert same(product, torch.full((2, 2), torch.inf, dtype=dtype)), "a sum beyond the largest number is infinite"
 
 
+@pytest.mark.parametrize("lanes", ALL_LANES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_results_are_rounded_to_the_nearest_and_ties_to_even(dtype):
+def test_results_are_rounded_to_the_nearest_and_ties_to_even(lanes, dtype):
     step = torch.finfo(dtype).eps
     # 1, and parts of a step that are told apart in fp32 alone.
     x = torch.tensor([[1.0, part * step] for part in (0.25, 0.5, 0.75, 1.25, 1.5, 1.75, -0.25, -0.5, -0.75)]).to(dtype)
-    product = panel_product(x, Panels.of(torch.ones(1, 2, dtype=dtype)), None)
+    product = panel_product(x, Panels.of(torch.ones(1, 2, dtype=dtype), lanes=lanes), None)
     assert same(product, x.float().sum(dim=1, keepdim=True).to(dtype))
 
 
@@ -162,7 +167,7 @@ def test_callers_on_several_threads_get_their_own_products(monkeypatch, num_thre
 def test_what_lies_beside_the_rows_has_no_part_in_a_product():
     x = torch.full((7, 72), torch.nan).bfloat16()
     x[1:6, :64] = numbers(5, 64, dtype=torch.bfloat16, seed=1)
-    weight = numbers(PANEL_SIZE + 3, 64, dtype=torch.bfloat16, seed=2)
+    weight = numbers(panel_size(max_lanes()) + 3, 64, dtype=torch.bfloat16, seed=2)
     product = panel_product(x[1:6, :64], Panels.of(weight), None)
     assert torch.equal(product, panel_product_reference(x[1:6, :64], weight, None))
 
