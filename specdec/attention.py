@@ -127,7 +127,9 @@ class TorchPlan:
 
 
 class TorchAttention:
-    """Gathers each sequence's blocks and calls torch's scaled_dot_product_attention: CPUs that are no x86 with AVX2.
+    """Gathers each sequence's blocks and calls torch's scaled_dot_product_attention.
+
+    For CPUs that multiply bfloat16 themselves, and those that are no x86.
 
     Decoding and verification fold the G query heads of a key-value head into the queries, so that the library sees
     plain multi-head attention and no key is copied per query head. Longer spans go tile after tile where the processor

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from specdec.machine_code import is_available
 from specdec.panel_product import Panels, panel_product
+from specdec.processor import multiplies
 
 INVARIANT_TILE_ROWS = 16
 """Rows of one product in the row-invariant form: enough to share a weight read, few enough to waste little."""
@@ -55,9 +56,6 @@ class PlainLinear:
 _reorder_linear_weight = torch.ops.mkldnn._reorder_linear_weight  # noqa: SLF001
 _linear_pointwise = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
 _is_bf16_supported = torch.ops.mkldnn._is_mkldnn_bf16_supported  # noqa: SLF001
-# Whether processors multiply such numbers themselves. Of bfloat16 oneDNN says so wherever it can convert them.
-_has_bf16 = torch.cpu._is_avx512_bf16_supported  # noqa: SLF001
-_has_fp16 = torch.ops.mkldnn._is_mkldnn_fp16_supported  # noqa: SLF001
 
 
 class PackedLinear:
@@ -131,9 +129,7 @@ class PanelLinear:
     @staticmethod
     def is_fastest(weight: Tensor) -> bool:
         """Whether the library has nothing as fast for such a weight here: instructions that multiply its dtype."""
-        if not PanelLinear.supports(weight):
-            return False
-        return not (_has_bf16() if weight.dtype is torch.bfloat16 else _has_fp16())
+        return PanelLinear.supports(weight) and not multiplies(weight.dtype)
 
 
 class RowInvariantLinear:

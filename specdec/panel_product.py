@@ -21,7 +21,7 @@ from torch import Tensor
 
 from specdec.machine_code import MachineCode, Scratch
 from specdec.panel_code import INPUTS_UNIT, max_group_rows, panel_code, panel_size
-from specdec.vector_code import max_lanes
+from specdec.processor import max_lanes
 
 _MAX_BLOCK_NUMBERS: Final = 2**16
 """Of x, that a thread holds in fp32 at a time, about: a quarter of a MiB, half of what its second cache holds."""

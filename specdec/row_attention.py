@@ -23,8 +23,8 @@ from torch import Tensor
 from specdec.attention import Span
 from specdec.attention_code import MAX_ITEM_ROWS, attention_code, scratch_floats
 from specdec.machine_code import MachineCode, Scratch, is_available
+from specdec.processor import max_lanes
 from specdec.query_code import padded
-from specdec.vector_code import max_lanes
 
 _MAX_ITEM_SCORES: Final = 2**17
 """That a thread holds, half a MiB: of long contexts fewer rows go together, of very long ones each by itself."""

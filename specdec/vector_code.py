@@ -11,11 +11,6 @@ import torch
 _SCALARS = {torch.float32: ("float", 4), torch.float16: ("half", 2), torch.bfloat16: ("i16", 2)}
 
 
-def max_lanes() -> int:
-    """Floats of this processor's largest registers, of those that kernels are written for."""
-    return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
-
-
 def joined(lines: list[str]) -> str:
     """One below the other."""
     return "\n".join(lines)

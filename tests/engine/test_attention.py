@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from specdec import linear
+from specdec import backend, linear
 from specdec.attention import RowInvariantAttention, Span, TorchAttention
 from specdec.backend import CpuBackend
 from specdec.config import EngineConfig
@@ -19,6 +19,7 @@ from specdec.linear import (
     RowInvariantLinear,
     linear_method,
 )
+from specdec.processor import multiplies
 from specdec.query_tiles import QueryTiles
 from specdec.request import SamplingParams
 from specdec.row_attention import RowAttention
@@ -178,20 +179,24 @@ def test_an_engine_without_our_kernels_gives_the_same_answers(tiny_model_folder,
     kind, given = answers()
     assert kind is (RowInvariantAttention if exact else TorchAttention)
     assert given == expected
-    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") and (exact or not multiplies(torch.bfloat16)):
         assert usual is RowAttention
 
 
 @pytest.mark.parametrize(
-    ("has_rows", "exact", "attention"),
+    ("has_rows", "multiplies_itself", "exact", "attention"),
     [
-        (True, False, RowAttention),
-        (True, True, RowAttention),
-        (False, False, TorchAttention),
-        (False, True, RowInvariantAttention),
+        # AVX2, or AVX-512 without bfloat16; with it; no x86.
+        (True, False, False, RowAttention),
+        (True, False, True, RowAttention),
+        (True, True, False, TorchAttention),
+        (True, True, True, RowAttention),
+        (False, False, False, TorchAttention),
+        (False, False, True, RowInvariantAttention),
     ],
 )
-def test_a_cpu_attends_by_what_was_measured_there(has_rows, exact, attention, monkeypatch):
+def test_a_cpu_attends_by_what_was_measured_there(has_rows, multiplies_itself, exact, attention, monkeypatch):
+    monkeypatch.setattr(backend, "multiplies", lambda dtype: multiplies_itself)
     monkeypatch.setattr(RowAttention, "runs_here", staticmethod(lambda: has_rows))
     assert type(CpuBackend(torch.device("cpu")).attention(exact=exact)) is attention
 
@@ -214,7 +219,7 @@ def test_a_cpu_attends_by_what_was_measured_there(has_rows, exact, attention, mo
 def test_a_cpu_multiplies_16_bits_by_what_was_measured_there(
     dtype, has_panels, has_packed, multiplies_itself, exact, method, monkeypatch
 ):
-    monkeypatch.setattr(linear, "_has_bf16" if dtype is torch.bfloat16 else "_has_fp16", lambda: multiplies_itself)
+    monkeypatch.setattr(linear, "multiplies", lambda asked: asked is dtype and multiplies_itself)
     monkeypatch.setattr(PackedLinear, "supports", staticmethod(lambda _: has_packed))
     monkeypatch.setattr(PanelLinear, "supports", staticmethod(lambda _: has_panels))
     assert type(linear_method(exact=exact, dtype=dtype, device=torch.device("cpu"))) is method

@@ -13,7 +13,7 @@ from specdec.linear import PanelLinear, linear_method
 from specdec.machine_code import MachineCode, Scratch, is_available
 from specdec.panel_code import max_group_rows, panel_size
 from specdec.panel_product import Panels, panel_product, panel_product_reference
-from specdec.vector_code import max_lanes
+from specdec.processor import max_lanes
 
 pytestmark = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="the kernel needs AVX2"

@@ -12,8 +12,8 @@ from specdec.attention import Span
 from specdec.attention_code import MAX_ITEM_ROWS
 from specdec.kv_cache import KVShape, allocate_arena
 from specdec.machine_code import MachineCode, Scratch
+from specdec.processor import max_lanes
 from specdec.row_attention import RowAttention, row_attention_reference
-from specdec.vector_code import max_lanes
 
 pytestmark = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="the kernel needs AVX2"

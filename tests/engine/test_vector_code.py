@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from specdec.machine_code import MachineCode
-from specdec.vector_code import DECLARATIONS, Vectors, constant, for_each, joined, max_lanes, slots
+from specdec.processor import max_lanes
+from specdec.vector_code import DECLARATIONS, Vectors, constant, for_each, joined, slots
 
 pytestmark = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="the code needs AVX2"
