@@ -129,7 +129,7 @@ class TorchPlan:
 class TorchAttention:
     """Gathers each sequence's blocks and calls torch's scaled_dot_product_attention.
 
-    For CPUs that multiply bfloat16 themselves, and those that are no x86.
+    For CPUs that multiply bfloat16 themselves, and those that RowAttention has no code for.
 
     Decoding and verification fold the G query heads of a key-value head into the queries, so that the library sees
     plain multi-head attention and no key is copied per query head. Longer spans go tile after tile where the processor

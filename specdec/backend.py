@@ -20,7 +20,7 @@ from specdec.kernels.paged_attention import MAX_HEAD_SIZE
 from specdec.kv_cache import KVCache
 from specdec.model_runner import ModelRunner
 from specdec.models.layer_ops import KernelOps, LayerOps, TorchOps
-from specdec.processor import multiplies
+from specdec.processor import has_products_of
 from specdec.proposers.device_passes import DevicePasses
 from specdec.proposers.draft_passes import DraftPasses, SinglePasses
 from specdec.row_attention import RowAttention
@@ -117,7 +117,7 @@ class CpuBackend:
 
     def attention(self, *, exact: bool) -> AttentionBackend[Any]:
         # Where bfloat16 has instructions it was never held against the library's, which those make fast.
-        if RowAttention.runs_here() and (exact or not multiplies(torch.bfloat16)):
+        if (exact or not has_products_of(torch.bfloat16)) and RowAttention.runs_here():
             return RowAttention()
         return RowInvariantAttention() if exact else TorchAttention()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specdec.machine_code import is_available
 from specdec.panel_product import Panels, panel_product
-from specdec.processor import multiplies
+from specdec.processor import has_products_of
 
 INVARIANT_TILE_ROWS = 16
 """Rows of one product in the row-invariant form: enough to share a weight read, few enough to waste little."""
@@ -59,7 +59,7 @@ _is_bf16_supported = torch.ops.mkldnn._is_mkldnn_bf16_supported  # noqa: SLF001
 
 
 class PackedLinear:
-    """oneDNN with the weight reordered once at load, for 16-bit weights on a CPU.
+    """oneDNN with the weight reordered once at load, for bfloat16 on CPUs that multiply it.
 
     Measured on two cores of an AVX-512-BF16 server: about twice F.linear, which reorders at each call, for 1 to 8
     tokens.
@@ -97,9 +97,9 @@ class PackedLinear:
 
 
 class PanelLinear:
-    """The product of `panel_product.py`: 16-bit weights on x86 processors, and exact ones on all of those.
+    """The product of `panel_product.py`: 16-bit weights where an x86 has no instructions for them, or they are exact.
 
-    Without instructions for bfloat16 the library takes a row at a time (AVX2) or converts the weights at each call
+    Without such the library takes a row at a time (AVX2) or converts the weights at each call
     (AVX-512). All weights of SmolLM2-135M in bfloat16, milliseconds for so many tokens, each line in one run with two
     cores of a server:
 
@@ -125,11 +125,6 @@ class PanelLinear:
     def supports(weight: Tensor) -> bool:
         """Whether it runs here, for such a weight."""
         return weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16) and is_available()
-
-    @staticmethod
-    def is_fastest(weight: Tensor) -> bool:
-        """Whether the library has nothing as fast for such a weight here: instructions that multiply its dtype."""
-        return PanelLinear.supports(weight) and not multiplies(weight.dtype)
 
 
 class RowInvariantLinear:
@@ -202,6 +197,6 @@ def linear_method(*, exact: bool, dtype: torch.dtype, device: torch.device) -> L
     weight = torch.empty(0, dtype=dtype, device=device)
     if exact:
         return PanelLinear() if PanelLinear.supports(weight) else RowInvariantLinear()
-    if PanelLinear.is_fastest(weight):
+    if device.type == "cpu" and not has_products_of(dtype) and PanelLinear.supports(weight):
         return PanelLinear()
     return PackedLinear() if PackedLinear.supports(weight) else PlainLinear()

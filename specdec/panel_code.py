@@ -110,7 +110,7 @@ def _pair_bytes(lanes: int) -> int:
 
 
 def _prefetch(pair_bytes: int) -> list[str]:
-    """Those of the pair ahead, a line of the cache at a time."""
+    """Fetch a pair of the next panel, `%offset_ahead` bytes from its beginning, a line of the cache at a time."""
     lines = []
     for start in range(0, pair_bytes, 64):
         lines += [
@@ -149,7 +149,8 @@ def _load_float16_pairs(lanes: int) -> list[str]:
 
 def _work_text(dtype: torch.dtype, lanes: int) -> str:
     """What a thread does: take chunks of panels, block of rows after block, till none is left."""
-    converted = joined(Vectors(INPUTS_UNIT).load("floats", "short_at", dtype))
+    units = Vectors(INPUTS_UNIT)
+    converted = joined(units.load("floats", "short_at", dtype))
     sizes = range(1, max_group_rows(lanes) + 1)
     choices = " ".join(f"i64 {size}, label %group_of_{size}" for size in sizes)
     calls = joined(
@@ -210,7 +211,7 @@ convert:
   %short_at = getelementptr i16, ptr %from, i64 %feature
 {converted}
   %float_at = getelementptr float, ptr %to, i64 %feature
-  store {Vectors(INPUTS_UNIT)} %floats, ptr %float_at, align 4
+  store {units} %floats, ptr %float_at, align 4
   %next_feature = add i64 %feature, {INPUTS_UNIT}
   %is_more_of_row = icmp ult i64 %next_feature, %num_features
   br i1 %is_more_of_row, label %convert, label %row_done

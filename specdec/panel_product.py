@@ -21,7 +21,7 @@ from torch import Tensor
 
 from specdec.machine_code import MachineCode, Scratch
 from specdec.panel_code import INPUTS_UNIT, max_group_rows, panel_code, panel_size
-from specdec.processor import max_lanes
+from specdec.processor import Lanes, max_lanes
 
 _MAX_BLOCK_NUMBERS: Final = 2**16
 """Of x, that a thread holds in fp32 at a time, about: a quarter of a MiB, half of what its second cache holds."""
@@ -37,7 +37,7 @@ class Panels:
 
     packed: Tensor
     """bfloat16 [P, I / 2, S, 2], pairs of inputs side by side; float16 [P, I / 2, 2, S]; I is filled up with zeros to
-    a multiple of 8."""
+    a multiple of 8. Memory of its own, which torch begins at a multiple of 64 bytes."""
     no_bias: Tensor
     """Zeros, float32 [S P]."""
     num_inputs: int
@@ -48,8 +48,8 @@ class Panels:
     """Floats of a register: half of S."""
 
     @classmethod
-    def of(cls, weight: Tensor, *, lanes: int | None = None) -> Panels:
-        """weight [O, I], bfloat16 or float16, on the CPU; `lanes` (8 or 16) other than the processor's most if given.
+    def of(cls, weight: Tensor, *, lanes: Lanes | None = None) -> Panels:
+        """weight [O, I], bfloat16 or float16, on the CPU; `lanes` as many as the processor has, unless given.
 
         Raises ValueError for other weights, and where I is 0.
         """

@@ -1,21 +1,27 @@
-"""What this machine's processor has that products and kernels are chosen by."""
+"""What this machine's processor has that products and attention are chosen by."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
-# Of bfloat16 oneDNN's own question is true wherever it can convert such numbers.
-_has_bf16 = torch.cpu._is_avx512_bf16_supported  # noqa: SLF001
-_has_fp16 = torch.ops.mkldnn._is_mkldnn_fp16_supported  # noqa: SLF001
+Lanes = Literal[8, 16]
+"""Floats of a register: AVX2's, and AVX-512's."""
 
 
-def max_lanes() -> int:
-    """Floats of its largest registers, of those that kernels are written for: 8 (AVX2) or 16 (AVX-512)."""
+def max_lanes() -> Lanes:
+    """Of its largest registers, of those that kernels are written for."""
     return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 
 
-def multiplies(dtype: torch.dtype) -> bool:
-    """Whether it has instructions for products of such numbers, which an x86 has for bfloat16 and float16 seldom."""
+def has_products_of(dtype: torch.dtype) -> bool:
+    """Whether an x86 has instructions that multiply numbers of a dtype, rather than convert them; elsewhere False.
+
+    oneDNN is of no help: of bfloat16 and float16 it says yes wherever it can convert them.
+    """
     if dtype is torch.bfloat16:
-        return bool(_has_bf16())
-    return dtype is not torch.float16 or bool(_has_fp16())
+        return torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001
+    if dtype is torch.float16:
+        return bool(torch.cpu.get_capabilities().get("avx512_fp16"))
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")

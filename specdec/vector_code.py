@@ -66,7 +66,7 @@ _LEAST = -87.0
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """What is done with registers of so many floats: 8 (AVX2) or 16 (AVX-512); written out, it is their type."""
+    """What is done with vectors of so many floats: a register's 8 (AVX2) or 16 (AVX-512); written out, their type."""
 
     lanes: int
 
@@ -163,33 +163,33 @@ class Vectors:
     def sum_of(self, name: str, vector: str) -> list[str]:
         """`%name`: the sum of the floats of `%vector`, halves added to halves."""
         return self._folded(
-            name, vector, lambda result, wide, one, other: [f"  %{result} = fadd {wide} %{one}, %{other}"]
+            name, vector, lambda half, result, *parts: [f"  %{result} = fadd {half} %{parts[0]}, %{parts[1]}"]
         )
 
     def largest_of(self, name: str, vector: str) -> list[str]:
         """`%name`: the largest of the floats of `%vector`."""
 
-        def larger(result: str, wide: str, one: str, other: str) -> list[str]:
-            booleans = wide.replace("float", "i1")
+        def larger(half: Vectors, result: str, one: str, other: str) -> list[str]:
             return [
-                f"  %{result}_is_one = fcmp ogt {wide} %{one}, %{other}",
-                f"  %{result} = select {booleans} %{result}_is_one, {wide} %{one}, {wide} %{other}",
+                f"  %{result}_is_one = fcmp ogt {half} %{one}, %{other}",
+                f"  %{result} = select {half.booleans} %{result}_is_one, {half} %{one}, {half} %{other}",
             ]
 
         return self._folded(name, vector, larger)
 
-    def _folded(self, name: str, vector: str, combine: Callable[[str, str, str, str], list[str]]) -> list[str]:
+    def _folded(self, name: str, vector: str, combine: Callable[[Vectors, str, str, str], list[str]]) -> list[str]:
         """`%name`: the halves of `%vector` combined, and the halves of that, until one float is left."""
-        lines, size, before = [], self.lanes, vector
-        while size > 1:
-            size //= 2
-            wide, narrow = f"<{2 * size} x float>", f"<{size} x float>"
-            for part, start in (("low", 0), ("high", size)):
-                chosen = _indices(range(start, start + size))
-                lines.append(f"  %{name}_{part}_{size} = shufflevector {wide} %{before}, {wide} poison, {chosen}")
-            before, halves = f"{name}_of_{size}", (f"{name}_low_{size}", f"{name}_high_{size}")
-            lines += combine(before, narrow, *halves)
-        return [*lines, f"  %{name} = extractelement <1 x float> %{before}, i32 0"]
+        lines, whole, before = [], self, vector
+        while whole.lanes > 1:
+            half = Vectors(whole.lanes // 2)
+            parts = []
+            for part, start in (("low", 0), ("high", half.lanes)):
+                parts.append(f"{name}_{part}_{half.lanes}")
+                chosen = _indices(range(start, start + half.lanes))
+                lines.append(f"  %{parts[-1]} = shufflevector {whole} %{before}, {whole} poison, {chosen}")
+            before, whole = f"{name}_of_{half.lanes}", half
+            lines += combine(half, before, *parts)
+        return [*lines, f"  %{name} = extractelement {whole} %{before}, i32 0"]
 
     def sums_of(self, name: str, vectors: list[str]) -> list[str]:
         """`%name`: the sum of each of as many vectors as it has floats, neighbours added to neighbours.

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from specdec import backend, linear
+from specdec import backend as backend_module
+from specdec import linear
 from specdec.attention import RowInvariantAttention, Span, TorchAttention
 from specdec.backend import CpuBackend
 from specdec.config import EngineConfig
@@ -19,7 +20,7 @@ from specdec.linear import (
     RowInvariantLinear,
     linear_method,
 )
-from specdec.processor import multiplies
+from specdec.processor import has_products_of
 from specdec.query_tiles import QueryTiles
 from specdec.request import SamplingParams
 from specdec.row_attention import RowAttention
@@ -179,7 +180,7 @@ def test_an_engine_without_our_kernels_gives_the_same_answers(tiny_model_folder,
     kind, given = answers()
     assert kind is (RowInvariantAttention if exact else TorchAttention)
     assert given == expected
-    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") and (exact or not multiplies(torch.bfloat16)):
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") and (exact or not has_products_of(torch.bfloat16)):
         assert usual is RowAttention
 
 
@@ -195,31 +196,38 @@ def test_an_engine_without_our_kernels_gives_the_same_answers(tiny_model_folder,
         (False, False, True, RowInvariantAttention),
     ],
 )
-def test_a_cpu_attends_by_what_was_measured_there(has_rows, multiplies_itself, exact, attention, monkeypatch):
-    monkeypatch.setattr(backend, "multiplies", lambda dtype: multiplies_itself)
+def test_a_cpu_attends_by_rows_unless_it_multiplies_bfloat16(
+    has_rows, multiplies_itself, exact, attention, monkeypatch
+):
+    monkeypatch.setattr(backend_module, "has_products_of", lambda dtype: multiplies_itself)
     monkeypatch.setattr(RowAttention, "runs_here", staticmethod(lambda: has_rows))
     assert type(CpuBackend(torch.device("cpu")).attention(exact=exact)) is attention
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("has_panels", "has_packed", "multiplies_itself", "exact", "method"),
+    ("dtype", "has_panels", "has_packed", "multiplied", "exact", "method"),
     [
-        # AVX2; AVX-512 without and with bfloat16; no x86.
-        (True, False, False, False, PanelLinear),
-        (True, False, False, True, PanelLinear),
-        (True, True, False, False, PanelLinear),
-        (True, True, False, True, PanelLinear),
-        (True, True, True, False, PackedLinear),
-        (True, True, True, True, PanelLinear),
-        (False, False, False, False, PlainLinear),
-        (False, False, False, True, RowInvariantLinear),
+        # AVX2, or AVX-512 without instructions for either.
+        (torch.bfloat16, True, True, set(), False, PanelLinear),
+        (torch.bfloat16, True, True, set(), True, PanelLinear),
+        (torch.float16, True, False, set(), False, PanelLinear),
+        # AVX-512 with bfloat16's, and with float16's.
+        (torch.bfloat16, True, True, {torch.bfloat16}, False, PackedLinear),
+        (torch.bfloat16, True, True, {torch.bfloat16}, True, PanelLinear),
+        (torch.float16, True, False, {torch.bfloat16}, False, PanelLinear),
+        (torch.float16, True, False, {torch.bfloat16, torch.float16}, False, PlainLinear),
+        (torch.float16, True, False, {torch.bfloat16, torch.float16}, True, PanelLinear),
+        # An x86 without what makes the code, ARM with bfloat16, and any other.
+        (torch.bfloat16, False, True, set(), False, PackedLinear),
+        (torch.bfloat16, False, False, set(), False, PlainLinear),
+        (torch.bfloat16, False, False, set(), True, RowInvariantLinear),
+        (torch.float32, False, False, {torch.float32}, False, PlainLinear),
     ],
 )
-def test_a_cpu_multiplies_16_bits_by_what_was_measured_there(
-    dtype, has_panels, has_packed, multiplies_itself, exact, method, monkeypatch
+def test_a_cpu_multiplies_by_what_is_fastest_there(
+    dtype, has_panels, has_packed, multiplied, exact, method, monkeypatch
 ):
-    monkeypatch.setattr(linear, "multiplies", lambda asked: asked is dtype and multiplies_itself)
+    monkeypatch.setattr(linear, "has_products_of", lambda asked: asked in multiplied)
     monkeypatch.setattr(PackedLinear, "supports", staticmethod(lambda _: has_packed))
     monkeypatch.setattr(PanelLinear, "supports", staticmethod(lambda _: has_panels))
     assert type(linear_method(exact=exact, dtype=dtype, device=torch.device("cpu"))) is method

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from specdec.machine_code import MachineCode
-from specdec.processor import max_lanes
 from specdec.vector_code import DECLARATIONS, Vectors, constant, for_each, joined, slots
 
 pytestmark = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="the code needs AVX2"
 )
 
-all_lanes = pytest.mark.parametrize("lanes", [lanes for lanes in (8, 16) if lanes <= max_lanes()])
+# Registers of either size; where there are none so large, two take their place.
+all_lanes = pytest.mark.parametrize("lanes", [8, 16])
 
 
 def each(vectors, function, result):
@@ -83,7 +83,7 @@ def test_a_register_of_sums_has_each_vectors_in_its_place(lanes):
 
 
 @all_lanes
-@pytest.mark.parametrize("place", [0, 3, 7, -1])
+@pytest.mark.parametrize("place", range(16))
 def test_a_sum_and_a_largest_number_are_those_of_all_places(lanes, place):
     vectors = Vectors(lanes)
     lines = [
@@ -93,7 +93,7 @@ def test_a_sum_and_a_largest_number_are_those_of_all_places(lanes, place):
         *vectors.broadcast("y", "both"),
     ]
     numbers = -(2.0 ** torch.arange(lanes))
-    numbers[place] = 2.0**lanes
+    numbers[place % lanes] = 2.0**lanes
     expected = numbers.sum() + 2.0**lanes
     MachineCode(each(vectors, "", joined(lines)), "each").run("each", (numbers.data_ptr(), 1), num_threads=1)
     assert torch.equal(numbers, expected.expand(lanes))
