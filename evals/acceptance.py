@@ -17,6 +17,7 @@ from specdec.errors import ConfigError
 from specdec.evals.acceptance_arm import Arm, arms_of
 from specdec.evals.acceptance_group import GroupResult, measure_group
 from specdec.evals.acceptance_tables import show_groups
+from specdec.evals.break_off import break_off
 from specdec.evals.driver import answerable, build_engine
 from specdec.evals.environment import describe_environment, load_warning
 from specdec.evals.result import EvalResult, model_label
@@ -113,14 +114,18 @@ def run_acceptance(
     results: list[GroupResult] = []
     arms = {name: _arms(name, grid) for name in groups}
     num_runs = sum(len(arms[name]) for name in groups) * size.rounds * len(grid.concurrencies)
-    with terminal.progress("acceptance", num_runs) as steps:
+    with terminal.progress("acceptance", num_runs) as steps, break_off(terminal.say) as asked:
         for name, tasks in groups.items():
+            if asked.is_asked:
+                break
             taken, refused = answerable(engine, spread_by_length(tasks, size.num_tasks), params)
             left_out |= refused
             if not taken:
                 failures.append(f"{name}: none of its tasks is taken: {next(iter(refused.values()))}")
                 continue
             for concurrency in grid.concurrencies:
+                if asked.is_asked:
+                    break
                 steps.note(f"{name}, {concurrency} at once")
                 result, faults = measure_group(
                     name,
@@ -132,9 +137,11 @@ def run_acceptance(
                     num_parts=size.num_parts,
                     concurrency=concurrency,
                     on_run=steps.advance,
+                    asked=asked,
                 )
-                results.append(result)
+                results += [] if result is None else [result]
                 failures += faults
+    failures += asked.failures()
     show_groups(results, terminal)
     warnings = [f"left out {name}, which the engine does not take: {why}" for name, why in left_out.items()]
     busy = load_warning(environment)

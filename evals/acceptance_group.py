@@ -12,6 +12,7 @@ import msgspec
 from specdec.engine import Engine
 from specdec.evals.acceptance_arm import Arm
 from specdec.evals.acceptance_rates import AcceptanceRates, acceptance_rates, broken_sum_rule
+from specdec.evals.break_off import BreakOff
 from specdec.evals.driver import Run, drive, request_of
 from specdec.evals.regions import Region, token_regions
 from specdec.evals.spread import Spread
@@ -109,21 +110,28 @@ def measure_group(
     num_parts: int,
     concurrency: int,
     on_run: Callable[[], None],
-) -> tuple[GroupResult, list[str]]:
+    asked: BreakOff,
+) -> tuple[GroupResult | None, list[str]]:
     """Rounds of one run an arm, the first mover changing from round to round; and what did not hold.
 
-    A round answers one of num_parts parts of the tasks, the next round the next part; at least one round a part.
+    A round answers one of num_parts parts of the tasks, the next round the next part; at least one round a part. Where
+    an end is asked for there are fewer rounds, and no result unless all tasks were answered.
     """
     assert num_parts <= rounds, "every task is answered"
     parts = [tasks[start::num_parts] for start in range(min(num_parts, len(tasks)))]
     runs: dict[str, list[Run]] = defaultdict(list)
     # Compiles the schemas and fills the caches of masks, from which all arms gain alike; not timed.
     _run(engine, tasks, arms[0], params, concurrency)
-    for number in range(rounds):
-        first = number % len(arms)
-        for arm in (*arms[first:], *arms[:first]):
-            runs[arm.name].append(_run(engine, parts[number % len(parts)], arm, params, concurrency))
-            on_run()
+    for number, place in itertools.product(range(rounds), range(len(arms))):
+        if asked.is_asked:
+            break
+        arm = arms[(number + place) % len(arms)]
+        runs[arm.name].append(_run(engine, parts[number % len(parts)], arm, params, concurrency))
+        on_run()
+    num_whole = min(len(runs[arm.name]) for arm in arms)
+    if num_whole < len(parts):
+        return None, []
+    runs = {name: own[:num_whole] for name, own in runs.items()}
     faults: list[str] = []
     results = []
     for arm in arms:

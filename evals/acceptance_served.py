@@ -6,6 +6,7 @@ server there is one arm, as it was started, and what it drafted is known as far 
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import statistics
 from collections import defaultdict
@@ -26,6 +27,7 @@ from specdec.evals.acceptance_group import (
 )
 from specdec.evals.acceptance_rates import broken_sum_rule
 from specdec.evals.acceptance_tables import show_groups
+from specdec.evals.break_off import BreakOff, break_off
 from specdec.evals.chat_stream import ChatServer, ReportedSpeculation, StreamedAnswer
 from specdec.evals.environment import describe_environment, load_warning
 from specdec.evals.result import EvalResult
@@ -91,22 +93,27 @@ def run_acceptance_on_server(
     left_out: dict[str, str] = {}
     results: list[GroupResult] = []
     num_runs = sum(len(own) for own in arms.values()) * (size.rounds + 1) * len(concurrencies)
-    with terminal.progress("acceptance", num_runs) as steps:
+    with terminal.progress("acceptance", num_runs) as steps, break_off(terminal.say) as asked:
         for name, tasks in groups.items():
-            asked = _Group(server, spread_by_length(tasks, size.num_tasks), temperature, size.max_tokens)
-            taken, refused = asked.answerable(arms[name][0], concurrency=max(concurrencies))
+            if asked.is_asked:
+                break
+            sample = _Group(server, spread_by_length(tasks, size.num_tasks), temperature, size.max_tokens)
+            taken, refused = sample.answerable(arms[name][0], concurrency=max(concurrencies))
             left_out |= refused
             if not taken:
                 failures.append(f"{name}: none of its tasks is taken: {next(iter(refused.values()))}")
                 continue
             for concurrency in concurrencies:
+                if asked.is_asked:
+                    break
                 steps.note(f"{name}, {concurrency} at once")
                 group = _Group(server, taken, temperature, size.max_tokens)
                 result, faults = group.measure(
-                    name, arms[name], rounds=size.rounds, concurrency=concurrency, on_run=steps.advance
+                    name, arms[name], rounds=size.rounds, concurrency=concurrency, on_run=steps.advance, asked=asked
                 )
                 failures += [f"{name}, concurrency {concurrency}, {fault}" for fault in faults]
                 results += [] if result is None else [result]
+    failures += asked.failures()
     show_groups(results, terminal)
     warnings = [
         *(f"left out {name}, which the server does not take: {why}" for name, why in left_out.items()),
@@ -171,32 +178,45 @@ class _Group:
         )
 
     def measure(
-        self, name: str, arms: Sequence[Arm], *, rounds: int, concurrency: int, on_run: Callable[[], None]
+        self,
+        name: str,
+        arms: Sequence[Arm],
+        *,
+        rounds: int,
+        concurrency: int,
+        on_run: Callable[[], None],
+        asked: BreakOff,
     ) -> tuple[GroupResult | None, list[str]]:
         """An untimed run of each arm, traced where that is possible, then rounds of one run an arm.
 
-        And what did not hold; no result where there is a request that was not answered.
+        And what did not hold; no result where there is a request that was not answered. Where an end is asked for there
+        are fewer rounds, and no result of none.
         """
         traced: dict[str, _Run] = {}
         runs: dict[str, list[_Run]] = defaultdict(list)
-        for number in range(-1, rounds):
-            first = max(0, number) % len(arms)
-            for arm in (*arms[first:], *arms[:first]):
-                run = self._run(arm, concurrency, is_traced=number < 0)
-                on_run()
-                errors = [
-                    f"{arm.name}: {task.name}: {answer.error}"
-                    for task, answer in zip(self._tasks, run.answers, strict=True)
-                    if answer.error is not None
-                ]
-                if errors:
-                    return None, errors
-                if number < 0:
-                    traced[arm.name] = run
-                    # A schema may need more tokens than were offered: later runs offer them at once.
-                    self._max_tokens = [answer.max_tokens for answer in run.answers]
-                else:
-                    runs[arm.name].append(run)
+        for number, place in itertools.product(range(-1, rounds), range(len(arms))):
+            if asked.is_asked:
+                break
+            arm = arms[(max(0, number) + place) % len(arms)]
+            run = self._run(arm, concurrency, is_traced=number < 0)
+            on_run()
+            errors = [
+                f"{arm.name}: {task.name}: {answer.error}"
+                for task, answer in zip(self._tasks, run.answers, strict=True)
+                if answer.error is not None
+            ]
+            if errors:
+                return None, errors
+            if number < 0:
+                traced[arm.name] = run
+                # A schema may need more tokens than were offered: later runs offer them at once.
+                self._max_tokens = [answer.max_tokens for answer in run.answers]
+            else:
+                runs[arm.name].append(run)
+        num_whole = min(len(runs[arm.name]) for arm in arms)
+        if not num_whole:
+            return None, []
+        runs = {arm: own[:num_whole] for arm, own in runs.items()}
         faults: list[str] = []
         results = []
         for arm in arms:

@@ -29,6 +29,10 @@ class Terminal:
         with progress_on(self.notes, description, total) as steps:
             yield steps
 
+    def say(self, text: str) -> None:
+        """A line on standard error, above the bar where there is one."""
+        self.notes.print(escape(text), soft_wrap=True)
+
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """The first column is text, the others are figures."""
         table = Table(title=title, title_justify="left")
