@@ -11,9 +11,9 @@ from specdec.vector_code import Vectors, constant, for_each, joined, slots
 _LEAST: Final = "0xFFF0000000000000"
 
 
-def padded(head_size: int, lanes: int) -> int:
-    """A head's numbers and zeros that fill a register of so many floats."""
-    return -(-head_size // lanes) * lanes
+def padded(count: int, lanes: int) -> int:
+    """So many numbers, and those that fill the last register up."""
+    return -(-count // lanes) * lanes
 
 
 def query_code(head_size: int, dtype: torch.dtype, lanes: int) -> str:

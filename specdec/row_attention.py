@@ -135,6 +135,7 @@ class RowAttention:
         # Heads that share keys go together, unless that left threads without work.
         is_plenty = num_shares * num_heads >= _ITEMS_PER_THREAD * num_threads * plan.num_groups
         item_heads = plan.num_groups if is_plenty else 1
+        # Whole registers, so that no query and no thread's memory begins between two lines of the cache.
         scores_stride = padded(plan.max_context, self._lanes) + self._lanes
         num_queries = plan.max_share_rows * item_heads
         scratch_stride = scratch_floats(head_size, num_queries, scores_stride, plan.block_size, self._lanes)
