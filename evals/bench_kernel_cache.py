@@ -138,6 +138,7 @@ class _Step:
             num_sequences=len(self.spans),
             max_num_queries=max_num_queries,
             max_context_len=max_context_len,
+            is_fp8=self.key_scale is not None,
         )
         if programs.num_stages is not None:
             tiling = tiling._replace(num_stages=programs.num_stages)

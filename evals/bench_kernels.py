@@ -16,6 +16,7 @@ from specdec.evals.bench_device import BenchDevice
 from specdec.evals.bench_kernel_cache import CACHE_OPS
 from specdec.evals.bench_kernel_captured import CAPTURED_OPS
 from specdec.evals.bench_kernel_cell import KernelCell, KernelOp, KernelSetting
+from specdec.evals.bench_kernel_products import PRODUCT_OPS
 from specdec.evals.bench_kernel_rows import ROW_OPS
 from specdec.evals.bench_kernel_sampling import SAMPLING_OPS
 from specdec.evals.bench_kernel_verification import VERIFICATION_OPS
@@ -27,7 +28,8 @@ from specdec.evals.result import EvalResult
 from specdec.evals.spread import Spread
 from specdec.evals.terminal import Terminal
 
-OPS: Final = {op.name: op for op in (*ROW_OPS, *SAMPLING_OPS, *CAPTURED_OPS, *VERIFICATION_OPS, *CACHE_OPS)}
+_EVERY_OP: Final = (*ROW_OPS, *PRODUCT_OPS, *SAMPLING_OPS, *CAPTURED_OPS, *VERIFICATION_OPS, *CACHE_OPS)
+OPS: Final = {op.name: op for op in _EVERY_OP}
 """Attention last: behind an address that is wrong a GPU does nothing more for the process."""
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Final
 
 import msgspec
 import torch
 
-from specdec.evals.bench_device import BenchDevice
+from specdec.evals.bench_device import BenchDevice, Launch
 from specdec.evals.bench_work import Work
 from specdec.evals.spread import Spread
 from specdec.evals.terminal import Terminal
@@ -22,7 +23,8 @@ _REPEATS: Final = 11
 class DeviceLimits(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     copy_gb_per_s: Spread
-    """Bytes read and bytes written of one large copy."""
+    """Bytes read and bytes written of one large copy, by whatever copies fastest: on a GPU a kernel, or the driver's
+    copy, which may be slower as part of a graph."""
     matmul_tflop_per_s: Spread
     """Of one large product, by the engine's own method for the dtype."""
     dtype: str
@@ -70,9 +72,15 @@ def measure_limits(bench: BenchDevice, dtype: torch.dtype) -> DeviceLimits:
 
 
 def _times_of_copies(bench: BenchDevice, num_bytes: int) -> list[float]:
-    source = torch.ones(num_bytes, dtype=torch.uint8, device=bench.device)
+    source = torch.ones(num_bytes // 4, dtype=torch.float32, device=bench.device)
     target = torch.empty_like(source)
-    return bench.times_ms(lambda: target.copy_(source), _REPEATS)
+    ways = [bench.times_ms(lambda: target.copy_(source), _REPEATS)]
+    if bench.is_gpu:
+        ways += [
+            bench.times_ms(lambda: target.copy_(source), _REPEATS, Launch.ONE_BY_ONE),
+            bench.times_ms(lambda: torch.neg(source, out=target), _REPEATS),
+        ]
+    return min(ways, key=statistics.median)
 
 
 def _fine(spread: Spread) -> str:

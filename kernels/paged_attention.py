@@ -124,6 +124,102 @@ if TRITON_RUNS_HERE:
             size = tl.maximum(size, (share + TILE_KEYS - 1) // TILE_KEYS * TILE_KEYS)
         return size
 
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _attend_tile(  # type: ignore[no-untyped-def]
+        maximum,
+        total,
+        attended,
+        query,
+        key_cache_ptr,
+        value_cache_ptr,
+        table_ptr,
+        bias_ptr,
+        tile_start,
+        start,
+        end,
+        first_position,
+        position,
+        token,
+        is_row,
+        kv_head,
+        score_scale,
+        soft_cap,
+        window,
+        key_block_stride,
+        value_block_stride,
+        bias_token_stride,
+        NUM_KV_HEADS: tl.constexpr,
+        HEAD_SIZE: tl.constexpr,
+        PADDED_HEAD_SIZE: tl.constexpr,
+        BLOCK_SIZE: tl.constexpr,
+        TILE_KEYS: tl.constexpr,
+        IS_MASKED: tl.constexpr,
+        HAS_WINDOW: tl.constexpr,
+        HAS_SOFT_CAP: tl.constexpr,
+        HAS_BIAS: tl.constexpr,
+    ):
+        """What a tile's keys add. Those outside [start, end), and what a query does not see, are masked, if any."""
+        LOG2_E: tl.constexpr = 1.4426950408889634
+        element = tl.arange(0, PADDED_HEAD_SIZE)
+        is_element = element < HEAD_SIZE
+        key_position = tile_start + tl.arange(0, TILE_KEYS)
+        # Nothing else is loaded: beyond the context, and before the window, a block may be anyone's.
+        is_key = (key_position >= start) & (key_position < end)
+        if IS_MASKED:
+            block_id = tl.load(table_ptr + key_position // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
+        else:
+            block_id = tl.load(table_ptr + key_position // BLOCK_SIZE).to(tl.int64)
+        in_block = (key_position % BLOCK_SIZE) * (NUM_KV_HEADS * HEAD_SIZE) + kv_head * HEAD_SIZE
+        key_ptr = key_cache_ptr + (block_id * key_block_stride + in_block)[None, :] + element[:, None]
+        value_ptr = value_cache_ptr + (block_id * value_block_stride + in_block)[:, None] + element[None, :]
+        if IS_MASKED:
+            keys = tl.load(key_ptr, mask=is_element[:, None] & is_key[None, :], other=0.0).to(query.dtype)
+        elif HEAD_SIZE < PADDED_HEAD_SIZE:
+            keys = tl.load(key_ptr, mask=is_element[:, None], other=0.0).to(query.dtype)
+        else:
+            keys = tl.load(key_ptr).to(query.dtype)
+        scores = tl.dot(query, keys, input_precision="ieee")
+        if HAS_SOFT_CAP:
+            # The hyperbolic tangent by an exponential that cannot overflow.
+            scores *= score_scale
+            decayed = tl.exp(-2.0 * tl.abs(scores / soft_cap))
+            capped = soft_cap * (1.0 - decayed) / (1.0 + decayed)
+            scores = tl.where(scores < 0.0, -capped, capped)
+        if HAS_BIAS:
+            if not HAS_SOFT_CAP:
+                scores *= score_scale
+            column = key_position - first_position
+            scores += tl.load(
+                bias_ptr + (token * bias_token_stride)[:, None] + column[None, :],
+                mask=is_row[:, None] & (is_key & (column >= 0))[None, :],
+                other=0.0,
+            )
+        # What is left to multiply by comes into the exponent by a fused product, in both forms of a tile: whether it
+        # has something to mask says what other queries see, and must not show in a bit.
+        factor = LOG2_E if HAS_SOFT_CAP or HAS_BIAS else score_scale * LOG2_E
+        if IS_MASKED:
+            visible = is_key[None, :] & (key_position[None, :] <= position[:, None])
+            if HAS_WINDOW:
+                visible &= key_position[None, :] > position[:, None] - window
+            scores = tl.where(visible, scores, float("-inf"))
+
+        new_maximum = tl.maximum(maximum, tl.max(scores * factor, axis=1))
+        shift = new_maximum
+        if IS_MASKED:
+            # Where nothing was seen yet, -inf less -inf would be NaN.
+            shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+        weights = tl.exp2(tl.fma(scores, factor, -shift[:, None]))
+        decay = tl.exp2(maximum - shift)
+        total = total * decay + tl.sum(weights, axis=1)
+        if IS_MASKED:
+            values = tl.load(value_ptr, mask=is_key[:, None] & is_element[None, :], other=0.0).to(query.dtype)
+        elif HEAD_SIZE < PADDED_HEAD_SIZE:
+            values = tl.load(value_ptr, mask=is_element[None, :], other=0.0).to(query.dtype)
+        else:
+            values = tl.load(value_ptr).to(query.dtype)
+        attended = tl.dot(weights.to(query.dtype), values, attended * decay[:, None], input_precision="ieee")
+        return new_maximum, total, attended
+
     # Numbers that change from step to step, each of which would otherwise have kernels of its own where it is 1, or
     # divisible by 16.
     @triton.jit(  # type: ignore[untyped-decorator]
@@ -171,8 +267,8 @@ if TRITON_RUNS_HERE:
         UPCAST: tl.constexpr,
     ):
         """One program attends one tile of queries, at one KV head, to one split of the keys."""
-        LOG2_E: tl.constexpr = 1.4426950408889634
-        tile = tl.program_id(0)
+        # A prompt's last queries see the most keys: they come first, so that no long tile is left to run alone.
+        tile = tl.num_programs(0) - 1 - tl.program_id(0)
         kv_head = tl.program_id(1)
         split = tl.program_id(2)
         sequence = _sequence_of(query_starts_ptr, num_sequences, tile, TILE_QUERIES)
@@ -207,58 +303,100 @@ if TRITON_RUNS_HERE:
             mask=is_row[:, None] & is_element[None, :],
             other=0.0,
         )
-        if UPCAST:
-            query = query.to(tl.float32)
         score_scale = scale
         if HAS_SCALES:
             score_scale *= tl.load(key_scale_ptr + kv_head)
+        if HAS_SCALES and query_ptr.dtype.element_ty == tl.bfloat16:
+            # Devices make 16-bit floats of 8 bits by one instruction, and bfloat16 by several. A row of queries has the
+            # same digits in them once it is divided by a power of two, for which its scores make up.
+            query = query.to(tl.float32)
+            largest = tl.max(tl.abs(query), axis=1)
+            unit = (largest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+            unit = tl.where(unit == 0.0, 1.0, unit)[:, None]
+            query = (query / unit).to(tl.float16)
+            score_scale *= unit
+        elif UPCAST:
+            query = query.to(tl.float32)
 
         maximum = tl.full((TILE_ROWS,), float("-inf"), tl.float32)
         total = tl.zeros((TILE_ROWS,), tl.float32)
         attended = tl.zeros((TILE_ROWS, PADDED_HEAD_SIZE), tl.float32)
         table_ptr = block_tables_ptr + sequence.to(tl.int64) * block_table_stride
-        for tile_start in range(start // TILE_KEYS * TILE_KEYS, end, TILE_KEYS):
-            key_position = tile_start + tl.arange(0, TILE_KEYS)
-            # Nothing else is loaded: beyond the context, and before the window, a block may be anyone's.
-            is_key = (key_position >= start) & (key_position < end)
-            block_id = tl.load(table_ptr + key_position // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
-            in_block = (key_position % BLOCK_SIZE) * (NUM_KV_HEADS * HEAD_SIZE) + kv_head * HEAD_SIZE
-            keys = tl.load(
-                key_cache_ptr + (block_id * key_block_stride + in_block)[None, :] + element[:, None],
-                mask=is_element[:, None] & is_key[None, :],
-                other=0.0,
-            ).to(query.dtype)
-            scores = tl.dot(query, keys, input_precision="ieee") * score_scale
-            if HAS_SOFT_CAP:
-                # The hyperbolic tangent by an exponential that cannot overflow.
-                decayed = tl.exp(-2.0 * tl.abs(scores / soft_cap))
-                capped = soft_cap * (1.0 - decayed) / (1.0 + decayed)
-                scores = tl.where(scores < 0.0, -capped, capped)
-            if HAS_BIAS:
-                column = key_position - first_position
-                scores += tl.load(
-                    bias_ptr + (token * bias_token_stride)[:, None] + column[None, :],
-                    mask=is_row[:, None] & (is_key & (column >= 0))[None, :],
-                    other=0.0,
-                )
-            visible = is_key[None, :] & (key_position[None, :] <= position[:, None])
-            if HAS_WINDOW:
-                visible &= key_position[None, :] > position[:, None] - window
-            scores = tl.where(visible, scores * LOG2_E, float("-inf"))
-
-            new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
-            # Where nothing was seen yet, -inf less -inf would be NaN.
-            shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
-            weights = tl.exp2(scores - shift[:, None])
-            decay = tl.exp2(maximum - shift)
-            total = total * decay + tl.sum(weights, axis=1)
-            maximum = new_maximum
-            values = tl.load(
-                value_cache_ptr + (block_id * value_block_stride + in_block)[:, None] + element[None, :],
-                mask=is_key[:, None] & is_element[None, :],
-                other=0.0,
-            ).to(query.dtype)
-            attended = tl.dot(weights.to(query.dtype), values, attended * decay[:, None], input_precision="ieee")
+        first_tile = start // TILE_KEYS * TILE_KEYS
+        if HAS_WINDOW or HAS_BIAS:
+            seen_by_all = first_tile
+        else:
+            # Whole tiles that every query sees, of which nothing is to be masked.
+            seen_by_all = tl.minimum(end, first_position + first_query + 1) // TILE_KEYS * TILE_KEYS
+            seen_by_all = tl.maximum(seen_by_all, first_tile)
+        for tile_start in range(first_tile, seen_by_all, TILE_KEYS):
+            maximum, total, attended = _attend_tile(
+                maximum,
+                total,
+                attended,
+                query,
+                key_cache_ptr,
+                value_cache_ptr,
+                table_ptr,
+                bias_ptr,
+                tile_start,
+                start,
+                end,
+                first_position,
+                position,
+                token,
+                is_row,
+                kv_head,
+                score_scale,
+                soft_cap,
+                window,
+                key_block_stride,
+                value_block_stride,
+                bias_token_stride,
+                NUM_KV_HEADS,
+                HEAD_SIZE,
+                PADDED_HEAD_SIZE,
+                BLOCK_SIZE,
+                TILE_KEYS,
+                False,
+                False,
+                HAS_SOFT_CAP,
+                False,
+            )
+        for tile_start in range(seen_by_all, end, TILE_KEYS):
+            maximum, total, attended = _attend_tile(
+                maximum,
+                total,
+                attended,
+                query,
+                key_cache_ptr,
+                value_cache_ptr,
+                table_ptr,
+                bias_ptr,
+                tile_start,
+                start,
+                end,
+                first_position,
+                position,
+                token,
+                is_row,
+                kv_head,
+                score_scale,
+                soft_cap,
+                window,
+                key_block_stride,
+                value_block_stride,
+                bias_token_stride,
+                NUM_KV_HEADS,
+                HEAD_SIZE,
+                PADDED_HEAD_SIZE,
+                BLOCK_SIZE,
+                TILE_KEYS,
+                True,
+                HAS_WINDOW,
+                HAS_SOFT_CAP,
+                HAS_BIAS,
+            )
 
         if HAS_SCALES:
             attended *= tl.load(value_scale_ptr + kv_head)
@@ -292,14 +430,20 @@ if TRITON_RUNS_HERE:
         TILE_KEYS: tl.constexpr,
         IS_BOUNDED: tl.constexpr,
         HAS_WINDOW: tl.constexpr,
-        SPLITS_TILE: tl.constexpr = 16,
+        SPLITS_TILE: tl.constexpr = 32,
     ):
         """One program merges the splits that one query saw at one head; the others were never written."""
         token = tl.program_id(0)
         head = tl.program_id(1)
+        # Where each sequence decodes one token, this is its sequence's number: without a search, whose loads wait for
+        # one another.
+        sequence = tl.minimum(token, num_sequences - 1)
+        start = tl.load(query_starts_ptr + sequence)
+        end = tl.load(query_starts_ptr + sequence + 1)
         if token >= tl.load(query_starts_ptr + num_sequences):
             return
-        sequence = _sequence_of(query_starts_ptr, num_sequences, token, 0)
+        if (start > token) | (end <= token):
+            sequence = _sequence_of(query_starts_ptr, num_sequences, token, 0)
         distance_to_end = tl.load(query_starts_ptr + sequence + 1) - token
         context_len = tl.load(context_lens_ptr + sequence)
         position = context_len - distance_to_end
@@ -372,7 +516,7 @@ def paged_attention(
     speed where it is None. Raises ValueError for other shapes, dtypes, devices, strides or numbers.
     """
     _check(query, key_cache, value_cache, block_tables, query_starts, context_lens, output)
-    _check_options(query, key_cache, max_num_queries, window, soft_cap, bias, key_scale, value_scale, tiling)
+    _check_options(query, key_cache, max_num_queries, scale, window, soft_cap, bias, key_scale, value_scale, tiling)
     num_tokens, num_heads, head_size = query.shape
     num_sequences = context_lens.shape[0]
     if num_tokens == 0 or num_sequences == 0:
@@ -403,6 +547,7 @@ def paged_attention(
             num_sequences=num_sequences,
             max_num_queries=max_num_queries,
             max_context_len=max_context_len,
+            is_fp8=key_scale is not None,
         )
     tile_queries = max(1, tiling.tile_rows // num_groups)
     num_tiles = num_tokens // tile_queries + num_sequences
@@ -456,7 +601,7 @@ def paged_attention(
             HAS_SCALES=key_scale is not None,
             # The interpreter multiplies bfloat16 as if it were integers.
             UPCAST=INTERPRETED and query.dtype == torch.bfloat16,
-            num_warps=tiling.num_warps or (8 if tiling.tile_rows >= 128 else 4),
+            num_warps=tiling.num_warps or 4,
             num_stages=tiling.num_stages,
         )
         if split_keys:
@@ -540,6 +685,7 @@ def _check_options(
     query: torch.Tensor,
     key_cache: torch.Tensor,
     max_num_queries: int,
+    scale: float,
     window: int | None,
     soft_cap: float | None,
     bias: torch.Tensor | None,
@@ -549,6 +695,8 @@ def _check_options(
 ) -> None:
     if window is not None and window < 1:
         raise ValueError(f"window is {window}; it must be 1 or more, or None")
+    if not scale > 0.0:
+        raise ValueError(f"scale is {scale}; it must be above 0")
     if soft_cap is not None and not soft_cap > 0.0:
         raise ValueError(f"soft_cap is {soft_cap}; it must be above 0, or None")
     if tiling is not None:
@@ -568,16 +716,17 @@ def _check_options(
             raise ValueError(f"bias must be contiguous along the last axis; its strides are {bias.stride()}")
         _check_device("bias", bias, query)
     is_fp8 = key_cache.dtype in _FP8_DTYPES
-    for name, scale in {"key_scale": key_scale, "value_scale": value_scale}.items():
-        if (scale is not None) != is_fp8:
+    for name, of_heads in {"key_scale": key_scale, "value_scale": value_scale}.items():
+        if (of_heads is not None) != is_fp8:
             raise ValueError(f"{name} goes with caches of fp8, and they are {key_cache.dtype}; give both or neither")
-        if scale is not None:
+        if of_heads is not None:
             num_kv_heads = key_cache.shape[2]
-            if scale.shape != (num_kv_heads,) or scale.dtype != torch.float32 or not scale.is_contiguous():
+            if of_heads.shape != (num_kv_heads,) or of_heads.dtype != torch.float32 or not of_heads.is_contiguous():
                 raise ValueError(
-                    f"{name} must be [{num_kv_heads}] float32, contiguous; it is {list(scale.shape)} {scale.dtype}"
+                    f"{name} must be [{num_kv_heads}] float32, contiguous; "
+                    f"it is {list(of_heads.shape)} {of_heads.dtype}"
                 )
-            _check_device(name, scale, query)
+            _check_device(name, of_heads, query)
 
 
 def _check_device(name: str, tensor: torch.Tensor, query: torch.Tensor) -> None:

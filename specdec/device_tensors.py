@@ -42,7 +42,13 @@ def together_on_device(device: torch.device, *parts: tuple[type[np.generic], Num
         return tuple(torch.as_tensor(np.array(part, dtype=dtype), device=device) for dtype, part in parts)
     packed_bytes, places = packed(parts)
     moved = array_on_device(device, packed_bytes)
-    return tuple(moved[place].view(TORCH_DTYPES[dtype]) for place, (dtype, _) in zip(places, parts, strict=True))
+    return tuple(
+        # Of no bytes torch makes no numbers of another size.
+        moved[place].view(TORCH_DTYPES[dtype])
+        if len(part)
+        else torch.empty(0, dtype=TORCH_DTYPES[dtype], device=device)
+        for place, (dtype, part) in zip(places, parts, strict=True)
+    )
 
 
 def named_on_device(device: torch.device, parts: Parts) -> dict[str, Tensor]:

@@ -196,8 +196,7 @@ class DeviceVerifier:
 
     def _given_rows(self, walk: Walk) -> list[int]:
         """Of a synthetic draft the rows of the tokens that are accepted whatever the target draws."""
-        accepted = (i for i in range(walk.num_drafted) if walk.is_given(i, self._synthetic_rates))
-        return [walk.first_row + i for i in accepted]
+        return [walk.first_row + i for i in walk.given(self._synthetic_rates)]
 
     def _coupled(self, rows: RowBatch, given: Mapping[str, Tensor], target_ids: Tensor) -> tuple[Tensor, Tensor]:
         """int64 [R] -> accepted tokens int32 [B] and emitted ones int64 [R], after each sequence's last of any id."""

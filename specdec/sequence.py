@@ -34,15 +34,21 @@ class _Counts:
     drafted_per_position: list[int] = field(default_factory=list)
     accepted_per_position: list[int] = field(default_factory=list)
 
-    def add(self, position: int, *, is_accepted: bool, is_rejected: bool) -> None:
-        """One token at this position of its draft."""
-        for counts in (self.drafted_per_position, self.accepted_per_position):
-            counts.extend([0] * (position + 1 - len(counts)))
-        self.num_drafted += 1
-        self.num_accepted += is_accepted
-        self.num_rejected += is_rejected
-        self.drafted_per_position[position] += 1
-        self.accepted_per_position[position] += is_accepted
+    def add(self, positions: AbstractSequence[int], num_accepted: int, *, has_rejected: bool) -> None:
+        """Tokens at these positions of one draft, ascending; the first num_accepted of them, and one rejected."""
+        drafted, accepted = self.drafted_per_position, self.accepted_per_position
+        num_lacking = positions[-1] + 1 - len(drafted)
+        if num_lacking > 0:
+            drafted += [0] * num_lacking
+            accepted += [0] * num_lacking
+        self.num_drafts += 1
+        self.num_drafted += len(positions)
+        self.num_accepted += num_accepted
+        self.num_rejected += has_rejected
+        for position in positions:
+            drafted[position] += 1
+        for position in positions[:num_accepted]:
+            accepted[position] += 1
 
     # Any: counts, and counts by position.
     def as_fields(self) -> dict[str, Any]:
@@ -95,16 +101,13 @@ class SpeculationCounts:
         if are_predicted:
             self._num_accepted_predicted += sum(are_predicted[:num_accepted])
             self._num_rejected_predicted += sum(are_predicted[num_accepted:])
-        self._total.num_drafts += 1
+        rejected_at = -1 if was_cut else num_accepted
+        every = range(len(proposers))
+        self._total.add(every, num_accepted, has_rejected=rejected_at in every)
         for proposer in set(proposers):
-            self._by_proposer.setdefault(proposer, _Counts()).num_drafts += 1
-        for position, proposer in enumerate(proposers):
-            for counts in (self._total, self._by_proposer[proposer]):
-                counts.add(
-                    position,
-                    is_accepted=position < num_accepted,
-                    is_rejected=position == num_accepted and not was_cut,
-                )
+            own = [position for position in every if proposers[position] == proposer]
+            counts = self._by_proposer.setdefault(proposer, _Counts())
+            counts.add(own, sum(each < num_accepted for each in own), has_rejected=rejected_at in own)
 
     def freeze(self) -> SpeculationStats:
         return SpeculationStats(

@@ -87,12 +87,16 @@ class Walk:
         """Whether it is walked by probabilities, and not by the tokens that the target draws."""
         return bool(self.rows) and self.rows[0].draws_by_distribution and not self.is_synthetic
 
-    def is_given(self, index: int, rates: AbstractSequence[float]) -> bool:
-        """Whether a draft token is one of the synthetic proposer's that these rates accept."""
-        if not self.is_synthetic or self.proposal.sources[index].proposer != SYNTHETIC:
-            return False
+    def given(self, rates: AbstractSequence[float]) -> list[int]:
+        """Which draft tokens are those of the synthetic proposer's that these rates accept."""
+        if not self.is_synthetic:
+            return []
         accept = uniform(self.rows[0].noise_key(Stream.ACCEPT))
-        return index < len(rates) and accept < rates[index]
+        return [
+            i
+            for i, (source, rate) in enumerate(zip(self.proposal.sources, rates, strict=False))
+            if source.proposer == SYNTHETIC and accept < rate
+        ]
 
     @property
     def is_synthetic(self) -> bool:
@@ -173,9 +177,9 @@ class Verifier:
             return Outcome([], 0, 0, [])
         draft_ids = walk.proposal.token_ids
         if not walk.goes_by_rule:
+            given = walk.given(self._synthetic_rates)
             while walk.num_accepted < walk.num_drafted and (
-                drawn[walk.first_row + walk.num_accepted] == draft_ids[walk.num_accepted]
-                or walk.is_given(walk.num_accepted, self._synthetic_rates)
+                drawn[walk.first_row + walk.num_accepted] == draft_ids[walk.num_accepted] or walk.num_accepted in given
             ):
                 walk.num_accepted += 1
         last_id = walk.recovered_id

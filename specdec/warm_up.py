@@ -51,6 +51,9 @@ def warm_up_passes(
         for start in {0, capacity - num_queries}:
             runner.forward_eagerly([Span([0] * num_queries, start, block_table, num_logits=1)], runner.logits)
         num_queries *= 2
+    if capacity > 1:
+        # Logits of several rows, which are a product of their own.
+        runner.forward_eagerly([Span([0] * 2, 0, block_table, num_logits=2)], runner.logits)
     runner.wait()
 
 

@@ -168,7 +168,7 @@ class LlamaModel:
             )
             added = layer.output(_filled(attended.view(-1, num_heads * head_dim), num_rows))
             x, normed = ops.add_rms_norm(x, added, layer.post_attention_norm, eps)
-            added = layer.down(ops.silu_mul(layer.gate_up(normed)))
+            added = layer.down(layer.gate_up.gated(normed, ops.silu_mul))
         x = x[logits_rows]
         return x if added is None else x + added[logits_rows]
 

@@ -23,6 +23,7 @@ from specdec.proposers.drafter_time import DrafterTime
 from specdec.proposers.grammar import GrammarDrafter
 from specdec.proposers.length import DraftLengths
 from specdec.proposers.stretch_lengths import StretchLengths
+from specdec.proposers.synthetic import SyntheticDrafter
 from specdec.sequence import Sequence, SequenceStatus
 from specdec.verifier import Outcome
 
@@ -112,15 +113,20 @@ class ChainProposer:
 
     def _fill(self, draft: Draft) -> None:
         """Draft what needs no model."""
-        plan = draft.sequence.plan
-        drafters = [
+        drafters = self._drafters_for(draft.sequence)
+        while drafters and not draft.is_full and self._may_pay(draft) and self._add_best(draft, drafters):
+            pass
+
+    def _drafters_for(self, sequence: Sequence) -> list[Drafter]:
+        """Those that may have an idea. The synthetic one leaves the drafting to a model where there is one."""
+        plan = sequence.plan
+        return [
             drafter
             for drafter in self._drafters
             if drafter.name in plan.methods
+            and not (plan.has_draft_model and drafter.name == SyntheticDrafter.name)
             and (plan.num_tokens is not None or self._time.is_worth_asking(drafter.name))
         ]
-        while not draft.is_full and self._may_pay(draft) and self._add_best(draft, drafters):
-            pass
 
     def _may_pay(self, draft: Draft) -> bool:
         """Whether one more token could be worth its verification; where the length is fixed that is not asked."""

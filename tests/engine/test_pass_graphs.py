@@ -314,6 +314,7 @@ def test_no_request_waits_for_a_kernel_of_a_pass_to_be_compiled(config_of, compi
     prompts = [[3 + i % 50 for i in range(length)] for length in (1, 2, 7, 33, 100, 470, 1300, 3)]
     engine.generate(prompts, SamplingParams(max_tokens=20, seed=3, ignore_eos=True))
     ours = {"_paged_attention_kernel", "_merge_kernel", "_kv_store_kernel", "_rope_kernel", "_rms_norm_kernel"}
+    ours.add("_few_row_linear_kernel")
     assert ours.isdisjoint(compiled)
 
 

@@ -271,7 +271,7 @@ def test_what_follows_a_pass_is_timed_as_a_graph_of_the_engine_s_and_kernel_by_k
         "captured_sampling": ["batch 1, rows 3, a graph of 4", "batch 3, rows 9, a graph of 16"],
     }
     # Those before are of what the device does at best.
-    assert gpu_in_name.launches[3:] == [Launch.AS_GRAPH, Launch.ONE_BY_ONE] * 2 + [Launch.AS_IT_IS] * 2
+    assert gpu_in_name.launches[5:] == [Launch.AS_GRAPH, Launch.ONE_BY_ONE] * 2 + [Launch.AS_IT_IS] * 2
     num_bytes = {
         cell["work"]["num_bytes"] for each in shown["ops"] for cell in each["cells"] if "rows 9" in cell["cell"]
     }
@@ -296,7 +296,8 @@ def test_stages_and_warps_of_attention_are_compared(monkeypatch):
 
     monkeypatch.setattr(bench_kernel_cache, "paged_attention", watched)
     for flags, kinds, numbers in (
-        ((), [""], {(2, None)}),
+        # Of fp8 in three stages.
+        ((), [""], {(2, None), (3, None)}),
         (("--num-stages", "2,3"), [", 2 stages", ", 3 stages"], {(2, None), (3, None)}),
         (("--num-stages", "3", "--num-warps", "4,8"), [", 3 stages, 4 warps", ", 3 stages, 8 warps"], {(3, 4), (3, 8)}),
     ):

@@ -25,6 +25,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 from specdec.kernels import (  # noqa: E402
     attention_tiling,
     draft_advance,
+    few_row_linear,
     grammar_advance,
     kv_store,
     paged_attention,
@@ -40,6 +41,7 @@ from specdec.kernels import (  # noqa: E402
 
 MODULES = (
     draft_advance,
+    few_row_linear,
     grammar_advance,
     kv_store,
     paged_attention,
@@ -142,6 +144,16 @@ def layer(dtype):
     tables = torch.zeros(64, 1, 128, dtype=dtype)
     rope.rope(torch.zeros(3, 48, 128, dtype=dtype)[:, :40], torch.zeros(3, dtype=torch.int64), tables, tables)
     silu_mul.silu_mul(torch.zeros(3, 2 * 14336, dtype=dtype), torch.zeros(3, 14336, dtype=dtype))
+
+
+def multiply(num_rows):
+    """By the weights of two sizes of model, and up to the activation."""
+    for num_outputs, num_inputs in [(6144, 4096), (1536, 1024)]:
+        x = torch.zeros(num_rows, num_inputs, dtype=BF16)
+        weight = torch.zeros(num_outputs, num_inputs, dtype=BF16)
+        for is_gated in (False, True):
+            output = torch.zeros(num_rows, num_outputs // (2 if is_gated else 1), dtype=BF16)
+            few_row_linear.few_row_linear(x, weight, None, output, is_gated=is_gated)
 
 
 def draw(*, vocab_size=151936, is_cut, is_masked):
@@ -256,6 +268,8 @@ CASES = {
         dtype=FP32, num_tokens=2048, num_sequences=1, context=2048, head_size=256, heads=(8, 4)
     ),
     "layer": lambda: layer(BF16),
+    "products of one row": lambda: multiply(1),
+    "products of five": lambda: multiply(5),
     "draw": lambda: draw(is_cut=False, is_masked=False),
     "draw of one token": lambda: draw(vocab_size=1, is_cut=True, is_masked=True),
     "draw, cut and masked": lambda: draw(is_cut=True, is_masked=True),

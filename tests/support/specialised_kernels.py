@@ -24,8 +24,9 @@ from tiny_model import write_tiny_model
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction, compute_cache_key
 
-from specdec import SamplingParams
+from specdec import SamplingParams, build
 from specdec.kernels import attention_tiling
+from specdec.linear import FewRowLinear
 from specdec.pool_size import max_batched_tokens, max_logits_rows
 from specdec.speculative import MAX_DRAFT_TOKENS
 from specdec.warm_up import warm_up_passes, warm_up_sampling
@@ -120,6 +121,8 @@ def main(folder, dtype):
     )
     sizes = {"max_model_len": 600, "num_kv_blocks": 120, "max_num_batched_tokens": 128}
     config = config_of(target, draft, dtype=dtype, enforce_eager=True, **sizes)
+    if dtype == "bfloat16":
+        build.linear_method = lambda **_: FewRowLinear()
     engine = kernel_engine(torch.device("cpu"), config)
     # What an engine does at start on a GPU.
     for runner in (engine.runner, engine._runtime.draft_runner):
