@@ -142,7 +142,7 @@ gpu-engine-tests: $(GPU_NEEDS)
 
 # What is taken of the whole device's memory is measured with nobody beside.
 gpu-pool-tests: $(GPU_NEEDS)
-	@echo '== $@' && $(call ON_GPU,120,INT) -m pytest -q $(GPU_PYTEST) -m gpu -k gpus_pool tests/engine $(ARGS)
+	@echo '== $@' && $(call ON_GPU,120,INT) -m pytest -q $(GPU_PYTEST) -m gpu -k gpus_pool $(GPU_FILES) $(ARGS)
 
 gpu-kernels: $(GPU_NEEDS)
 	$(call ON_GPU_BENCH,180) kernels --shape $(GPU_SHAPE) --context 1024,4096 --save $(ARGS)

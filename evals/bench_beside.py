@@ -147,7 +147,9 @@ def _measure(run: BesideRun, sizes: Sequence[tuple[int, int]], measured: _Measur
         engine = Engine(_config(run, folder, sizes), load=weights)
         with closing(engine):
             measured.device = BenchDevice(engine.runner.device).name
-            measured.engine = description = engine.describe()
+            description = engine.describe()
+            # The folder that its shape is written to is gone when this is read.
+            measured.engine = msgspec.structs.replace(description, model=run.shape)
             model = model_of_weights(folder, weights.slots, dtype=getattr(torch, description.dtype))
             steps.note("check")
             fault = fault_of_passes(engine)

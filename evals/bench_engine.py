@@ -96,7 +96,9 @@ def _measure(run: EngineRun, loads: Sequence[LoadShape], measured: _Measured, st
     steps.note("weights")
     with _engine(run, loads) as engine:
         steps.advance()
-        measured.engine = description = engine.describe()
+        description = engine.describe()
+        # The folder that its shape is written to is gone when this is read.
+        measured.engine = msgspec.structs.replace(description, model=run.shape)
         dtype = getattr(torch, description.dtype)
         models = EngineModels(
             target=SHAPES[run.shape],

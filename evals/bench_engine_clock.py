@@ -104,7 +104,7 @@ class PassClock:
 def kernel_ms(call: Callable[[], object], num_calls: int) -> float:
     """Milliseconds that a GPU's kernels and copies take in a call, all together, as the profiler counts them."""
     activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         for _ in range(num_calls):
             call()
         torch.cuda.synchronize()

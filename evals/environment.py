@@ -26,7 +26,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     python: str
     versions: dict[str, str]
     commit: str | None
-    """Ends in "-dirty" where tracked files differ from the commit; outside a checkout what SPECDEC_COMMIT says."""
+    """What SPECDEC_COMMIT says, else the checkout's; ends in "-dirty" where tracked files differ from the commit."""
     num_threads: int | None
     """Of torch's own pool, where torch was loaded."""
     thread_settings: dict[str, str]
@@ -100,12 +100,16 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
+    # A copy may lie in the checkout of another commit.
+    told = os.environ.get("SPECDEC_COMMIT")
+    if told:
+        return told
     folder = Path(__file__).resolve().parent
     try:
         commit = _git("rev-parse", "HEAD", folder=folder)
         is_dirty = bool(_git("status", "--porcelain", "--untracked-files=no", folder=folder))
     except (OSError, subprocess.SubprocessError):
-        return os.environ.get("SPECDEC_COMMIT")
+        return None
     return f"{commit}-dirty" if is_dirty else commit
 
 

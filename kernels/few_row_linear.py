@@ -22,6 +22,7 @@ MAX_ROWS: Final = 16
 _MANY_OUTPUTS: Final = 4096
 """Of which programs with 64 each are enough to keep an H200's memory busy."""
 _VERY_MANY_OUTPUTS: Final = 16384
+_MANY_INPUTS: Final = 8192
 
 
 def few_row_linear_reference(
@@ -52,7 +53,7 @@ class _Tiling(NamedTuple):
         """num_outputs and num_inputs are the weight's."""
         if num_rows == 1:
             # As many as are a divisor, so that nothing is left over.
-            most = 1024 if is_gated else 2048
+            most = 1024 if is_gated or num_inputs > _MANY_INPUTS else 2048
             inputs = next((each for each in (2048, 1024, 512) if each <= most and num_inputs % each == 0), 512)
             return cls(outputs=2, inputs=inputs, rows=1, num_stages=1, num_warps=inputs // (512 if is_gated else 256))
         if num_outputs < _MANY_OUTPUTS:

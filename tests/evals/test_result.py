@@ -82,3 +82,8 @@ def test_a_copy_that_is_no_checkout_is_told_its_commit(monkeypatch):
     assert describe_environment().commit is None
     monkeypatch.setenv("SPECDEC_COMMIT", "0d74514")
     assert describe_environment().commit == "0d74514"
+
+
+def test_a_copy_in_the_checkout_of_another_commit_is_told_its_own(monkeypatch):
+    monkeypatch.setenv("SPECDEC_COMMIT", "0d74514")
+    assert describe_environment().commit == "0d74514"

@@ -354,6 +354,25 @@ def test_a_cache_of_fp8_counts_by_its_scales(split_keys, cache_dtype, device):
     step.check(AttentionTiling(16, 16, split_keys), key_scale=key_scale, value_scale=value_scale)
 
 
+@pytest.mark.parametrize("power", [-90, -20, 20, 90])
+def test_over_a_cache_of_fp8_queries_of_any_size_count_as_their_scores_say(power, device, monkeypatch):
+    scales = {name: torch.ones(2, device=device) for name in ("key_scale", "value_scale")}
+    step = Step(MIXED, dtype=torch.bfloat16, cache_dtype=torch.float8_e4m3fn, device=device)
+    step.check(**scales)
+    expected = step.attend(**scales)
+    # Both exactly: what is multiplied stays the same, but for where a power of two is kept.
+    step.query *= 2.0**power
+    monkeypatch.setattr(Step, "scale", step.scale * 2.0**-power)
+    assert torch.equal(step.attend(**scales)[: step.num_queries], expected[: step.num_queries])
+
+
+def test_over_a_cache_of_fp8_queries_of_nothing_attend_to_all_alike(device):
+    scales = {name: torch.ones(2, device=device) for name in ("key_scale", "value_scale")}
+    step = Step(MIXED, dtype=torch.bfloat16, cache_dtype=torch.float8_e4m3fn, device=device)
+    step.query[:] = 0.0
+    step.check(**scales)
+
+
 @pytest.mark.parametrize("head_size", [64, 80, 128, 256])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_chosen_tilings_are_right(dtype, head_size, device):
@@ -419,6 +438,7 @@ def test_addresses_beyond_31_bits_are_right(device, large_memory):
         ({"context_lens": torch.zeros(1, 1, dtype=torch.int32)}, r"must be \[B, M\], \[B \+ 1\] and \[B\] int32"),
         ({"context_lens": torch.zeros(1, dtype=torch.int32, device="meta")}, "context_lens is on meta, query on cpu"),
         ({"window": 0}, "window is 0; it must be 1 or more"),
+        ({"scale": 0.0}, "scale is 0.0; it must be above 0"),
         ({"soft_cap": 0.0}, "soft_cap is 0.0; it must be above 0"),
         ({"bias": torch.zeros(3, 2)}, r"bias must be \[3, 3 or more\] float32"),
         ({"bias": torch.zeros(6, 3).T}, r"bias must be \[3, 3 or more\] float32|bias must be contiguous"),
