@@ -16,7 +16,7 @@ from specdec.errors import ConfigError
 from specdec.grammars import MaskTable
 from specdec.graph_capture import CudaGraphCapture, GraphCapture, RepeatCapture
 from specdec.kernels.dispatch import INTERPRETED
-from specdec.kernels.paged_attention import MAX_HEAD_SIZE
+from specdec.kernels.paged_attention_arguments import MAX_HEAD_SIZE
 from specdec.kv_cache import KVCache
 from specdec.model_runner import ModelRunner
 from specdec.models.layer_ops import KernelOps, LayerOps, TorchOps

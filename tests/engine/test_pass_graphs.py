@@ -20,7 +20,7 @@ from specdec.captured_sampling import KINDS
 from specdec.device_memory import CudaMemory
 from specdec.errors import ConfigError
 from specdec.graph_capture import CudaGraphCapture, RepeatCapture
-from specdec.kernels.paged_attention import MAX_HEAD_SIZE
+from specdec.kernels.paged_attention_arguments import MAX_HEAD_SIZE
 from specdec.models.progress import ModelProgress
 from specdec.pass_graphs import PassGraphs
 from specdec.triton_attention import TritonAttention
@@ -313,7 +313,7 @@ def test_no_request_waits_for_a_kernel_of_a_pass_to_be_compiled(config_of, compi
         answers(engine, "sampled", speculation)
     prompts = [[3 + i % 50 for i in range(length)] for length in (1, 2, 7, 33, 100, 470, 1300, 3)]
     engine.generate(prompts, SamplingParams(max_tokens=20, seed=3, ignore_eos=True))
-    ours = {"_paged_attention_kernel", "_merge_kernel", "_kv_store_kernel", "_rope_kernel", "_rms_norm_kernel"}
+    ours = {"paged_attention_kernel", "merge_splits_kernel", "_kv_store_kernel", "_rope_kernel", "_rms_norm_kernel"}
     ours.add("_few_row_linear_kernel")
     assert ours.isdisjoint(compiled)
 

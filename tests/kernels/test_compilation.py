@@ -39,7 +39,7 @@ def reports(tmp_path_factory):
 
 
 def of_attention(reports, *, dtype):
-    kernels = [each for each in reports if each["kernel"] == "_paged_attention_kernel"]
+    kernels = [each for each in reports if each["kernel"] == "paged_attention_kernel"]
     return [each for each in kernels if (each["case"] == "prompt, fp32") == (dtype == "fp32")]
 
 

@@ -275,14 +275,14 @@ def test_a_program_writes_the_queries_of_its_own_tile(split_keys, device, monkey
     """What it wrote of the next would mostly be overwritten. 5 queries at 3 heads each leave a row of 16 free."""
     if not runs_in_triton(torch.empty(0, device=device)):
         pytest.skip("only kernels have tiles")
-    kernel = paged_attention_module._paged_attention_kernel
+    kernel = paged_attention_module.paged_attention_kernel
 
     class FirstTile:
         def __getitem__(self, grid):
             return kernel[(1, *grid[1:])]
 
     step = Step([(12, 12)], num_heads=3, num_kv_heads=1, head_size=16, device=device)
-    monkeypatch.setattr(paged_attention_module, "_paged_attention_kernel", FirstTile())
+    monkeypatch.setattr(paged_attention_module, "paged_attention_kernel", FirstTile())
     written = torch.full_like(step.query, math.nan, memory_format=torch.contiguous_format)
     monkeypatch.setattr(torch, "empty", lambda size, **given: torch.full((size,), math.nan, **given))
     paged_attention(
