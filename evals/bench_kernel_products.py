@@ -25,7 +25,7 @@ from specdec.evals.bench_work import Work
 from specdec.kernels.few_row_linear import MAX_ROWS, few_row_linear, few_row_linear_reference
 from specdec.kernels.silu_mul import silu_mul
 
-_CHECKED = ((1, 33, 576), (1, 40, 4096), (5, 4160, 130), (16, 20, 1000), (3, 16448, 64))
+_CHECKED = ((1, 33, 576), (1, 40, 4096), (1, 40, 9216), (5, 4160, 130), (16, 20, 1000), (3, 16448, 64))
 """Rows, outputs and inputs, of each kind of tiling."""
 
 
@@ -69,7 +69,8 @@ def _cells(setting: KernelSetting) -> list[KernelCell]:
     cells = []
     for name, num_outputs, num_inputs, is_gated in _weights(setting):
         for num_rows in sorted({1, min(setting.num_drafts + 1, MAX_ROWS), MAX_ROWS}):
-            num_numbers = num_outputs * num_inputs + num_rows * (num_inputs + num_outputs)
+            width = num_outputs // 2 if is_gated else num_outputs
+            num_numbers = num_outputs * num_inputs + num_rows * (num_inputs + width)
             work = Work(num_numbers * itemsize, 2 * num_rows * num_outputs * num_inputs)
             for prepare, way in ((_own, ""), (_library_s, ", by the library")):
                 call = partial(prepare, setting, num_rows, num_outputs, num_inputs, is_gated)

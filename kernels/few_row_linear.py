@@ -127,7 +127,7 @@ if TRITON_RUNS_HERE:
                 element = start + inputs
                 weight = _weights_of(weight_ptr, first, element, NUM_INPUTS, NUM_INPUTS, TILE_INPUTS)
                 x = tl.load(
-                    x_ptr + rows[None, :] * x_stride + element[:, None],
+                    x_ptr + rows[None, :].to(tl.int64) * x_stride + element[:, None],
                     mask=is_row[None, :] & (element < NUM_INPUTS)[:, None],
                     other=0.0,
                 )

@@ -115,8 +115,8 @@ def paged_attention(
     query_starts: [B + 1] int32, ascending from 0: sequence b's queries are the rows query_starts[b] up to
     query_starts[b + 1], of which it may have none; later rows of output stay as they are. context_lens: [B]
     int32, tokens of each sequence in the cache, its queries' own included. bias: [T, max_num_queries or more]
-    fp32, contiguous along the last axis. key_scale, value_scale: [H] fp32, what a cached number of a head is to
-    be multiplied by. max_num_queries and max_context_len bound what the device's tensors hold, so that nothing
+    fp32, contiguous along the last axis. key_scale, value_scale: [H] fp32, above 0, what a cached number of a head
+    is to be multiplied by. max_num_queries and max_context_len bound what the device's tensors hold, so that nothing
     waits for them; that they do, and that ids are in range, is the caller's to know. `tiling` is chosen for
     speed where it is None. Raises ValueError for other shapes, dtypes, devices, strides or numbers.
     """

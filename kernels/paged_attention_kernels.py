@@ -228,7 +228,8 @@ if TRITON_RUNS_HERE:
             score_scale *= tl.load(key_scale_ptr + kv_head)
         if HAS_SCALES and query_ptr.dtype.element_ty == tl.bfloat16:
             # Devices make 16-bit floats of 8 bits by one instruction, and bfloat16 by several. A row of queries has the
-            # same digits in them once it is divided by a power of two, for which its scores make up.
+            # same digits in them, down to 2 ** -17 of its largest, once it is divided by a power of two, for which its
+            # scores make up.
             query = query.to(tl.float32)
             largest = tl.max(tl.abs(query), axis=1)
             unit = (largest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
@@ -350,6 +351,7 @@ if TRITON_RUNS_HERE:
         TILE_KEYS: tl.constexpr,
         IS_BOUNDED: tl.constexpr,
         HAS_WINDOW: tl.constexpr,
+        # So many splits' results are on their way together: what a token's context of 2,048 is cut into.
         SPLITS_TILE: tl.constexpr = 32,
     ):
         """One program merges the splits that one query saw at one head; the others were never written."""

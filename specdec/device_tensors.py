@@ -43,7 +43,7 @@ def together_on_device(device: torch.device, *parts: tuple[type[np.generic], Num
     packed_bytes, places = packed(parts)
     moved = array_on_device(device, packed_bytes)
     return tuple(
-        # Of no bytes torch makes no numbers of another size.
+        # Where all parts are empty, the stride of no bytes is 0, of which torch makes no wider numbers.
         moved[place].view(TORCH_DTYPES[dtype])
         if len(part)
         else torch.empty(0, dtype=TORCH_DTYPES[dtype], device=device)

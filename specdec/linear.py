@@ -137,10 +137,11 @@ class FewRowLinear:
 
               qkv       output    gate and up    down      head
         1     16 (18)   13 (16)   56 (64)        35 (34)   229 (238)
-        5     17 (18)   14 (16)   59 (62)        34 (33)   235 (241)
-        16    17 (18)   14 (16)   59 (63)        34 (34)   239 (244)
+        5     17 (18)   13 (16)   59 (62)        34 (33)   235 (241)
+        16    17 (18)   13 (16)   59 (62)        34 (34)   239 (244)
 
-    Gate and up are with what is behind them. Of one row that has tiles for long sums in another run, `down` took 32.
+    Gate and up are with what is behind them. One row of `down` has had other tiles since, with which it took 32 in an
+    earlier run.
     """
 
     def prepare(self, weight: Tensor) -> Tensor:
@@ -174,7 +175,7 @@ class FewRowLinear:
 
     @staticmethod
     def supports(weight: Tensor) -> bool:
-        """Whether it was measured to be faster here, for such a weight."""
+        """Whether it is faster here, for such a weight: so it is on an H200 in bfloat16, and assumed for its kind."""
         return (
             weight.is_cuda
             and weight.dtype in (torch.bfloat16, torch.float16)
@@ -247,7 +248,10 @@ class Linear:
         return y
 
     def gated(self, x: Tensor, silu_mul: Callable[[Tensor], Tensor]) -> Tensor:
-        """What silu_mul makes of the product with x [T, I], by the method itself where it can: [T, O / 2]."""
+        """What silu_mul makes of the product with x [T, I], by the method itself where it can: [T, O / 2].
+
+        The method has no other activation than SiLU.
+        """
         assert self._prepared is not None, "finish_loading comes before the first product"
         if isinstance(self.method, FewRowLinear):
             y = self.method.apply_gated(x, self._prepared, self.bias)

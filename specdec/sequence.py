@@ -101,7 +101,7 @@ class SpeculationCounts:
         if are_predicted:
             self._num_accepted_predicted += sum(are_predicted[:num_accepted])
             self._num_rejected_predicted += sum(are_predicted[num_accepted:])
-        rejected_at = -1 if was_cut else num_accepted
+        rejected_at = None if was_cut else num_accepted
         every = range(len(proposers))
         self._total.add(every, num_accepted, has_rejected=rejected_at in every)
         for proposer in set(proposers):

@@ -23,8 +23,8 @@ from specdec.proposers.drafter_time import DrafterTime
 from specdec.proposers.grammar import GrammarDrafter
 from specdec.proposers.length import DraftLengths
 from specdec.proposers.stretch_lengths import StretchLengths
-from specdec.proposers.synthetic import SyntheticDrafter
 from specdec.sequence import Sequence, SequenceStatus
+from specdec.speculative import SYNTHETIC
 from specdec.verifier import Outcome
 
 _MAX_LAG: Final = 64
@@ -118,13 +118,13 @@ class ChainProposer:
             pass
 
     def _drafters_for(self, sequence: Sequence) -> list[Drafter]:
-        """Those that may have an idea. The synthetic one leaves the drafting to a model where there is one."""
+        """Those that may have an idea. The synthetic one leaves the drafting to a model where there is one, unasked."""
         plan = sequence.plan
         return [
             drafter
             for drafter in self._drafters
             if drafter.name in plan.methods
-            and not (plan.has_draft_model and drafter.name == SyntheticDrafter.name)
+            and not (plan.has_draft_model and drafter.name == SYNTHETIC)
             and (plan.num_tokens is not None or self._time.is_worth_asking(drafter.name))
         ]
 

@@ -20,8 +20,8 @@ class SyntheticDrafter:
         grammar, state = draft.sequence.grammar, draft.state
         if grammar is not None and state is not None:
             token_id = grammar.planned_token(state)
-            return NO_GUESS if token_id is None else Guess((token_id,), yields_to_model=True)
-        return Guess(draft.last(1), yields_to_model=True)
+            return NO_GUESS if token_id is None else Guess((token_id,))
+        return Guess(draft.last(1))
 
     def finished(self, sequence: Sequence) -> None:
         """Nothing was kept."""

@@ -23,12 +23,14 @@ def numbers(size, dtype, device, seed):
 @pytest.mark.parametrize(("num_outputs", "num_inputs"), SHAPES)
 @pytest.mark.parametrize("num_rows", [1, 2, 16])
 def test_every_element_equals_the_reference(num_rows, num_outputs, num_inputs, dtype, is_gated, device, monkeypatch):
-    # As if 70 were many already.
+    # As if 70 were many already, and with their gates very many; and 4,096 inputs, too.
     monkeypatch.setattr("specdec.kernels.few_row_linear._MANY_OUTPUTS", 64)
+    monkeypatch.setattr("specdec.kernels.few_row_linear._VERY_MANY_OUTPUTS", 130)
+    monkeypatch.setattr("specdec.kernels.few_row_linear._MANY_INPUTS", 4000)
     num_weights = num_outputs * (2 if is_gated else 1)
     x = numbers((num_rows, num_inputs + 3), dtype, device, 1)[:, :num_inputs]
     weight = numbers((num_weights, num_inputs), dtype, device, 2) / math.sqrt(num_inputs)
-    bias = numbers((num_weights,), dtype, device, 3) if num_rows % 2 else None
+    bias = numbers((num_weights,), dtype, device, 3) if num_rows != 2 else None
     whole = torch.full((num_rows, num_outputs + 3), math.nan, dtype=dtype, device=device)
     expected = torch.full((num_rows, num_outputs), math.nan, dtype=dtype, device=device)
     few_row_linear(x, weight, bias, whole[:, :num_outputs], is_gated=is_gated)

@@ -329,14 +329,18 @@ def test_what_stands_beside_and_after_a_query_leaves_its_bits_alone(window, devi
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("device", ["cuda"], indirect=True)
+@pytest.mark.parametrize("options", [{}, {"soft_cap": 2.0}, {"window": 30}], ids=str)
+@pytest.mark.parametrize("cache_dtype", [None, torch.float8_e4m3fn])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_one_tiling_gives_a_query_the_same_bits_in_any_step(dtype, device):
+def test_one_tiling_gives_a_query_the_same_bits_in_any_step(dtype, cache_dtype, options, device):
     """Not so in the interpreter: numpy's products depend on the row of the tile."""
     tiling = AttentionTiling(16, 16, 32)
-    step = Step([(90, 90), (3, 100)], dtype=dtype, device=device)
-    expected = step.attend(tiling)
+    if cache_dtype is not None:
+        options = options | {name: torch.full((2,), 0.7, device=device) for name in ("key_scale", "value_scale")}
+    step = Step([(90, 90), (3, 100)], dtype=dtype, cache_dtype=cache_dtype, device=device)
+    expected = step.attend(tiling, **options)
     for num_queries in (1, 5, 17):
-        output = part_of(step, 90 - num_queries, num_queries).attend(tiling)
+        output = part_of(step, 90 - num_queries, num_queries).attend(tiling, **options)
         assert torch.equal(output, expected[90 - num_queries : 90])
 
 
@@ -346,12 +350,18 @@ def test_a_context_within_one_split_gives_the_bits_of_none(device):
     assert torch.equal(split[: step.num_queries], whole[: step.num_queries])
 
 
+@pytest.mark.parametrize("options", [{}, {"window": 7}, {"soft_cap": 2.0}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 @pytest.mark.parametrize("split_keys", [None, 32])
-def test_a_cache_of_fp8_counts_by_its_scales(split_keys, cache_dtype, device):
-    step = Step([(1, 33), (3, 20)], dtype=torch.float16, cache_dtype=cache_dtype, device=device)
+def test_a_cache_of_fp8_counts_by_its_scales(split_keys, cache_dtype, dtype, options, device):
+    step = Step([(1, 33), (3, 20)], dtype=dtype, cache_dtype=cache_dtype, device=device)
     key_scale, value_scale = torch.tensor([[0.5, 2.0], [3.0, 0.25]], device=device)
-    step.check(AttentionTiling(16, 16, split_keys), key_scale=key_scale, value_scale=value_scale)
+    step.check(AttentionTiling(16, 16, split_keys), key_scale=key_scale, value_scale=value_scale, **options)
+
+
+def test_more_splits_than_are_merged_at_a_time(device):
+    Step([(1, 600), (2, 40)], device=device).check(AttentionTiling(16, 16, 16))
 
 
 @pytest.mark.parametrize("power", [-90, -20, 20, 90])
@@ -382,17 +392,47 @@ def test_chosen_tilings_are_right(dtype, head_size, device):
     step.check(None)
 
 
+@pytest.mark.parametrize("cache_dtype", [None, torch.float8_e4m3fn])
+@pytest.mark.parametrize("num_queries", [1, 5])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tilings_of_decoding_and_of_drafts_are_right_where_contexts_are_split(
+    dtype, num_queries, cache_dtype, device, monkeypatch
+):
+    """As on a GPU of many processors; 4 heads share a key, so that 5 queries are a tile of 32 rows."""
+    monkeypatch.setattr("specdec.kernels.attention_tiling._num_processors", lambda _: 132)
+    scales = {name: torch.ones(1, device=device) for name in ("key_scale", "value_scale")} if cache_dtype else {}
+    step = Step(
+        [(num_queries, 300), (num_queries, 10)],
+        num_heads=4,
+        num_kv_heads=1,
+        dtype=dtype,
+        cache_dtype=cache_dtype,
+        head_size=64,
+        device=device,
+    )
+    step.check(None, **scales)
+
+
+@pytest.mark.parametrize("is_fp8", [False, True])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("num_processors", [1, 132])
 @pytest.mark.parametrize("max_num_queries", [1, 5, 512])
 @pytest.mark.parametrize("head_size", [1, 80, 256])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(9, 3), (32, 8), (71, 1)])
-def test_a_chosen_tiling_is_one(num_heads, num_kv_heads, head_size, max_num_queries):
+def test_a_chosen_tiling_is_one(
+    num_heads, num_kv_heads, head_size, max_num_queries, num_processors, dtype, is_fp8, monkeypatch
+):
+    monkeypatch.setattr("specdec.kernels.attention_tiling._num_processors", lambda _: num_processors)
     tiling = choose_tiling(
-        torch.zeros(max_num_queries, num_heads, head_size),
+        torch.zeros(max_num_queries, num_heads, head_size, dtype=dtype),
         num_kv_heads=num_kv_heads,
         num_sequences=1,
         max_num_queries=max_num_queries,
         max_context_len=4000,
+        is_fp8=is_fp8,
     )
+    if max_num_queries == 1 and num_processors > 1:
+        assert tiling.split_keys is not None, "one token alone would leave the others without work"
     check_tiling(tiling, num_heads // num_kv_heads)
 
 

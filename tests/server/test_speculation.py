@@ -293,6 +293,9 @@ def test_the_histogram_counts_passes_by_what_they_accepted(
         assert mine.num_drafts == sum(proposer in proposers for proposers, _ in drafted)
         assert mine.num_draft_tokens == sum(proposers.count(proposer) for proposers, _ in drafted)
         assert mine.num_accepted_tokens == sum(proposers[:n].count(proposer) for proposers, n in drafted)
+        assert mine.num_rejected_tokens == sum(
+            not was_cut and n < len(proposers) and proposers[n] == proposer for proposers, n, was_cut in passes
+        )
         assert mine.num_draft_tokens == (
             mine.num_accepted_tokens + mine.num_rejected_tokens + mine.num_discarded_tokens
         )

@@ -148,7 +148,7 @@ def layer(dtype):
 
 def multiply(num_rows):
     """By the weights of two sizes of model, and up to the activation."""
-    for num_outputs, num_inputs in [(6144, 4096), (1536, 1024)]:
+    for num_outputs, num_inputs in [(6144, 4096), (1536, 1024), (28672, 4096), (4096, 14336)]:
         x = torch.zeros(num_rows, num_inputs, dtype=BF16)
         weight = torch.zeros(num_outputs, num_inputs, dtype=BF16)
         for is_gated in (False, True):
@@ -253,6 +253,7 @@ CASES = {
     "decode, split": lambda: attend(dtype=BF16, num_tokens=1, num_sequences=1),
     "decode, fp8": lambda: attend(dtype=BF16, cache_dtype=FP8),
     "verify": lambda: attend(dtype=BF16, num_tokens=320),
+    "verify, fp8": lambda: attend(dtype=BF16, cache_dtype=FP8, num_tokens=320),
     "prompt": lambda: attend(dtype=BF16, num_tokens=8192, num_sequences=1, context=8192),
     "prompt, fp8": lambda: attend(dtype=FP16, cache_dtype=FP8, num_tokens=8192, num_sequences=1, context=8192),
     "prompt, heads of 64": lambda: attend(
