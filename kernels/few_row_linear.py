@@ -70,13 +70,13 @@ if TRITON_RUNS_HERE:
 
     @triton.jit  # type: ignore[untyped-decorator]  # triton ships no types
     def _weights_of(  # type: ignore[no-untyped-def]  # pointers and constexprs have no Python types
-        weight_ptr, first, element, size, NUM_INPUTS: tl.constexpr, TILE_INPUTS: tl.constexpr
+        weight_ptr, first, element, NUM_INPUTS: tl.constexpr, TILE_INPUTS: tl.constexpr
     ):
         """[outputs, inputs] of a tile, from the address of each output's first; there may be fewer of both."""
         place = weight_ptr + first + element[None, :]
         if NUM_INPUTS % TILE_INPUTS == 0:
             return tl.load(place)
-        return tl.load(place, mask=(element < size)[None, :], other=0.0)
+        return tl.load(place, mask=(element < NUM_INPUTS)[None, :], other=0.0)
 
     @triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
     def _few_row_linear_kernel(  # type: ignore[no-untyped-def]
@@ -108,10 +108,10 @@ if TRITON_RUNS_HERE:
             up_sums = tl.zeros((TILE_OUTPUTS, TILE_INPUTS), tl.float32)
             for start in range(0, NUM_INPUTS, TILE_INPUTS):
                 element = start + inputs
-                weight = _weights_of(weight_ptr, first, element, NUM_INPUTS, NUM_INPUTS, TILE_INPUTS)
+                weight = _weights_of(weight_ptr, first, element, NUM_INPUTS, TILE_INPUTS)
                 x = tl.load(x_ptr + element, mask=element < NUM_INPUTS, other=0.0).to(tl.float32)[None, :]
                 if IS_GATED:
-                    up_weight = _weights_of(weight_ptr, second, element, NUM_INPUTS, NUM_INPUTS, TILE_INPUTS)
+                    up_weight = _weights_of(weight_ptr, second, element, NUM_INPUTS, TILE_INPUTS)
                     up_sums += up_weight.to(tl.float32) * x
                 sums += weight.to(tl.float32) * x
             y = tl.sum(sums, axis=1)
@@ -125,7 +125,7 @@ if TRITON_RUNS_HERE:
             up = tl.zeros((TILE_OUTPUTS, TILE_ROWS), tl.float32)
             for start in range(0, NUM_INPUTS, TILE_INPUTS):
                 element = start + inputs
-                weight = _weights_of(weight_ptr, first, element, NUM_INPUTS, NUM_INPUTS, TILE_INPUTS)
+                weight = _weights_of(weight_ptr, first, element, NUM_INPUTS, TILE_INPUTS)
                 x = tl.load(
                     x_ptr + rows[None, :].to(tl.int64) * x_stride + element[:, None],
                     mask=is_row[None, :] & (element < NUM_INPUTS)[:, None],
@@ -135,7 +135,7 @@ if TRITON_RUNS_HERE:
                     x = x.to(tl.float32)
                 y = tl.dot(weight.to(x.dtype), x, y, input_precision="ieee")
                 if IS_GATED:
-                    up_weight = _weights_of(weight_ptr, second, element, NUM_INPUTS, NUM_INPUTS, TILE_INPUTS)
+                    up_weight = _weights_of(weight_ptr, second, element, NUM_INPUTS, TILE_INPUTS)
                     up = tl.dot(up_weight.to(x.dtype), x, up, input_precision="ieee")
             place = output_ptr + rows[None, :].to(tl.int64) * output_stride + outputs[:, None]
             inside = is_row[None, :] & is_output[:, None]
