@@ -39,7 +39,8 @@ def few_row_linear_reference(
 
 
 class _Tiling(NamedTuple):
-    """Of a program. Measured on an H200 with Llama 3's weights, and those of a model of a sixteenth of them."""
+    """Of a program. Measured on an H200 with Llama 3's weights, and those of a model of a sixteenth of them; some take
+    120 kB of shared memory, more than there is on devices of other kinds."""
 
     outputs: int
     """Rows of the weight that it reads, which are half gates and half what they are for where it is gated."""

@@ -17,6 +17,8 @@ from specdec.kernels.dispatch import HAS_TRITON, INTERPRETED
 ROOT = Path(__file__).parents[2]
 SHARED_BYTES = 99 * 1024
 """That a program may have on a GPU of compute capability 8.6 or 8.9, the least of those that can be had."""
+HOPPER_BYTES = 227 * 1024
+"""On one of 9.0."""
 NOISY = {"_summarise_kernel", "_choose_kernel", "_draw_kernel", "_penalties_kernel"}
 """Kernels whose numbers have the same bits on every device."""
 
@@ -45,12 +47,18 @@ def of_attention(reports, *, dtype):
 
 def test_every_kernel_is_compiled(reports):
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "kernels").glob("*.py")]
-    kernels = {name for source in sources for name in re.findall(r"def (_\w+_kernel)\(", source)}
+    kernels = {name for source in sources for name in re.findall(r"def (\w+_kernel)\(", source)}
     assert {each["kernel"] for each in reports} == kernels
 
 
 def test_no_program_has_more_shared_memory_than_there_is(reports):
-    assert {each["case"]: each["shared_bytes"] for each in reports if each["shared_bytes"] > SHARED_BYTES} == {}
+    too_large = [
+        (each["case"], each["shared_bytes"])
+        for each in reports
+        # What runs on one kind of device alone may have all of its.
+        if each["shared_bytes"] > (HOPPER_BYTES if each["kernel"] == "_few_row_linear_kernel" else SHARED_BYTES)
+    ]
+    assert too_large == []
 
 
 def test_products_and_sums_of_noise_are_never_fused(reports):
