@@ -149,7 +149,7 @@ gpu-kernels: $(GPU_NEEDS)
 
 gpu-engine: $(GPU_NEEDS)
 	$(call ON_GPU_BENCH,240) engine --phase decode --shape $(GPU_SHAPE) --draft-shape $(GPU_DRAFT) --device cuda \
-		--batch 1,16,64 --context 1024 --k 0,4 --save $(ARGS)
+		--batch 1,16,64 --context 1024 --k 0,4 --steps 128 --save $(ARGS)
 
 gpu-prefill: $(GPU_NEEDS)
 	$(call ON_GPU_BENCH,120) engine --phase prefill --shape $(GPU_SHAPE) --device cuda --context 8192 --k 0 --save $(ARGS)
@@ -163,7 +163,7 @@ gpu-sanitizer: $(GPU_NEEDS)
 
 gpu-beside: $(GPU_NEEDS)
 	$(call ON_GPU_BENCH,240) engine --beside transformers --shape $(GPU_SHAPE) --device cuda --batch 1,8,64 \
-		--context 256 --ways generate,continuous --save $(ARGS)
+		--context 256 --ways generate,continuous --new-tokens 48 --repeats 2 --save $(ARGS)
 
 gpu-fp8: $(GPU_NEEDS)
 	$(call ON_GPU_BENCH,120) engine --phase decode --shape $(GPU_SHAPE) --device cuda --kv-cache-dtype fp8 \

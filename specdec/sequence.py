@@ -105,9 +105,13 @@ class SpeculationCounts:
         every = range(len(proposers))
         self._total.add(every, num_accepted, has_rejected=rejected_at in every)
         for proposer in set(proposers):
-            own = [position for position in every if proposers[position] == proposer]
+            own: AbstractSequence[int] = every
+            num_own_accepted = num_accepted
+            if proposers.count(proposer) < len(proposers):
+                own = [position for position in every if proposers[position] == proposer]
+                num_own_accepted = sum(each < num_accepted for each in own)
             counts = self._by_proposer.setdefault(proposer, _Counts())
-            counts.add(own, sum(each < num_accepted for each in own), has_rejected=rejected_at in own)
+            counts.add(own, num_own_accepted, has_rejected=rejected_at in own)
 
     def freeze(self) -> SpeculationStats:
         return SpeculationStats(
