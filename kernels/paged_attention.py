@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import torch
 
-from specdec.kernels.attention_tiling import AttentionTiling, choose_tiling
+from specdec.kernels.attention_tiling import MERGED_AT_ONCE, AttentionTiling, choose_tiling
 from specdec.kernels.dispatch import INTERPRETED, TRITON_RUNS_HERE, runs_in_triton
 from specdec.kernels.paged_attention_arguments import FP8_DTYPES, check_options, check_tensors
 
@@ -228,4 +228,5 @@ def paged_attention(
                 TILE_KEYS=tiling.tile_keys,
                 IS_BOUNDED=tiling.max_splits is not None,
                 HAS_WINDOW=window is not None,
+                SPLITS_TILE=MERGED_AT_ONCE,
             )

@@ -319,8 +319,7 @@ if TRITON_RUNS_HERE:
         TILE_KEYS: tl.constexpr,
         IS_BOUNDED: tl.constexpr,
         HAS_WINDOW: tl.constexpr,
-        # So many splits' results are on their way together: what a token's context of 2,048 is cut into.
-        SPLITS_TILE: tl.constexpr = 32,
+        SPLITS_TILE: tl.constexpr,
     ):
         """One program merges the splits that one query saw at one head; the others were never written."""
         token = tl.program_id(0)

@@ -392,6 +392,23 @@ def test_chosen_tilings_are_right(dtype, head_size, device):
     step.check(None)
 
 
+@pytest.mark.parametrize(
+    ("num_sequences", "num_kv_heads", "num_splits"), [(1, 8, 32), (4, 8, 16), (16, 8, 4), (64, 8, None), (1, 1, 256)]
+)
+def test_few_contexts_are_split_among_the_processors_as_far_as_merging_pays(
+    num_sequences, num_kv_heads, num_splits, monkeypatch
+):
+    monkeypatch.setattr("specdec.kernels.attention_tiling._num_processors", lambda _: 132)
+    tiling = choose_tiling(
+        torch.zeros(num_sequences, 4 * num_kv_heads, 128, dtype=torch.bfloat16),
+        num_kv_heads=num_kv_heads,
+        num_sequences=num_sequences,
+        max_num_queries=1,
+        max_context_len=100_000,
+    )
+    assert tiling.max_splits == num_splits
+
+
 @pytest.mark.parametrize("cache_dtype", [None, torch.float8_e4m3fn])
 @pytest.mark.parametrize("num_queries", [1, 5])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
