@@ -73,7 +73,7 @@ if TRITON_RUNS_HERE:
     def _weights_of(  # type: ignore[no-untyped-def]  # pointers and constexprs have no Python types
         weight_ptr, first, element, NUM_INPUTS: tl.constexpr, TILE_INPUTS: tl.constexpr
     ):
-        """[outputs, inputs] of a tile, from the address of each output's first; there may be fewer of both."""
+        """[outputs, inputs] of a tile, from each output's first; what is beyond the last input is 0."""
         place = weight_ptr + first + element[None, :]
         if NUM_INPUTS % TILE_INPUTS == 0:
             return tl.load(place)
@@ -159,7 +159,7 @@ def few_row_linear(
     """Write x times weight, and the bias, into output; gated, silu of its first half times the second.
 
     x: [T, I], T up to 16, float32, float16 or bfloat16, any stride from row to row. weight: [O, I] and bias: [O],
-    contiguous, of that dtype. output: likewise, [T, O] or gated [T, O / 2], as x not contiguous from row to row.
+    contiguous, of that dtype. output: [T, O], or gated [T, O / 2], of that dtype, any stride from row to row.
     Raises ValueError for other shapes, dtypes, devices or strides.
     """
     _check(x, weight, bias, output, is_gated)
