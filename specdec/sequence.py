@@ -35,7 +35,7 @@ class _Counts:
     accepted_per_position: list[int] = field(default_factory=list)
 
     def add(self, positions: AbstractSequence[int], num_accepted: int, *, has_rejected: bool) -> None:
-        """One draft's tokens at these positions, ascending; the first num_accepted were, and perhaps one was rejected."""
+        """One draft's tokens at these positions, ascending: the first num_accepted were, perhaps one was rejected."""
         drafted, accepted = self.drafted_per_position, self.accepted_per_position
         num_lacking = positions[-1] + 1 - len(drafted)
         if num_lacking > 0:
