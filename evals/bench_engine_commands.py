@@ -75,7 +75,7 @@ def engine(
         bool,
         typer.Option(
             "--async-scheduling/--no-async-scheduling",
-            help="As of a server: the next pass launched before this step's tokens are known, on a GPU.",
+            help="As of a server: passes launched before their tokens are known to the host, on a GPU.",
             rich_help_panel=_DEVICE,
         ),
     ] = True,

@@ -84,7 +84,10 @@ class _Lengths(DraftLengths):
         flat = [(1, _PLAIN_SECONDS), (64, _PLAIN_SECONDS)]
         super().__init__(StepTime(flat), StepTime([(n, _DRAFT_MODEL_SECONDS) for n, _ in flat]))
 
-    def cut(self, batch: Batch, drafts: AbstractSequence[Draft]) -> list[Proposal]:
+    def cut(
+        self, batch: Batch, drafts: AbstractSequence[Draft], num_tokens: AbstractSequence[int] | None = None
+    ) -> list[Proposal]:
+        assert num_tokens is None, "nothing is launched ahead here"
         return [
             proposal
             for scheduled, draft in zip(batch.scheduled, drafts, strict=True)

@@ -50,7 +50,7 @@ class EngineCollector(Collector):
         for name, text, value in (
             ("engine_steps", "Engine steps.", stats.num_steps),
             ("engine_step_seconds", "Time spent in engine steps.", stats.step_seconds),
-            ("passes_ahead", "Passes launched before the last step's tokens were known.", stats.num_passes_ahead),
+            ("passes_ahead", "Passes launched before their tokens were known.", stats.num_passes_ahead),
             ("passes_ahead_used", "Those whose logits were used.", stats.num_passes_ahead_used),
             ("passes_ahead_dropped", "Those that came to nothing.", stats.num_passes_ahead_dropped),
             ("prompt_tokens", "Prompt tokens, prefix-cache hits included.", stats.num_prompt_tokens),

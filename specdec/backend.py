@@ -48,7 +48,7 @@ class Backend(Protocol):
         ...
 
     def overlaps(self, wanted: bool | None) -> bool:
-        """Whether the next step's pass may be launched before this one's tokens are known; None is where that pays.
+        """Whether passes may be launched before their tokens are known to the host; None is where that pays.
 
         Raises ConfigError.
         """

@@ -47,7 +47,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     enforce_eager: bool = False
     """Launch a GPU's kernels one by one, where small passes and sampling are otherwise replayed as graphs."""
     async_scheduling: bool | None = None
-    """Launch the next step's pass before this one's tokens are known to the host, where nothing can be drafted.
+    """Launch passes before their tokens are known to the host: where nothing can be drafted the next step's, and behind
+    a draft model's in free text the step's own.
 
     None is on a GPU; a CPU has nothing to overlap (docs/design/008).
     """

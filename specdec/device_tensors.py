@@ -97,6 +97,10 @@ class HostCopy:
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             self._arrived.record(torch.cuda.current_stream(device))
 
+    def has_arrived(self) -> bool:
+        """Whether `arrays` has nothing to wait for."""
+        return self._arrived is None or bool(self._arrived.query())  # type: ignore[no-untyped-call]
+
     def arrays(self) -> list[_Array]:
         """Each tensor's numbers; waits for them, and for nothing that the device was asked for after them."""
         if self._arrived is not None:

@@ -174,7 +174,7 @@ class Engine:
             batch = self.scheduler.schedule()
             if not batch:
                 return self._nothing_scheduled()
-            proposals = self.proposer.propose(batch)
+            proposals = self.proposer.propose(batch, self._passes.begin_pass)
             logits = self._passes.forward(batch, proposals)
             masks = self._masks_of_rows(batch, proposals)
             outcomes = self._passes.verify(logits, masks, batch, proposals)

@@ -6,14 +6,18 @@ token more, which the device has, or with its prompt's next chunk, which the hos
 launched behind this step's sampling, on ids of which those just drawn have not left the device, and the host does all
 the rest while it runs. It is back in time with the masks for the next sampling if that takes it no longer than a pass.
 
+A draft model's tokens are such ids too: where the device draws the rest of all drafts, the step's own pass is launched
+behind that, before the host waits for them. They may turn out to be fewer; their first rows are used then.
+
 The host may find afterwards that an answer has ended, or was aborted: its rows are left out. If anybody else is to run,
 or something was drafted after all, the pass is done again. Either way nothing is undone in the cache:
 
-- done again, it writes the same keys and values into the same slots, which nobody has read in between;
-- what it writes for one that is gone lies behind its last computed token (a chunk's tokens count as computed once the
-  step that takes the pass is committed), so in no block that the prefix cache shares or will find, for these are full
-  of computed tokens; and whoever is given the block later writes it, before he reads it, in a pass that the device
-  takes after this one.
+- done again, it writes the same keys and values into the same slots, which nobody has read in between, or other drafts'
+  behind the last computed token;
+- what it writes for one that is gone, or for a draft that is not wanted, lies behind its last computed token (a chunk's
+  tokens count as computed once the step that takes the pass is committed), so in no block that the prefix cache shares
+  or will find, for these are full of computed tokens; and whoever is given the block later writes it, before he reads
+  it, in a pass that the device takes after this one.
 
 R rows of logits, V vocabulary.
 """
@@ -23,8 +27,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain
+from typing import Final
 
 import numpy as np
 from torch import Tensor
@@ -34,11 +39,14 @@ from specdec.batch import Batch
 from specdec.device_tensors import on_device
 from specdec.model_runner import ModelRunner
 from specdec.next_share import NextShare
-from specdec.proposers.base import Proposal
+from specdec.proposers.base import BeginPass, DraftsArrived, DrawnAhead, Proposal
 from specdec.scheduler import Scheduler
 from specdec.sequence import Sequence
 from specdec.target_pass import RowMasks, find_fault_of_verifying, target_spans
 from specdec.verifier import DraftVerifier, Outcome
+
+_MOVED_ROWS: Final = 64
+"""Of logits, by one copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +54,36 @@ class _SpanAhead:
     """One sequence's part of a pass that is under way."""
 
     span: Span
-    is_drawn: bool
-    """Whether it is over the one token that the device drew, whatever the span says."""
+    num_known: int
+    """Of its tokens the first ones; those behind them the device drew, whatever the span says."""
+    num_drafts: int
+    """Of its tokens the last ones, of which fewer may be wanted."""
     block_ids: AbstractSequence[int]
     """Where its keys and values go."""
     rows: range
     """Of the pass's logits those of its tokens."""
 
     def is_over(self, span: Span, block_size: int) -> bool:
-        """Whether it computes just what a span of the same block table would."""
+        """Whether it computes what a span of the same block table would, and at most drafts behind that."""
         own = self.span
+        num_lacking = len(own.token_ids) - len(span.token_ids)
+        num_compared = min(self.num_known, len(span.token_ids))
+        written = _written_blocks(span, block_size)
         return (
             own.start_position == span.start_position
-            and len(own.token_ids) == len(span.token_ids)
-            and own.num_logits == span.num_logits
-            and (self.is_drawn or own.token_ids == span.token_ids)
-            and self.block_ids == _written_blocks(span, block_size)
+            and 0 <= num_lacking <= self.num_drafts
+            and own.num_logits - num_lacking == span.num_logits
+            and own.token_ids[:num_compared] == span.token_ids[:num_compared]
+            and self.block_ids[: len(written)] == written
         )
+
+    def of_drafts(self, token_ids: AbstractSequence[int]) -> _SpanAhead:
+        """Now that the host knows these of its drafts, the first ones."""
+        span, start = self.span, len(self.span.token_ids) - self.num_drafts
+        end = start + len(token_ids)
+        own = [*span.token_ids[:start], *token_ids, *span.token_ids[end:]]
+        known = Span(own, span.start_position, span.block_table, span.num_logits)
+        return _SpanAhead(known, end, self.num_drafts, self.block_ids, self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +101,7 @@ class _PassAhead:
             ahead = by_table.get(id(span.block_table))
             if ahead is None or not ahead.is_over(span, block_size):
                 return None
-            rows += ahead.rows
+            rows += ahead.rows[: span.num_logits]
         return rows
 
 
@@ -104,7 +125,7 @@ class OverlappedPasses:
     ) -> None:
         """`may_draft` says whether the next step may have a draft for a sequence; without `overlaps` none is ahead."""
         self.num_launched = 0
-        """Passes launched ahead; of these the next two."""
+        """Passes launched before the host knew all their tokens; of these the next two."""
         self.num_used = 0
         self.num_dropped = 0
         self._runner = runner
@@ -115,14 +136,52 @@ class OverlappedPasses:
         self._block_size = block_size
         self._overlaps = overlaps
         self._ahead: _PassAhead | None = None
+        self._begun: Batch | None = None
+        """Whose the pass under way is, where it was launched behind the drafts of its own step."""
         self._began = 0.0
-        """When the device turned to the step's pass."""
+        """When the device turned to the step's pass, as far as the host knows."""
         self._is_behind = False
         """Whether the device may still be at a pass that came to nothing."""
+
+    @property
+    def begin_pass(self) -> BeginPass | None:
+        """What a proposer is given; None where passes do not overlap."""
+        return self._begin if self._overlaps else None
+
+    def _begin(self, batch: Batch, drawn: DrawnAhead) -> DraftsArrived:
+        """Launch a step's pass behind the draft model's, which `forward` is to take."""
+        # Another's, of a step that failed, or which was launched where nobody was to draft.
+        self._drop()
+        known = target_spans(batch, [Proposal(token_ids) for token_ids in drawn.known_ids], self._vocab_size)
+        spans = [_with_drawn(span, len(places)) for span, places in zip(known, drawn.places, strict=True)]
+        ends = accumulate(len(span.token_ids) for span in spans)
+        drawn_at = [at for end, places in zip(ends, drawn.places, strict=True) for at in range(end - len(places), end)]
+        if drawn_at:
+            chosen, own = on_device(self._runner.device, np.int64, list(chain.from_iterable(drawn.places)), drawn_at)
+            drawn_ids = drawn.drawn_ids.index_select(0, chosen)
+            logits = self._runner.forward_drawn(spans, drawn_ids, self._runner.logits, own)
+        else:
+            logits = self._runner.forward(spans, self._runner.logits)
+        nums_drafts = [len(places) for places in drawn.places]
+        nums_known = [len(span.token_ids) for span in known]
+        self._keep(spans, nums_known, nums_drafts, logits)
+        self._begun = batch
+        return self._drafts_arrived
+
+    def _drafts_arrived(self, token_ids: AbstractSequence[AbstractSequence[int]]) -> None:
+        ahead = self._ahead
+        assert ahead is not None, "it was launched behind them"
+        # What came before belongs to the draft model's passes.
+        self._began, self._is_behind = time.perf_counter(), False
+        spans = [each.of_drafts(own) for each, own in zip(ahead.spans, token_ids, strict=True)]
+        self._ahead = replace(ahead, spans=spans)
 
     def forward(self, batch: Batch, proposals: AbstractSequence[Proposal]) -> Tensor:
         """Logits fp32 [R, V] of a step, which `verify` is to have before the next. Raises SequenceFaultError."""
         spans = target_spans(batch, proposals, self._vocab_size)
+        if self._begun is not None and self._begun is not batch:
+            # Of a step that failed, perhaps before it knew what was drawn.
+            self._drop()
         logits = self._taken(spans)
         if logits is not None:
             return logits
@@ -152,7 +211,8 @@ class OverlappedPasses:
         """How long a step took from its pass on; to be asked at the end of every step that was not given up.
 
         The device turned to a pass launched ahead when it was through with the step before: at about that step's end,
-        from which on it counts, with whatever the caller has done since.
+        from which on it counts, with whatever the caller has done since. To one behind drafts it turned when they were
+        drawn.
         """
         ended = time.perf_counter()
         seconds, self._began = ended - self._began, ended
@@ -170,16 +230,33 @@ class OverlappedPasses:
         spans = [_span_of(share) for share in shares]
         # Behind the sampling, which has read the logits that these overwrite.
         logits = self._forward_ahead(spans, [share.drawn_row for share in shares], emitted_ids)
+        nums_known = [
+            len(span.token_ids) if share.drawn_row is None else 0 for span, share in zip(spans, shares, strict=True)
+        ]
+        self._keep(spans, nums_known, [0] * len(spans), logits)
+
+    def _keep(
+        self,
+        spans: AbstractSequence[Span],
+        nums_known: AbstractSequence[int],
+        nums_drafts: AbstractSequence[int],
+        logits: Tensor,
+    ) -> None:
+        """A pass under way, and of each span's tokens the first that are known and the last that are drafts.
+
+        logits fp32 [R, V]
+        """
         ends = accumulate(span.num_logits for span in spans)
         self._ahead = _PassAhead(
             [
                 _SpanAhead(
                     span,
-                    share.drawn_row is not None,
+                    num_known,
+                    num_drafts,
                     _written_blocks(span, self._block_size),
                     range(end - span.num_logits, end),
                 )
-                for share, span, end in zip(shares, spans, ends, strict=True)
+                for span, num_known, num_drafts, end in zip(spans, nums_known, nums_drafts, ends, strict=True)
             ],
             logits,
         )
@@ -211,19 +288,36 @@ class OverlappedPasses:
         if rows is None:
             self._drop()
             return None
-        self._ahead = None
+        self._ahead = self._begun = None
         self.num_used += 1
-        if rows == list(range(len(rows))):
-            return logits[: len(rows)]
+        self._bring_forward(logits, rows)
+        return logits[: len(rows)]
+
+    def _bring_forward(self, logits: Tensor, rows: AbstractSequence[int]) -> None:
+        """These rows of logits fp32 [R, V], ascending, to the front: a step's are where every step's are."""
+        num_there = next((i for i, row in enumerate(rows) if row != i), len(rows))
+        if num_there == len(rows):
+            return
         (chosen,) = on_device(self._runner.device, np.int64, rows)
-        # In their place: a step's logits are where every step's are.
-        return logits[: len(rows)].copy_(logits.index_select(0, chosen))
+        # No row is written before it was read, and a copy of all would be memory that nobody has set aside.
+        for start in range(num_there, len(rows), _MOVED_ROWS):
+            some = chosen[start : start + _MOVED_ROWS]
+            logits[start : start + len(some)] = logits.index_select(0, some)
 
     def _drop(self) -> None:
         if self._ahead is not None:
-            self._ahead = None
+            self._ahead = self._begun = None
             self.num_dropped += 1
             self._is_behind = True
+
+
+def _with_drawn(span: Span, num_drawn: int) -> Span:
+    """With so many tokens more, of which nothing is known yet, and their rows."""
+    if not num_drawn:
+        return span
+    assert span.num_logits, "where something is drafted, the last token's logits are wanted"
+    token_ids = [*span.token_ids, *[0] * num_drawn]
+    return Span(token_ids, span.start_position, span.block_table, num_logits=span.num_logits + num_drawn)
 
 
 def _span_of(share: NextShare) -> Span:

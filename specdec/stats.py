@@ -31,7 +31,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens computed, prefix-cache hits included."""
     num_generation_tokens: int = 0
     num_passes_ahead: int = 0
-    """Passes of the target launched before the last step's tokens were known; none on a CPU."""
+    """Passes of the target launched before their tokens were known, the last step's or drafts; none on a CPU."""
     num_passes_ahead_used: int = 0
     num_passes_ahead_dropped: int = 0
     """Those that came to nothing; of the one under way it is not known yet."""

@@ -139,7 +139,7 @@ class EngineFlags:
         bool | None,
         typer.Option(
             "--async-scheduling/--no-async-scheduling",
-            help="Launch the next step's pass before this one's tokens are known, where nothing can be drafted.",
+            help="Launch passes before the tokens before them, or a draft model's, are known to the host.",
             show_default="on a GPU",
             rich_help_panel="Scheduling & memory",
         ),

@@ -6,12 +6,14 @@ for a whole batch of any number of drafters and a draft model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
+from specdec.batch import Batch
 from specdec.grammars import BudgetedState
 from specdec.sequence import Sequence
 
@@ -48,6 +50,25 @@ class Proposal:
 
 
 NO_PROPOSAL = Proposal()
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnAhead:
+    """Proposals whose last tokens only the device knows so far; they may turn out to have fewer."""
+
+    known_ids: AbstractSequence[AbstractSequence[int]]
+    """Of each scheduled sequence the draft tokens that the host knows"""
+    places: AbstractSequence[AbstractSequence[int]]
+    """and where in drawn_ids those behind them are."""
+    drawn_ids: Tensor
+    """int64 [D] on the device"""
+
+
+DraftsArrived: TypeAlias = Callable[[AbstractSequence[AbstractSequence[int]]], None]
+"""Told the tokens at the places of each sequence, or the first of them, as soon as the host has them."""
+
+BeginPass: TypeAlias = Callable[[Batch, DrawnAhead], DraftsArrived]
+"""Told of a step's proposals before the host knows their tokens, which it waits for next."""
 
 
 @dataclass(slots=True)

@@ -3,7 +3,8 @@
 For each sequence all drafters are asked, and again after every guess that the grammar took something of: a forced run
 may follow an n-gram, and an n-gram a forced run. What the grammar forces comes first, then the guess that is likeliest
 to be right by what became of its kind before. Where none has an idea, the draft model draws a token, or several in a
-row, and behind each of them they are asked again.
+row, and behind each of them they are asked again; in free text on a GPU in the next step only, so that the target's
+pass can be launched before the host knows what was drawn.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Final
 
 from specdec.batch import Batch, ScheduledSequence
 from specdec.faults import SequenceFaultError, attributed_to
-from specdec.proposers.base import Draft, Drafter, Guess, Proposal, Source
+from specdec.proposers.base import BeginPass, Draft, Drafter, DrawnAhead, Guess, Proposal, Source
 from specdec.proposers.draft_model import SOURCE as DRAFT_MODEL
-from specdec.proposers.draft_model import DraftModel
-from specdec.proposers.draft_passes import FollowedTokens
+from specdec.proposers.draft_model import DraftModel, Drawn, source_of
+from specdec.proposers.draft_passes import DrawnStretch, FollowedTokens
 from specdec.proposers.drafter_time import DrafterTime
 from specdec.proposers.grammar import GrammarDrafter
-from specdec.proposers.length import DraftLengths
+from specdec.proposers.length import DraftLengths, with_model_tokens
 from specdec.proposers.stretch_lengths import StretchLengths
 from specdec.sequence import Sequence, SequenceStatus
 from specdec.speculative import SYNTHETIC
@@ -34,6 +35,7 @@ _MAX_FIRST_TOKENS: Final = 2
 _LEAST_CHANCE: Final = 0.02
 """That all tokens of a draft are accepted: below it nothing is looked for that might follow. Where every token costs
 next to nothing to verify a few would have paid, by less than their share of this."""
+_NO_STRETCH: Final = DrawnStretch([])
 
 
 class ChainProposer:
@@ -67,19 +69,21 @@ class ChainProposer:
             return False
         return sequence.plan.has_draft_model or not self._lengths.is_pausing(sequence)
 
-    def propose(self, batch: Batch) -> list[Proposal]:
+    def propose(self, batch: Batch, begin_pass: BeginPass | None = None) -> list[Proposal]:
         """One proposal a scheduled sequence, of at most its num_draft_slots tokens.
 
-        Whether to draft on depends on tokens drawn before, never on the one that is then discarded.
+        Whether to draft on depends on tokens drawn before, never on the one that is then discarded. `begin_pass` is
+        called, once at most, where the device draws the rest of all drafts, before that is waited for.
         """
         drafts = [Draft.of(scheduled.sequence, scheduled.num_draft_slots) for scheduled in batch.scheduled]
         for draft in drafts:
             with attributed_to(draft.sequence, "draft"):
                 if self._lengths.is_worth_a_look(draft):
                     self._fill(draft)
+        num_tokens = None
         if self._draft_model is not None:
-            self._draft_with_model(self._draft_model, batch, drafts)
-        return self._lengths.cut(batch, drafts)
+            num_tokens = self._draft_with_model(self._draft_model, batch, drafts, begin_pass)
+        return self._lengths.cut(batch, drafts, num_tokens)
 
     def learn(
         self, batch: Batch, proposals: AbstractSequence[Proposal], outcomes: AbstractSequence[Outcome], seconds: float
@@ -164,7 +168,10 @@ class ChainProposer:
                 break
         return len(draft.token_ids) > num_before
 
-    def _draft_with_model(self, model: DraftModel, batch: Batch, drafts: AbstractSequence[Draft]) -> None:
+    def _draft_with_model(
+        self, model: DraftModel, batch: Batch, drafts: AbstractSequence[Draft], begin_pass: BeginPass | None
+    ) -> list[int] | None:
+        """How many tokens of each draft are to be verified, where that had to be said already."""
         able: list[Draft] = []
         lagging: list[ScheduledSequence] = []
         for scheduled, draft in zip(batch.scheduled, drafts, strict=True):
@@ -178,24 +185,94 @@ class ChainProposer:
         while True:
             drafting = self._lengths.worth_drafting(batch, [draft for draft in able if not draft.is_full])
             if not drafting and not lagging:
-                return
-            wanted = self._in_a_row(model, batch, drafting)
-            begin = time.perf_counter()
-            drawn = model.draw(drafting, wanted, lagging)
-            seconds = (time.perf_counter() - begin) / len(drawn.pass_tokens)
-            first, *others = drawn.pass_tokens
-            # They were timed together: those behind the pass over a prompt took less than their share.
-            if not others or first <= _MAX_FIRST_TOKENS * len(drafting):
-                for num_tokens in drawn.pass_tokens:
-                    self._lengths.observe_draft_pass(num_tokens, seconds)
+                return None
+            if begin_pass is not None and self._draws_the_rest(model, drafting):
+                return self._draw_behind(model, batch, drafts, drafting, lagging, begin_pass)
+            self._draw(model, drafting, self._in_a_row(model, batch, drafting), lagging)
             lagging = []
-            for draft, num_tokens, (tokens, is_lost) in zip(drafting, wanted, drawn.stretches, strict=True):
-                fill = self._fill
-                if model.max_tokens(draft.sequence) > 1:
-                    lost_at = len(draft.token_ids) + len(tokens) if is_lost else None
-                    fill = partial(self._fill_and_observe, lost_at=lost_at)
-                with attributed_to(draft.sequence, "draft"):
-                    model.take(draft, num_tokens, tokens, fill)
+
+    def _draw(
+        self,
+        model: DraftModel,
+        drafts: AbstractSequence[Draft],
+        wanted: AbstractSequence[int],
+        lagging: AbstractSequence[ScheduledSequence],
+    ) -> None:
+        """So many tokens for each, with what others know behind each token."""
+        begin = time.perf_counter()
+        drawn = model.draw(drafts, wanted, lagging)
+        self._observe_passes(drawn, len(drafts), time.perf_counter() - begin)
+        for draft, num_tokens, (tokens, is_lost) in zip(drafts, wanted, drawn.stretches, strict=True):
+            fill = self._fill
+            if model.max_tokens(draft.sequence) > 1:
+                lost_at = len(draft.token_ids) + len(tokens) if is_lost else None
+                fill = partial(self._fill_and_observe, lost_at=lost_at)
+            with attributed_to(draft.sequence, "draft"):
+                model.take(draft, num_tokens, tokens, fill)
+
+    def _draws_the_rest(self, model: DraftModel, drafts: AbstractSequence[Draft]) -> bool:
+        """Whether the model may draw what is left of all these without anyone asked in between.
+
+        In free text that is worth more than what others would have known there, which they still know in the next step.
+        Under a grammar they know more than the model, and a stretch may end where the device does not know the mask.
+        """
+        return bool(drafts) and all(
+            draft.sequence.grammar is None and model.max_tokens(draft.sequence) > 1 for draft in drafts
+        )
+
+    def _draw_behind(
+        self,
+        model: DraftModel,
+        batch: Batch,
+        drafts: AbstractSequence[Draft],
+        drafting: AbstractSequence[Draft],
+        lagging: AbstractSequence[ScheduledSequence],
+        begin_pass: BeginPass,
+    ) -> list[int]:
+        """Draw as far as it pays for those that are drafting, and have the target's pass begun behind that."""
+        limits = [min(draft.num_free, model.max_tokens(draft.sequence)) for draft in drafting]
+        counts = self._lengths.num_in_a_row(batch, drafting, limits)
+        wanted = {id(draft): count for draft, count in zip(drafting, counts, strict=True)}
+        grown = [with_model_tokens(each, wanted.get(id(each), 0), source_of(each.sequence)) for each in drafts]
+        num_tokens = self._lengths.paying(batch, grown)
+        for draft, paying in zip(drafts, num_tokens, strict=True):
+            count = max(0, paying - len(draft.token_ids))
+            if count < wanted.get(id(draft), 0):
+                # What is not drawn cannot be cut, and counts as cut all the same.
+                self._lengths.skip(draft, source_of(draft.sequence))
+                wanted[id(draft)] = count
+        drawn_for = [draft for draft in drafting if wanted[id(draft)]]
+        if not drawn_for:
+            if lagging:
+                self._draw(model, [], [], lagging)
+            return num_tokens
+        begin = time.perf_counter()
+        drawing = model.launch(drawn_for, [wanted[id(draft)] for draft in drawn_for], lagging)
+        assert drawing is not None, "several tokens may be drawn in a row for each"
+        places = {id(draft): own for draft, own in zip(drawn_for, drawing.places, strict=True)}
+        known_ids = [draft.token_ids[:count] for draft, count in zip(drafts, num_tokens, strict=True)]
+        arrived = begin_pass(
+            batch, DrawnAhead(known_ids, [places.get(id(draft), ()) for draft in drafts], drawing.drawn_ids)
+        )
+        # Then the clock tells how long the launches took.
+        has_waited = not drawing.has_arrived()
+        drawn = drawing.wait()
+        stretches = {id(draft): stretch for draft, stretch in zip(drawn_for, drawn.stretches, strict=True)}
+        arrived([[token_id for token_id, _ in stretches.get(id(draft), _NO_STRETCH).tokens] for draft in drafts])
+        if has_waited:
+            self._observe_passes(drawn, len(drawn_for), time.perf_counter() - begin)
+        for draft in drawn_for:
+            with attributed_to(draft.sequence, "draft"):
+                model.take(draft, wanted[id(draft)], stretches[id(draft)].tokens, _nobody)
+        return num_tokens
+
+    def _observe_passes(self, drawn: Drawn, num_drafts: int, seconds: float) -> None:
+        """What the draft model's passes for so many drafts took together."""
+        first, *others = drawn.pass_tokens
+        # Those behind the pass over a prompt took less than their share.
+        if not others or first <= _MAX_FIRST_TOKENS * num_drafts:
+            for num_tokens in drawn.pass_tokens:
+                self._lengths.observe_draft_pass(num_tokens, seconds / len(drawn.pass_tokens))
 
     def _in_a_row(self, model: DraftModel, batch: Batch, drafts: AbstractSequence[Draft]) -> list[int]:
         """For each draft how many tokens the model is to draw before anyone is asked."""
@@ -213,6 +290,10 @@ class ChainProposer:
             self._stretches.observe(draft.sequence, went_on=False)
         elif not draft.is_full:
             self._stretches.observe(draft.sequence, went_on=True)
+
+
+def _nobody(draft: Draft) -> None:
+    """Is asked."""
 
 
 def _lags(scheduled: ScheduledSequence) -> bool:

@@ -12,17 +12,20 @@ B stretches, the longest first; T tokens of the longest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as AbstractSequence
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from specdec.attention import Span
 from specdec.captured_drafting import CapturedDrafting, graphs_of
-from specdec.device_tensors import Parts
+from specdec.device_tensors import HostCopy, Parts
 from specdec.faults import SequenceFaultError, attributed_to
 from specdec.grammars import BudgetedState, Grammar, GrammarState, MaskTable
 from specdec.graph_capture import GraphCapture
@@ -30,12 +33,23 @@ from specdec.kernels.grammar_advance import FALLBACK_ROW, grammar_advance
 from specdec.launched_drafting import DraftLoop, LaunchedDrafting
 from specdec.model_runner import ModelRunner
 from specdec.noise import Stream, noise_keys, noise_state
-from specdec.proposers.draft_passes import DrawnStretch, FollowedTokens, SinglePasses, Stretch
+from specdec.proposers.draft_passes import DrawingStretches, DrawnStretch, FollowedTokens, SinglePasses, Stretch
 from specdec.sampler import DraftSampler, divisor_of, penalises, truncates
 from specdec.sequence import Sequence
 from specdec.speculative import MAX_DRAFT_TOKENS, Verification
 from specdec.transition_mirror import TransitionMirror
 from specdec.triton_attention import TritonAttention
+
+_Value = TypeVar("_Value")
+
+
+class _LoopUnderWay(NamedTuple):
+    numbers: Tensor
+    """int64: DrawnLoop.joined"""
+    num_columns: int
+    num_drawn: int
+    """Of the numbers those that are tokens."""
+    copy: HostCopy
 
 
 class DevicePasses:
@@ -95,49 +109,77 @@ class DevicePasses:
         return MAX_DRAFT_TOKENS if _draws_ahead(sequence) else 1
 
     def draw(self, stretches: AbstractSequence[Stretch], silent: AbstractSequence[Span]) -> list[DrawnStretch]:
-        for stretch in stretches:
-            if _is_masked(stretch) and _draws_ahead(stretch.row.sequence):
-                with attributed_to(stretch.row.sequence, "draft"):
-                    self._follow(stretch)
+        self._follow_masked(stretches)
         if all(stretch.num_tokens == 1 for stretch in stretches):
             drawn = self._single.draw(stretches, silent)
             return [self._learnt(*each) for each in zip(stretches, drawn, strict=True)]
         ordered = sorted(stretches, key=lambda stretch: -stretch.num_tokens)
         ahead = [stretch for stretch in ordered if _draws_ahead(stretch.row.sequence)]
         single = [stretch for stretch in ordered if not _draws_ahead(stretch.row.sequence)]
+        with self._finding_fault(stretches):
+            loop, of_single = self._launch(ahead, single, silent)
+            drawn = self._arrived(loop, ahead)
+            if of_single is not None:
+                drawn += [DrawnStretch([one]) for one in self._single.sample(of_single, single)]
+        return _in_order_of(stretches, (*ahead, *single), drawn)
+
+    def launch(self, stretches: AbstractSequence[Stretch], silent: AbstractSequence[Span]) -> DrawingStretches | None:
+        if not stretches or not all(_draws_ahead(stretch.row.sequence) for stretch in stretches):
+            return None
+        self._follow_masked(stretches)
+        ahead = sorted(stretches, key=lambda stretch: -stretch.num_tokens)
+        with self._finding_fault(stretches):
+            loop, _ = self._launch(ahead, (), silent)
+        places = [range(i, loop.num_drawn, loop.num_columns)[: each.num_tokens] for i, each in enumerate(ahead)]
+
+        def wait() -> list[DrawnStretch]:
+            with self._finding_fault(stretches):
+                drawn = self._arrived(loop, ahead)
+            return _in_order_of(stretches, ahead, drawn)
+
+        return DrawingStretches(loop.numbers, _in_order_of(stretches, ahead, places), loop.copy.has_arrived, wait)
+
+    def _follow_masked(self, stretches: AbstractSequence[Stretch]) -> None:
+        for stretch in stretches:
+            if _is_masked(stretch) and _draws_ahead(stretch.row.sequence):
+                with attributed_to(stretch.row.sequence, "draft"):
+                    self._follow(stretch)
+
+    @contextmanager
+    def _finding_fault(self, stretches: AbstractSequence[Stretch]) -> Iterator[None]:
         try:
-            drawn = self._draw(ahead, single, silent)
+            yield
         except SequenceFaultError:
             raise
         except Exception:
             self._single.find_fault(stretches)
             raise
-        by_stretch = {id(stretch): one for stretch, one in zip((*ahead, *single), drawn, strict=True)}
-        return [by_stretch[id(stretch)] for stretch in stretches]
 
-    def _draw(
+    def _launch(
         self, ahead: AbstractSequence[Stretch], single: AbstractSequence[Stretch], silent: AbstractSequence[Span]
-    ) -> list[DrawnStretch]:
-        """Of `ahead`, which is the longest first, then of `single`, a token each."""
+    ) -> tuple[_LoopUnderWay, Tensor | None]:
+        """Of `ahead`, which is the longest first; and logits fp32 [B', V] for `single`, where there is any."""
         loop = self._loop(ahead)
         logits = self._runner.forward([*(each.span for each in (*ahead, *single)), *silent], self._single.logits)
         # The next pass's take their place.
         of_single = logits[len(ahead) :].clone() if single else None
         drawn = loop(logits[: len(ahead)])
-        # The one wait.
-        numbers = drawn.joined().tolist()
-        num_columns = len(drawn.last_ids)
-        num_drawn = num_columns * ahead[0].num_tokens
-        remaining = numbers[num_drawn:]
+        numbers, num_columns = drawn.joined(), len(drawn.last_ids)
+        copy = HostCopy(self._runner.device, numbers.view(torch.uint8), [numbers])
+        return _LoopUnderWay(numbers, num_columns, num_columns * ahead[0].num_tokens, copy), of_single
+
+    def _arrived(self, loop: _LoopUnderWay, ahead: AbstractSequence[Stretch]) -> list[DrawnStretch]:
+        """The one wait."""
+        [array] = loop.copy.arrays()
+        numbers = array.tolist()
+        remaining = numbers[loop.num_drawn :]
         result: list[DrawnStretch] = []
         for i, stretch in enumerate(ahead):
-            token_ids = numbers[i:num_drawn:num_columns][: stretch.num_tokens]
+            token_ids = numbers[i : loop.num_drawn : loop.num_columns][: stretch.num_tokens]
             if _is_masked(stretch):
                 num_advances = _state_of(stretch).remaining - remaining[i]
                 token_ids = token_ids[: num_advances + 1]
             result.append(self._learnt(stretch, DrawnStretch([(token_id, None) for token_id in token_ids])))
-        if of_single is not None:
-            result += [DrawnStretch([drawn]) for drawn in self._single.sample(of_single, single)]
         return result
 
     def _compile(self) -> None:
@@ -216,6 +258,14 @@ class DevicePasses:
                 num_known + num_tokens - 1, num_lacking + (has_ended_early and is_lacking), num_guarded + is_guarded
             )
             return drawn._replace(is_lost=is_lacking or is_guarded)
+
+
+def _in_order_of(
+    stretches: AbstractSequence[Stretch], others: AbstractSequence[Stretch], values: AbstractSequence[_Value]
+) -> list[_Value]:
+    """Values of the same stretches in another order."""
+    by_stretch = {id(stretch): value for stretch, value in zip(others, values, strict=True)}
+    return [by_stretch[id(stretch)] for stretch in stretches]
 
 
 def _draws_ahead(sequence: Sequence) -> bool:

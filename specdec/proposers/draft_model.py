@@ -5,7 +5,8 @@ blocks. Its watermark may lag: it then feeds what it missed before it drafts.
 
 Where it can draw several tokens in a row (DraftPasses), they are taken as if they had been drawn one by one: after each
 the drafters that need no model are asked, and what they know goes before what the model drew there. So a draft is the
-same however long the stretches are, and only passes are lost.
+same however long the stretches are, and only passes are lost; but where the target's pass is launched behind a stretch
+nobody is asked (chain.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from typing import Final
+
+from torch import Tensor
 
 from specdec.attention import Span
 from specdec.batch import ScheduledSequence
@@ -37,6 +40,20 @@ class Drawn:
     """To follow each draft."""
     pass_tokens: list[int]
     """How many each pass computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What a call is drawing where the model runs."""
+
+    drawn_ids: Tensor
+    """int64 [D] there"""
+    places: AbstractSequence[AbstractSequence[int]]
+    """For each draft, where its tokens are in drawn_ids."""
+    has_arrived: Callable[[], bool]
+    """Whether `wait` has nothing to wait for."""
+    wait: Callable[[], Drawn]
+    """Once, before the next call."""
 
 
 class DraftModel:
@@ -74,17 +91,36 @@ class DraftModel:
 
         The drafts' own watermarks move once they take their tokens.
         """
-        stretches = [
+        stretches = self._stretches(drafts, num_tokens)
+        silent = [_span_of_lag(scheduled) for scheduled in lagging]
+        drawn = self._passes.draw(stretches, silent)
+        _catch_up(lagging, silent)
+        return Drawn(drawn, _pass_tokens(stretches, silent))
+
+    def launch(
+        self,
+        drafts: AbstractSequence[Draft],
+        num_tokens: AbstractSequence[int],
+        lagging: AbstractSequence[ScheduledSequence] = (),
+    ) -> Drawing | None:
+        """The same without waiting for what is drawn; None, and nothing is drawn, where that cannot be."""
+        stretches = self._stretches(drafts, num_tokens)
+        silent = [_span_of_lag(scheduled) for scheduled in lagging]
+        drawing = self._passes.launch(stretches, silent)
+        if drawing is None:
+            return None
+        _catch_up(lagging, silent)
+
+        def wait() -> Drawn:
+            return Drawn(drawing.wait(), _pass_tokens(stretches, silent))
+
+        return Drawing(drawing.drawn_ids, drawing.places, drawing.has_arrived, wait)
+
+    def _stretches(self, drafts: AbstractSequence[Draft], num_tokens: AbstractSequence[int]) -> list[Stretch]:
+        return [
             Stretch(draft, count, self._row(draft), _span_of_missing(draft))
             for draft, count in zip(drafts, num_tokens, strict=True)
         ]
-        silent = [_span_of_lag(scheduled) for scheduled in lagging]
-        drawn = self._passes.draw(stretches, silent)
-        for scheduled, span in zip(lagging, silent, strict=True):
-            scheduled.sequence.num_draft_computed_tokens += len(span.token_ids)
-        pass_tokens = [sum(len(span.token_ids) for span in (*(stretch.span for stretch in stretches), *silent))]
-        pass_tokens += [sum(count > i for count in num_tokens) for i in range(1, max(num_tokens, default=1))]
-        return Drawn(drawn, pass_tokens)
 
     @staticmethod
     def take(draft: Draft, num_tokens: int, drawn: AbstractSequence[DrawnToken], fill: Callable[[Draft], None]) -> None:
@@ -93,7 +129,7 @@ class DraftModel:
         What does not hold behind that, or comes after the answer's end, is left out.
         """
         sequence, start = draft.sequence, len(draft.token_ids)
-        source = _SYNTHETIC if SYNTHETIC in sequence.plan.methods else SOURCE
+        source = source_of(sequence)
         token_ids = [token_id for token_id, _ in drawn]
         while (count := len(draft.token_ids) - start) < len(drawn):
             if count and (draft.is_full or draft.token_ids[start:] != token_ids[:count]):
@@ -117,6 +153,22 @@ class DraftModel:
             with attributed_to(draft.sequence, "draft"):
                 mask_row = grammar.mask_row(draft.state)
         return SamplingRow(draft.sequence, tuple(draft.token_ids), mask_row)
+
+
+def source_of(sequence: Sequence) -> Source:
+    """Whose the tokens that a draft model draws for the sequence are said to be."""
+    return _SYNTHETIC if SYNTHETIC in sequence.plan.methods else SOURCE
+
+
+def _catch_up(lagging: AbstractSequence[ScheduledSequence], silent: AbstractSequence[Span]) -> None:
+    for scheduled, span in zip(lagging, silent, strict=True):
+        scheduled.sequence.num_draft_computed_tokens += len(span.token_ids)
+
+
+def _pass_tokens(stretches: AbstractSequence[Stretch], silent: AbstractSequence[Span]) -> list[int]:
+    first = sum(len(span.token_ids) for span in (*(stretch.span for stretch in stretches), *silent))
+    most = max((stretch.num_tokens for stretch in stretches), default=1)
+    return [first, *(sum(stretch.num_tokens > i for stretch in stretches) for i in range(1, most))]
 
 
 def _span_of_missing(draft: Draft) -> Span:

@@ -5,6 +5,7 @@ R logits rows, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from functools import partial
 from typing import NamedTuple, Protocol, TypeAlias
@@ -54,6 +55,19 @@ class DrawnStretch(NamedTuple):
     """Whether it was not known where the model runs how to go on behind the last."""
 
 
+class DrawingStretches(NamedTuple):
+    """Stretches that are being drawn where the model runs."""
+
+    drawn_ids: Tensor
+    """int64 [D] there, of any id behind the last token of a stretch that ends early"""
+    places: AbstractSequence[AbstractSequence[int]]
+    """Of each stretch's tokens in drawn_ids, as many as were asked for."""
+    has_arrived: Callable[[], bool]
+    """Whether `wait` has nothing to wait for."""
+    wait: Callable[[], list[DrawnStretch]]
+    """Once, before anything else is drawn; not for what the device was asked for since. Raises SequenceFaultError."""
+
+
 class DraftPasses(Protocol):
     """One draft model."""
 
@@ -75,6 +89,10 @@ class DraftPasses(Protocol):
         The tokens of a stretch after the first are masked, as the first is, where its draft is. Passes for silent spans
         alone are waited for. Raises SequenceFaultError.
         """
+        ...
+
+    def launch(self, stretches: AbstractSequence[Stretch], silent: AbstractSequence[Span]) -> DrawingStretches | None:
+        """The same without waiting; None, and nothing is drawn, where that cannot be. Raises SequenceFaultError."""
         ...
 
 
@@ -100,6 +118,9 @@ class SinglePasses:
             self._runner.wait()
             return []
         return [DrawnStretch([drawn]) for drawn in self.sample(logits, stretches)]
+
+    def launch(self, stretches: AbstractSequence[Stretch], silent: AbstractSequence[Span]) -> None:
+        """Never: what is drawn is on the host."""
 
     def sample(self, logits: Tensor, stretches: AbstractSequence[Stretch]) -> list[DrawnToken]:
         """The first token of each, of logits fp32 [R, V], overwritten, which their spans gave."""

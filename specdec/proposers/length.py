@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import replace
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -66,8 +65,8 @@ class DraftLengths:
         chances = self._chances(draft)
         return chances[-1] if chances else 1.0
 
-    def cut(self, batch: Batch, drafts: AbstractSequence[Draft]) -> list[Proposal]:
-        """The drafts, each as far as it pays."""
+    def paying(self, batch: Batch, drafts: AbstractSequence[Draft]) -> list[int]:
+        """As far as each of the drafts pays."""
         num_tokens = [self.num_kept(draft) for draft in drafts]
         offers: list[tuple[float, int]] = []
         for index, draft in enumerate(drafts):
@@ -77,11 +76,18 @@ class DraftLengths:
             offers.sort(key=lambda offer: -offer[0])
             for _, index in offers[: self._num_paying(batch, drafts, num_tokens, [chance for chance, _ in offers])]:
                 num_tokens[index] += 1
+        return num_tokens
+
+    def cut(
+        self, batch: Batch, drafts: AbstractSequence[Draft], num_tokens: AbstractSequence[int] | None = None
+    ) -> list[Proposal]:
+        """The drafts, each as far as it pays, or so far."""
+        if num_tokens is None:
+            num_tokens = self.paying(batch, drafts)
         self._has_drafted = any(num_tokens)
         for draft, count in zip(drafts, num_tokens, strict=True):
             if count < len(draft.token_ids):
-                with attributed_to(draft.sequence, "draft"):
-                    self.estimates.skip(draft.sequence, draft.sources[count])
+                self.skip(draft, draft.sources[count])
             if count:
                 self._pauses.pop(draft.sequence, None)
             elif draft.token_ids:
@@ -89,6 +95,11 @@ class DraftLengths:
                 pause.length = min(pause.length + 1, _MAX_PAUSE)
                 pause.num_left = pause.length
         return [draft.cut(count) for draft, count in zip(drafts, num_tokens, strict=True)]
+
+    def skip(self, draft: Draft, source: Source) -> None:
+        """This source had a token to offer next, or would have, which does not pay."""
+        with attributed_to(draft.sequence, "draft"):
+            self.estimates.skip(draft.sequence, source)
 
     @staticmethod
     def num_kept(draft: Draft) -> int:
@@ -108,7 +119,7 @@ class DraftLengths:
         if not chances:
             return chosen
         chances.sort(key=lambda offer: -offer[0])
-        # What it takes to have drafts at all is weighed in `cut`, by what the passes have led to.
+        # What it takes to have drafts at all is weighed in `paying`, with all tokens that there are to be.
         num_tokens, num_drafted = _num_base_tokens(batch), max(1, sum(len(draft.token_ids) for draft in drafts))
         step = self._time.step(num_tokens)
         seconds = step.seconds(num_drafted)
@@ -124,8 +135,7 @@ class DraftLengths:
         for _, draft in chances[num_best:]:
             # Only a model that drafts nothing at all is untried: behind its own tokens it has been, in this step.
             if _DRAFT_MODEL not in draft.sources:
-                with attributed_to(draft.sequence, "draft"):
-                    self.estimates.skip(draft.sequence, _DRAFT_MODEL)
+                self.skip(draft, _DRAFT_MODEL)
         return chosen + [draft for _, draft in chances[:num_best]]
 
     def num_in_a_row(self, batch: Batch, drafts: AbstractSequence[Draft], limits: AbstractSequence[int]) -> list[int]:
@@ -138,7 +148,7 @@ class DraftLengths:
         counts = [1] * len(drafts)
         going = [i for i, limit in enumerate(limits) if limit > 1]
         while going:
-            ahead = {i: _with_model_tokens(drafts[i], counts[i]) for i in going}
+            ahead = {i: with_model_tokens(drafts[i], counts[i]) for i in going}
             chosen = {id(draft) for draft in self.worth_drafting(batch, list(ahead.values()))}
             paying = [i for i, draft in ahead.items() if id(draft) in chosen]
             for i in paying:
@@ -198,13 +208,17 @@ class DraftLengths:
         return own * before[-1] if before else own
 
 
-def _with_model_tokens(draft: Draft, num_tokens: int) -> Draft:
+def with_model_tokens(draft: Draft, num_tokens: int, source: Source = _DRAFT_MODEL) -> Draft:
     """The draft and so many tokens more, of which only the source is known."""
-    return replace(
-        draft,
-        token_ids=[*draft.token_ids, *[0] * num_tokens],
-        sources=[*draft.sources, *[_DRAFT_MODEL] * num_tokens],
-        distributions=[*draft.distributions, *[None] * num_tokens],
+    if not num_tokens:
+        return draft
+    return Draft(
+        draft.sequence,
+        draft.max_tokens,
+        draft.state,
+        [*draft.token_ids, *[0] * num_tokens],
+        [*draft.sources, *[source] * num_tokens],
+        [*draft.distributions, *[None] * num_tokens],
     )
 
 

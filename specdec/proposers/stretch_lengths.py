@@ -23,7 +23,7 @@ _OVERALL_DECAY: Final = 0.99
 
 
 class StretchLengths:
-    """Learns for each sequence. Drafts are the same whatever it says (draft_model.py)."""
+    """Learns for each sequence, while others are asked. Drafts are the same whatever it says (draft_model.py)."""
 
     def __init__(self) -> None:
         self._overall = 1.0

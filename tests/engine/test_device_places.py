@@ -65,12 +65,10 @@ def test_a_coupled_draft_waits_for_the_device_once_a_pass(watched, monkeypatch):
     num_steps = engine.stats().num_steps
     with watch:
         answers(engine, "sampled", "coupled")
-    verifying = [each for each in watch.waits if each == "specdec.device_tensors.HostCopy.arrays"]
     waiting = {
         "specdec.device_sampler.DeviceSampler.sample_drafts",
-        "specdec.proposers.device_passes.DevicePasses._draw",
+        "specdec.device_tensors.HostCopy.arrays",
     }
-    drafting = [each for each in watch.waits if each in waiting]
-    assert len(verifying) == engine.stats().num_steps - num_steps
-    assert 0 < len(drafting) <= 3 * len(verifying)
-    assert len(verifying) + len(drafting) == len(watch.waits)
+    assert set(watch.waits) <= waiting
+    num_verifying = engine.stats().num_steps - num_steps
+    assert 0 < len(watch.waits) - num_verifying <= 3 * num_verifying

@@ -292,8 +292,8 @@ def ahead_of(*spans):
     """A pass under way: over the next chunk of one sequence and the drawn token of another."""
     own = [Span([7] * 5, 6, TABLES[0], 1), Span([0], 2, TABLES[1], 1)]
     parts = [
-        overlapped_passes._SpanAhead(span, span.token_ids == [0], span.block_table[span.start_position // 4 :], rows)
-        for span, rows in zip(own, (range(1), range(1, 2)), strict=True)
+        overlapped_passes._SpanAhead(span, num_known, 0, span.block_table[span.start_position // 4 :], rows)
+        for span, num_known, rows in zip(own, (5, 0), (range(1), range(1, 2)), strict=True)
     ]
     return overlapped_passes._PassAhead(parts, torch.zeros(2, 9)).rows_of(spans, 4)
 
@@ -314,10 +314,46 @@ def test_a_pass_under_way_is_taken_for_what_it_computes_and_for_nothing_else():
         assert ahead_of(other, drawn) is None
 
 
+def test_of_a_pass_behind_its_own_drafts_the_first_of_them_are_taken():
+    table = TABLES[0]
+    # A token, a draft that is known, and three that the device drew: the last is the second of another block.
+    span = Span([4, 5, 0, 0, 0], 6, table, 5)
+    launched = overlapped_passes._SpanAhead(span, 2, 3, table[1:3], range(2, 7))
+
+    arrived = launched.of_drafts([7, 8, 9])
+
+    def rows_of(token_ids, num_logits, start_position=6, part=arrived):
+        ahead = overlapped_passes._PassAhead([part], torch.zeros(7, 9))
+        return ahead.rows_of([Span(token_ids, start_position, table, num_logits)], 4)
+
+    assert rows_of([4, 5, 7, 8, 9], 5) == [2, 3, 4, 5, 6]
+    assert rows_of([4, 5, 7], 3) == [2, 3, 4]
+    assert rows_of([4, 5], 2) == [2, 3], "with none of those that were drawn, and none in the next block"
+    assert rows_of([4], 1) is None, "what was known was to be verified"
+    assert rows_of([4, 6, 7], 3) is None
+    assert rows_of([4, 5, 7, 8, 9, 9], 6) is None
+    assert rows_of([4, 5, 7], 2) is None
+    assert rows_of([4, 5, 7], 3, start_position=5) is None
+    assert rows_of([4, 5, 7, 9], 4) is None, "something else was drafted after all"
+    fewer = launched.of_drafts([7])
+    assert rows_of([4, 5, 7], 3, part=fewer) == [2, 3, 4]
+    assert rows_of([4, 5, 8], 3, part=fewer) is None
+
+
+@pytest.mark.parametrize("num_moved_at_once", [1, 2, 64])
+def test_rows_come_to_the_front_as_they_were(engine, num_moved_at_once, monkeypatch):
+    monkeypatch.setattr(overlapped_passes, "_MOVED_ROWS", num_moved_at_once)
+    logits = torch.arange(12.0)[:, None] * torch.ones(1, 3)
+    for rows in ([0, 1, 2], [0, 2, 3, 4, 8, 11], [1, 2, 3, 4, 5, 6, 7, 9], [11], []):
+        moved = logits.clone()
+        engine._passes._bring_forward(moved, rows)
+        assert torch.equal(moved[: len(rows)], logits[rows])
+
+
 def test_a_pass_under_way_is_not_taken_once_a_block_that_it_writes_is_another():
     moved = array("i", [3, 4, 9])
     span = Span([7] * 5, 6, moved, 1)
-    part = overlapped_passes._SpanAhead(span, False, moved[1:3], range(1))
+    part = overlapped_passes._SpanAhead(span, 5, 0, moved[1:3], range(1))
     ahead = overlapped_passes._PassAhead([part], torch.zeros(1, 9))
     assert ahead.rows_of([span], 4) == [0]
     moved[2] = 8

@@ -76,7 +76,8 @@ def spoilt_drafts(monkeypatch):
     """A proposer whose tokens are never those it drew."""
     propose = ChainProposer.propose
 
-    def spoil(self, batch):
+    def spoil(self, batch, begin_pass=None):
+        del begin_pass
         return [
             dataclasses.replace(proposal, token_ids=[token_id ^ 1 for token_id in proposal.token_ids])
             for proposal in propose(self, batch)

@@ -9,7 +9,7 @@ import kernel_engines
 from specdec import Engine, EngineConfig, JsonSchema, Request, SamplingParams, SpeculativeConfig
 from specdec.batch import Batch
 from specdec.kernels.dispatch import INTERPRETED
-from specdec.proposers.base import Proposal, Source
+from specdec.proposers.base import BeginPass, Proposal, Source
 
 SCHEMA = (
     '{"type": "object", "properties": {"kind": {"enum": ["one", "two"]}, "sizes": {"type": "array", "items": '
@@ -69,8 +69,8 @@ def drafts_of(
     """Every draft by choice and length of the text before it, and the answers."""
     propose, drafts, answers = engine.proposer.propose, {}, {}
 
-    def recording(batch: Batch) -> list[Proposal]:
-        proposals = propose(batch)
+    def recording(batch: Batch, begin_pass: BeginPass) -> list[Proposal]:
+        proposals = propose(batch, begin_pass)
         for scheduled, proposal in zip(batch.scheduled, proposals, strict=True):
             sequence = scheduled.sequence
             key = sequence.request_id, sequence.choice_index, sequence.num_tokens
