@@ -1,6 +1,6 @@
 """The ops that work on each token's row by itself: rms_norm, rope, silu_mul.
 
-T rows. On a CPU the engine runs torch's own functions in their place (models/layer_ops.py).
+T rows. On a CPU the engine runs code of its own in their place (vector_ops.py), or torch's functions.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from specdec.proposers.draft_passes import DraftPasses, SinglePasses
 from specdec.row_attention import RowAttention
 from specdec.sampler import DraftSampler, Sampler
 from specdec.triton_attention import TritonAttention
+from specdec.vector_ops import VectorOps
 from specdec.verifier import DraftVerifier, Verifier
 
 FP8_CAPABILITY: Final = (8, 9)
@@ -112,8 +113,8 @@ class CpuBackend:
             )
         return False
 
-    def layer_ops(self) -> TorchOps:
-        return TorchOps()
+    def layer_ops(self) -> VectorOps | TorchOps:
+        return VectorOps() if VectorOps.runs_here() else TorchOps()
 
     def attention(self, *, exact: bool) -> AttentionBackend[Any]:
         # Where bfloat16 has instructions it was never held against the library's, which those make fast.

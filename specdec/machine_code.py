@@ -64,7 +64,7 @@ def is_available() -> bool:
         return False
     missing = _missing()
     if missing:
-        logger.warning("matrix products and attention are the library's, which are slower on this CPU: %s", missing)
+        logger.warning("layers are worked out by the library, which is slower on this CPU: %s", missing)
     return not missing
 
 

@@ -43,7 +43,7 @@ class LayerOps(Protocol[Rotation]):
 
 
 class TorchOps:
-    """The library's: the CPU path."""
+    """The library's: the path of CPUs that vector_ops.py has no code for."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, eps)
