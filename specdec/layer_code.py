@@ -15,7 +15,17 @@ from specdec.vector_code import DECLARATIONS, Vectors, constant, for_each, job_f
 
 # What a job says, 64-bit numbers in this order: pointers, and strides in bytes. `eps` is a float's bits.
 NORM_JOB: Final = ("next_row", "x", "x_stride", "added", "added_stride", "sums", "weight", "y", "eps", "num_rows")
-ROTATE_JOB: Final = ("next_row", "heads", "row_stride", "head_stride", "positions", "cos", "sin", "num_heads", "num_rows")
+ROTATE_JOB: Final = (
+    "next_row",
+    "heads",
+    "row_stride",
+    "head_stride",
+    "positions",
+    "cos",
+    "sin",
+    "num_heads",
+    "num_rows",
+)
 SILU_JOB: Final = ("next_row", "gate_up", "gate_up_stride", "y", "num_rows")
 
 
@@ -209,9 +219,15 @@ def _each_vector(
 
 def _load(vectors: Vectors, name: str, base: str, offset: str, dtype: torch.dtype, count: int) -> list[str]:
     """`%<name>`: the numbers at `base`, so many bytes on."""
-    return [f"  %{name}_at = getelementptr i8, ptr {base}, i64 {offset}", *vectors.load(name, f"{name}_at", dtype, count)]
+    return [
+        f"  %{name}_at = getelementptr i8, ptr {base}, i64 {offset}",
+        *vectors.load(name, f"{name}_at", dtype, count),
+    ]
 
 
 def _store(vectors: Vectors, name: str, base: str, offset: str, dtype: torch.dtype, count: int) -> list[str]:
     """`%<name>` to `base`, so many bytes on."""
-    return [f"  %{name}_to = getelementptr i8, ptr {base}, i64 {offset}", *vectors.store(name, f"{name}_to", dtype, count)]
+    return [
+        f"  %{name}_to = getelementptr i8, ptr {base}, i64 {offset}",
+        *vectors.store(name, f"{name}_to", dtype, count),
+    ]

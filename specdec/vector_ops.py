@@ -99,8 +99,8 @@ def _num_threads(num_numbers: int) -> int:
 
 
 def _bits(number: float) -> int:
-    (bits,) = struct.unpack("i", struct.pack("f", number))
-    return bits
+    """Of the nearest float."""
+    return int.from_bytes(struct.pack("<f", number), "little")
 
 
 @functools.cache

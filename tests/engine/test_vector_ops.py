@@ -140,7 +140,12 @@ def test_a_row_is_the_same_in_any_batch_and_with_any_threads(dtype, threads, num
 def test_rows_may_lie_apart_and_across():
     ops, weight = VectorOps(), numbers(24, dtype=torch.bfloat16, seed=1)
     wide = numbers(9, 100, dtype=torch.bfloat16, seed=2)
-    for x in (wide[:, 7:31], wide[::2, :24], numbers(24, 9, dtype=torch.bfloat16, seed=3).T, wide[:1, :24].expand(5, 24)):
+    for x in (
+        wide[:, 7:31],
+        wide[::2, :24],
+        numbers(24, 9, dtype=torch.bfloat16, seed=3).T,
+        wide[:1, :24].expand(5, 24),
+    ):
         alone = x.clone(memory_format=torch.contiguous_format)
         assert torch.equal(ops.rms_norm(x, weight, EPS), ops.rms_norm(alone, weight, EPS))
         assert torch.equal(ops.silu_mul(x), ops.silu_mul(alone))
