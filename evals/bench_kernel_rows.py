@@ -5,12 +5,15 @@ T rows. On a CPU the engine runs code of its own in their place (vector_ops.py),
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from specdec.backend import CpuBackend
 from specdec.evals.bench_kernel_cell import (
     TOLERANCE,
     KernelCell,
@@ -24,13 +27,17 @@ from specdec.kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_n
 from specdec.kernels.rope import rope, rope_reference
 from specdec.kernels.silu_mul import silu_mul, silu_mul_reference
 from specdec.models import llama
-from specdec.models.layer_ops import TorchOps
+from specdec.models.layer_ops import LayerOps, TorchOps
+from specdec.vector_ops import VectorOps
 
 _NUM_CHECKED_ROWS = (1, 3, 17)
 _NUM_POSITIONS = 4096
 
 
-_TORCH_OPS = TorchOps()
+@functools.cache
+def cpu_ops() -> VectorOps | TorchOps:
+    """What an engine on a CPU calls."""
+    return CpuBackend(torch.device("cpu")).layer_ops()
 
 
 def _norm(
@@ -43,8 +50,8 @@ def _norm(
     eps = setting.shape.rms_norm_eps
     if not setting.bench.is_gpu:
         if residual is None:
-            return None, _TORCH_OPS.rms_norm(x, weight, eps)
-        return _TORCH_OPS.add_rms_norm(residual, x, weight, eps)
+            return None, cpu_ops().rms_norm(x, weight, eps)
+        return cpu_ops().add_rms_norm(residual, x, weight, eps)
     if residual is None:
         rms_norm(x, weight, output, eps=eps)
     else:
@@ -97,7 +104,9 @@ def _rotate(setting: KernelSetting, heads: Tensor, positions: Tensor, cos: Tenso
     if setting.bench.is_gpu:
         rope(heads, positions, cos, signed_sin)
         return heads
-    return _TORCH_OPS.rotate(heads, _TORCH_OPS.rotation(positions, cos, signed_sin))
+    # Any: each has a rotation of its own.
+    ops: LayerOps[Any] = cpu_ops()
+    return ops.rotate(heads, ops.rotation(positions, cos, signed_sin))
 
 
 def _rotary(setting: KernelSetting) -> tuple[Tensor, Tensor]:
@@ -149,7 +158,7 @@ def _rope_cells(setting: KernelSetting) -> list[KernelCell]:
 def _silu(setting: KernelSetting, gate_up: Tensor, output: Tensor) -> Tensor:
     """silu(gate) * up [T, F], of gate_up [T, 2 F]; on a GPU in output."""
     if not setting.bench.is_gpu:
-        return _TORCH_OPS.silu_mul(gate_up)
+        return cpu_ops().silu_mul(gate_up)
     silu_mul(gate_up, output)
     return output
 
@@ -189,7 +198,7 @@ def _cell(
 
 
 ROW_OPS = (
-    KernelOp("rms_norm", _check_norm, _norm_cells, "torch's rms_norm"),
-    KernelOp("rope", _check_rope, _rope_cells, "torch's products and roll"),
-    KernelOp("silu_mul", _check_silu, _silu_cells, "torch's silu, times up"),
+    KernelOp("rms_norm", _check_norm, _norm_cells, "LayerOps.rms_norm"),
+    KernelOp("rope", _check_rope, _rope_cells, "LayerOps.rotate"),
+    KernelOp("silu_mul", _check_silu, _silu_cells, "LayerOps.silu_mul"),
 )

@@ -1,7 +1,7 @@
 """The LLVM text of `vector_ops.py`'s kernels: norms, rotations and activations, a row at a time.
 
 Threads take rows by turns. All is worked out in fp32 and rounded where a tensor is written; a row's sums have an order
-that its size gives, so nothing depends on what other rows there are.
+that its size and the registers' give, so nothing depends on what other rows there are.
 """
 
 from __future__ import annotations

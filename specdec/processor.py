@@ -1,4 +1,4 @@
-"""What this machine's processor has that products and attention are chosen by."""
+"""What this machine's processor has that the code for a layer's parts is chosen by."""
 
 from __future__ import annotations
 

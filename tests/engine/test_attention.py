@@ -20,10 +20,12 @@ from specdec.linear import (
     RowInvariantLinear,
     linear_method,
 )
+from specdec.models.layer_ops import TorchOps
 from specdec.processor import has_products_of
 from specdec.query_tiles import QueryTiles
 from specdec.request import SamplingParams
 from specdec.row_attention import RowAttention
+from specdec.vector_ops import VectorOps
 
 NUM_BLOCKS = 64
 HUGE = 1e4
@@ -172,16 +174,19 @@ def test_an_engine_without_our_kernels_gives_the_same_answers(tiny_model_folder,
 
     def answers():
         engine = Engine(config)
-        kind = type(engine.runner.attention)
+        kind = type(engine.runner.attention), type(engine.runner.model._ops)
         return kind, [output.choices[0].token_ids for output in engine.generate(prompts, params)]
 
     usual, expected = answers()
     monkeypatch.setattr(RowAttention, "runs_here", staticmethod(lambda: False))
+    monkeypatch.setattr(VectorOps, "runs_here", staticmethod(lambda: False))
     kind, given = answers()
-    assert kind is (RowInvariantAttention if exact else TorchAttention)
+    assert kind == (RowInvariantAttention if exact else TorchAttention, TorchOps)
     assert given == expected
-    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") and (exact or not has_products_of(torch.bfloat16)):
-        assert usual is RowAttention
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+        assert usual[1] is VectorOps
+        if exact or not has_products_of(torch.bfloat16):
+            assert usual[0] is RowAttention
 
 
 @pytest.mark.parametrize(

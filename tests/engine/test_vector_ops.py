@@ -99,7 +99,8 @@ def test_an_activation_is_the_definition(dtype, size):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gates_far_from_zero_are_open_or_shut(dtype):
-    gate = torch.tensor([[60.0, -60.0, 88.0, -88.0, 1000.0, -1000.0, 0.0, -0.0, torch.inf, torch.nan]], dtype=dtype)
+    numbers = [60.0, -60.0, 88.0, -88.0, 1000.0, -1000.0, 0.0, -0.0, torch.inf, torch.nan]
+    gate = torch.tensor([numbers], dtype=dtype)
     given = VectorOps().silu_mul(torch.cat([gate, torch.ones_like(gate)], dim=1))[0]
     assert torch.equal(given[[0, 2, 4, 6, 8]], gate[0, [0, 2, 4, 6, 8]])
     assert bool((given[[1, 3, 5, 7]].abs() <= 1e-20).all())
@@ -155,13 +156,73 @@ def test_rows_may_lie_apart_and_across():
             assert torch.equal(given, expected)
 
 
-@pytest.mark.parametrize(("num_rows", "asked"), [(1, 1), (40, 2), (4000, 3)])
-def test_threads_are_asked_where_there_is_work_for_them(num_rows, asked, num_threads, monkeypatch):
+@pytest.mark.parametrize(("num_rows", "row_size", "asked"), [(1, 100_000, 1), (40, 1000, 1), (70, 1000, 3)])
+def test_all_threads_are_asked_where_there_is_work_for_them_and_else_none(
+    num_rows, row_size, asked, num_threads, monkeypatch
+):
     counts = []
     monkeypatch.setattr(MachineCode, "run", lambda self, name, job, *, num_threads: counts.append(num_threads))
     num_threads(3)
-    VectorOps().rms_norm(torch.ones(num_rows, 1000), torch.ones(1000), EPS)
-    assert counts == [asked]
+    ops, x = VectorOps(), torch.ones(num_rows, row_size)
+    ops.rms_norm(x, torch.ones(row_size), EPS)
+    ops.add_rms_norm(x, x, torch.ones(row_size), EPS)
+    ops.silu_mul(x)
+    tables = torch.ones(100, 1, 10)
+    ops.rotate(x.view(num_rows, -1, 10), ops.rotation(torch.arange(num_rows), tables, tables))
+    assert counts == [asked] * 4
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_heads_are_rotated_once_by_however_many_threads(threads, num_threads):
+    heads = numbers(300, 12, 64, dtype=torch.bfloat16, seed=1)
+    positions = torch.arange(300) * 7 % 90
+    angles = torch.rand(90, 1, 32, generator=torch.Generator().manual_seed(2)) * 7
+    cos, sin = torch.cat([angles.cos()] * 2, dim=2), torch.cat([-angles.sin(), angles.sin()], dim=2)
+    ops = VectorOps()
+    rotation = ops.rotation(positions, cos.bfloat16(), sin.bfloat16())
+    num_threads(1)
+    alone = ops.rotate(heads.clone(), rotation)
+    num_threads(threads)
+    assert torch.equal(ops.rotate(heads.clone(), rotation), alone)
+    one = [
+        ops.rotate(heads[i : i + 1].clone(), rotation._replace(positions=rotation.positions[i : i + 1]))
+        for i in range(300)
+    ]
+    assert torch.equal(torch.cat(one), alone)
+
+
+def test_positions_that_the_tables_do_not_have_are_refused():
+    ops, tables = VectorOps(), torch.ones(8, 1, 4)
+    for positions in ([0, 8], [-1]):
+        with pytest.raises(IndexError, match="the tables have 8"):
+            ops.rotation(torch.tensor(positions), tables, tables)
+
+
+@pytest.mark.parametrize("size", [20, 33])
+def test_what_is_added_may_lie_otherwise_than_what_it_is_added_to(size):
+    """A product's output is a view of a wider one where its features are no multiple of a panel's."""
+    ops, weight = VectorOps(), numbers(size, dtype=torch.bfloat16, seed=1)
+    x = numbers(7, size, dtype=torch.bfloat16, seed=2)
+    wide = numbers(7, 3 * size, dtype=torch.bfloat16, seed=3)
+    for one, other in ((x, wide[:, :size]), (wide[:, size : 2 * size], x)):
+        given = ops.add_rms_norm(one, other, weight, EPS)
+        expected = ops.add_rms_norm(one.contiguous(), other.contiguous(), weight, EPS)
+        assert torch.equal(given[0], expected[0])
+        assert torch.equal(given[1], expected[1])
+        assert torch.equal(given[0], one + other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_nothing_behind_a_row_is_read_or_written(dtype, size):
+    """What lies there is no number, and stays."""
+    ops, weight = VectorOps(), numbers(size, dtype=dtype, seed=1)
+    x, gates = (torch.full((4, width + 40), torch.nan, dtype=dtype) for width in (size, 2 * size))
+    x[:, :size], gates[:, : 2 * size] = numbers(4, size, dtype=dtype, seed=2), numbers(4, 2 * size, dtype=dtype, seed=3)
+    sums, normed = ops.add_rms_norm(x[:, :size], x[:, :size], weight, EPS)
+    for given in (ops.rms_norm(x[:, :size], weight, EPS), sums, normed, ops.silu_mul(gates[:, : 2 * size])):
+        assert bool(given.isfinite().all())
+    assert bool(x[:, size:].isnan().all())
 
 
 def test_no_rows_are_no_rows():
