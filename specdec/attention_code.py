@@ -12,7 +12,7 @@ from typing import Final
 import torch
 
 from specdec.query_code import padded, query_code
-from specdec.vector_code import DECLARATIONS, for_each, job_fields, joined, slots
+from specdec.vector_code import DECLARATIONS, for_each, for_each_taken, job_fields, joined, slots
 
 # What a job says, 64-bit numbers in this order: pointers, counts, and strides in bytes. `scale` is a float's bits.
 CALL: Final = (
@@ -155,30 +155,7 @@ def _attend_text(head_size: int, dtype: torch.dtype, lanes: int) -> str:
   %finish_to = inttoptr i64 %finish_address to ptr
   call void @finish(ptr %finish_sums, float %finish_inverse, ptr %finish_to)"""
     rows = [f"{name}_{part}" for name in ("begin", "score", "weigh", "add", "finish") for part in ("row", "group")]
-    return f"""
-define void @attend(ptr %job) {{
-{slots(*rows, "score_block", "add_block")}
-{job_fields(*CALL, *SHARES)}
-  %thread = atomicrmw add ptr %next_thread_field, i64 1 monotonic
-  %own_offset = mul i64 %thread, %scratch_stride
-  %scratch_from = inttoptr i64 %scratch to ptr
-  %tile = getelementptr float, ptr %scratch_from, i64 %own_offset
-  %tile_keys = add i64 %block_size, {lanes}
-  %tile_floats = mul i64 %tile_keys, {size}
-  %own = getelementptr float, ptr %tile, i64 %tile_floats
-  %query_floats = add i64 %scores_stride, {2 * size}
-  %scale_bits = trunc i64 %scale to i32
-  %scale_float = bitcast i32 %scale_bits to float
-  %heads_of_rows = udiv i64 %num_heads, %item_heads
-  %first_rows_from = inttoptr i64 %first_rows to ptr
-  br label %take
-
-take:
-  %item = atomicrmw add ptr %next_item_field, i64 1 monotonic
-  %is_any = icmp ult i64 %item, %num_items
-  br i1 %is_any, label %work, label %end
-
-work:
+    work = f"""
   %rows_id = udiv i64 %item, %heads_of_rows
   %heads_id = urem i64 %item, %heads_of_rows
   %first_row_at = getelementptr i64, ptr %first_rows_from, i64 %rows_id
@@ -197,9 +174,22 @@ work:
 {each_block("score", "keys", score)}
 {each_query("weigh", weigh)}
 {each_block("add", "values", add)}
-{each_query("finish", finish)}
-  br label %take
-
-end:
-  ret void
+{each_query("finish", finish)}"""
+    return f"""
+define void @attend(ptr %job) {{
+{slots(*rows, "score_block", "add_block")}
+{job_fields(*CALL, *SHARES)}
+  %thread = atomicrmw add ptr %next_thread_field, i64 1 monotonic
+  %own_offset = mul i64 %thread, %scratch_stride
+  %scratch_from = inttoptr i64 %scratch to ptr
+  %tile = getelementptr float, ptr %scratch_from, i64 %own_offset
+  %tile_keys = add i64 %block_size, {lanes}
+  %tile_floats = mul i64 %tile_keys, {size}
+  %own = getelementptr float, ptr %tile, i64 %tile_floats
+  %query_floats = add i64 %scores_stride, {2 * size}
+  %scale_bits = trunc i64 %scale to i32
+  %scale_float = bitcast i32 %scale_bits to float
+  %heads_of_rows = udiv i64 %num_heads, %item_heads
+  %first_rows_from = inttoptr i64 %first_rows to ptr
+{for_each_taken("item", "%num_items", work)}
 }}"""

@@ -11,7 +11,7 @@ from typing import Final
 
 import torch
 
-from specdec.vector_code import DECLARATIONS, Vectors, constant, for_each, job_fields, joined, slots
+from specdec.vector_code import DECLARATIONS, Vectors, constant, for_each, for_each_taken, job_fields, joined, slots
 
 # What a job says, 64-bit numbers in this order: pointers, and strides in bytes. `eps` is a float's bits.
 NORM_JOB: Final = ("next_row", "x", "x_stride", "added", "added_stride", "sums", "weight", "y", "eps", "num_rows")
@@ -85,7 +85,7 @@ define void @norm(ptr %job) {{
   %weight_from = inttoptr i64 %weight to ptr
   %eps_bits = trunc i64 %eps to i32
   %eps_float = bitcast i32 %eps_bits to float
-{_rows(body)}
+{for_each_taken("row", "%num_rows", body)}
 }}"""
 
 
@@ -141,7 +141,7 @@ def rotate_code(size: int, dtype: torch.dtype, lanes: int) -> str:
 define void @rotate(ptr %job) {{
 {slots("head", "turn")}
 {job_fields(*ROTATE_JOB)}
-{_rows(body)}
+{for_each_taken("row", "%num_rows", body)}
 }}"""
 
 
@@ -179,23 +179,8 @@ def silu_code(size: int, dtype: torch.dtype, lanes: int) -> str:
 define void @silu_mul(ptr %job) {{
 {slots("activate")}
 {job_fields(*SILU_JOB)}
-{_rows(body)}
+{for_each_taken("row", "%num_rows", body)}
 }}"""
-
-
-def _rows(body: str) -> str:
-    """The body for each `%row` that this thread takes."""
-    return f"""
-  br label %take
-take:
-  %row = atomicrmw add ptr %next_row_field, i64 1 monotonic
-  %is_any = icmp ult i64 %row, %num_rows
-  br i1 %is_any, label %work, label %end
-work:
-{body}
-  br label %take
-end:
-  ret void"""
 
 
 def _row_pointer(name: str, stride: str) -> str:

@@ -48,6 +48,21 @@ def for_each(index: str, start: str, stop: str, body: str) -> str:
 {index}.end:"""
 
 
+def for_each_taken(index: str, count: str, body: str) -> str:
+    """The body for each `%index` below count that this thread takes, by `%next_<index>_field`; then it returns."""
+    return f"""
+  br label %take
+take:
+  %{index} = atomicrmw add ptr %next_{index}_field, i64 1 monotonic
+  %is_any = icmp ult i64 %{index}, {count}
+  br i1 %is_any, label %work, label %end
+work:
+{body}
+  br label %take
+end:
+  ret void"""
+
+
 def constant(value: float) -> str:
     """As LLVM writes floats: by the bits of the double that is the nearest float."""
     (rounded,) = struct.unpack("f", struct.pack("f", value))

@@ -44,13 +44,6 @@ def guarded(monkeypatch):
     scratch.check()
 
 
-@pytest.fixture
-def num_threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def numbers(*shape, dtype, seed, magnitude=1.0):
     return (magnitude * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
 
