@@ -115,7 +115,8 @@ def measure_group(
     """Rounds of one run an arm, the first mover changing from round to round; and what did not hold.
 
     A round answers one of num_parts parts of the tasks, the next round the next part; at least one round a part. Where
-    an end is asked for there are fewer rounds, and no result unless all tasks were answered.
+    an end is asked for there are fewer rounds, and the result is of the tasks that every arm has answered by then, if
+    there are any.
     """
     assert num_parts <= rounds, "every task is answered"
     parts = [tasks[start::num_parts] for start in range(min(num_parts, len(tasks)))]
@@ -129,8 +130,9 @@ def measure_group(
         runs[arm.name].append(_run(engine, parts[number % len(parts)], arm, params, concurrency))
         on_run()
     num_whole = min(len(runs[arm.name]) for arm in arms)
-    if num_whole < len(parts):
+    if not num_whole:
         return None, []
+    parts = parts[:num_whole]
     runs = {name: own[:num_whole] for name, own in runs.items()}
     faults: list[str] = []
     results = []
@@ -140,7 +142,7 @@ def measure_group(
         faults += [f"{name}, concurrency {concurrency}, {arm.name}: {fault}" for fault in own_faults]
     if engine.stats().num_kv_blocks_in_use:
         faults.append(f"{name}: blocks are in use with nothing running")
-    group = GroupResult(group=name, concurrency=concurrency, num_requests=len(tasks), arms=tuple(results))
+    group = GroupResult(group=name, concurrency=concurrency, num_requests=sum(map(len, parts)), arms=tuple(results))
     return group, faults
 
 
