@@ -40,7 +40,8 @@ def drafting_config(
 ) -> EngineConfig:
     speculative = SpeculativeConfig(method=method, model=str(draft), num_speculative_tokens=num_tokens)
     # Room for all prompts and drafts in one step: who gets the last of it is another's draft when they are drawn ahead.
-    sizes = {"max_model_len": 100, "max_num_batched_tokens": 128}
+    # Launched ahead, the target's passes would keep others than the model out of free text's drafts.
+    sizes = {"max_model_len": 100, "max_num_batched_tokens": 128, "async_scheduling": False}
     return kernel_engines.config_of(target, draft, **({"speculative": speculative} | sizes | changes))
 
 
