@@ -156,12 +156,10 @@ class OverlappedPasses:
         spans = [_with_drawn(span, len(places)) for span, places in zip(known, drawn.places, strict=True)]
         ends = accumulate(len(span.token_ids) for span in spans)
         drawn_at = [at for end, places in zip(ends, drawn.places, strict=True) for at in range(end - len(places), end)]
-        if drawn_at:
-            chosen, own = on_device(self._runner.device, np.int64, list(chain.from_iterable(drawn.places)), drawn_at)
-            drawn_ids = drawn.drawn_ids.index_select(0, chosen)
-            logits = self._runner.forward_drawn(spans, drawn_ids, self._runner.logits, own)
-        else:
-            logits = self._runner.forward(spans, self._runner.logits)
+        assert drawn_at, "else there is nothing to wait for"
+        chosen, own = on_device(self._runner.device, np.int64, list(chain.from_iterable(drawn.places)), drawn_at)
+        drawn_ids = drawn.drawn_ids.index_select(0, chosen)
+        logits = self._runner.forward_drawn(spans, drawn_ids, self._runner.logits, own)
         nums_drafts = [len(places) for places in drawn.places]
         nums_known = [len(span.token_ids) for span in known]
         self._keep(spans, nums_known, nums_drafts, logits)
